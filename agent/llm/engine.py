@@ -1,0 +1,378 @@
+"""Decoding: one worker thread, many sessions in one forward pass.
+
+Each pass takes the new tokens of every session that runs on the same adapter: pieces of prompts, the token
+just sampled, and behind it whatever the grammar forces. Prompts are read once (see `prefix`), forced tokens are
+never sampled. Sessions on different adapters take turns. Results do not depend on who else is in a batch,
+but for the rounding of float arithmetic.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from agent.errors import GrammarError, ModelError, PromptError
+from agent.llm.attention import CachedLayout, use_ragged_attention
+from agent.llm.lora import AdapterBank
+from agent.llm.prefix import Entry, PrefixCache
+
+if TYPE_CHECKING:
+    import torch
+
+PASS_TOKENS = 512
+"""The most prompt tokens one pass reads, so that nobody waits long behind a long prompt."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to continue, and how."""
+
+    ids: tuple[int, ...]
+    end: int
+    """The id that ends the turn; it is put behind a finished grammar as well."""
+    max_new: int = 512
+    grammar: str | None = None
+    """A Lark grammar for llguidance; None for free text."""
+    temperature: float = 0.0
+    """0 takes the likeliest token."""
+    top_p: float = 1.0
+    seed: int = 0
+    adapter: str | None = None
+    """The key of a loaded adapter; None for the base."""
+    on_tokens: Callable[[Sequence[int]], bool] | None = None
+    """Called from the worker with each run of new ids; returning False stops the generation."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What came of a request."""
+
+    ids: tuple[int, ...]
+    end: Literal["stop", "length", "cancelled"]
+    prompt: int
+    cached: int
+    forced: int
+    sampled: int
+    seconds: float
+
+
+@dataclass
+class _Job:
+    request: Request
+    cancelled: threading.Event
+    order: int
+    done: threading.Event = field(default_factory=threading.Event)
+    entry: Entry | None = None
+    matcher: Any = None
+    generator: Any = None
+    pending: list[int] = field(default_factory=list)
+    """Ids not yet run through the model: the rest of the prompt, or the last sampled id and what it forces."""
+    said: list[int] = field(default_factory=list)
+    cached: int = 0
+    forced: int = 0
+    sampled: int = 0
+    started: float = 0.0
+    ended: Literal["stop", "length", "cancelled"] | None = None
+    fault: BaseException | None = None
+
+    def result(self) -> Generation:
+        if self.fault is not None:
+            raise self.fault
+        seconds = time.perf_counter() - self.started
+        end = self.ended or "cancelled"
+        size = len(self.request.ids)
+        return Generation(tuple(self.said), end, size, self.cached, self.forced, self.sampled, seconds)
+
+
+class Engine:
+    """Runs requests on one model. Safe to call from many threads; `close` ends the worker."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, max_sessions: int = 16, cache_tokens: int = 32768) -> None:
+        """Takes over a transformers causal language model: its attention becomes the ragged one."""
+        use_ragged_attention(model)
+        self.model = model
+        self.adapters = AdapterBank(model)
+        self.context: int = int(getattr(model.config, "max_position_embeddings", 2048))
+        self._tokenizer = tokenizer
+        self._grammar_tokenizer: Any = None
+        self._grammars: dict[str, Any] = {}
+        self._max_sessions = max_sessions
+        self._cache = PrefixCache(model.config.num_hidden_layers, max_tokens=cache_tokens)
+        self._inbox: queue.SimpleQueue[_Job | Callable[[], None] | None] = queue.SimpleQueue()
+        self._count = itertools.count()
+        self._worker: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._closed = False
+
+    def generate(self, request: Request, cancelled: threading.Event | None = None) -> Generation:
+        """Continue the request's ids. Blocks; setting `cancelled` ends it within a pass.
+
+        Raises PromptError for a prompt that leaves no room in the context, GrammarError for a bad grammar.
+        """
+        if len(request.ids) + 1 >= self.context:
+            raise PromptError(
+                f"the prompt has {len(request.ids)} tokens and the model reads {self.context}; shorten the task, "
+                "show fewer passages or allow fewer steps"
+            )
+        job = _Job(request, cancelled or threading.Event(), next(self._count), started=time.perf_counter())
+        if request.grammar is not None:
+            job.matcher = self._matcher(request.grammar)
+        self._send(job)
+        job.done.wait()
+        return job.result()
+
+    def load_adapter(self, key: str, folder: Any, *, tensors_sha256: str | None = None) -> None:
+        """Load a PEFT folder under `key` while requests go on. See `AdapterBank.load`."""
+        self._call(lambda: self.adapters.load(key, folder, tensors_sha256=tensors_sha256))
+
+    def unload_adapter(self, key: str) -> None:
+        """Drop an adapter and all that was read under it. Sessions still on it must have ended."""
+
+        def drop() -> None:
+            self.adapters.unload(key)
+            self._cache.forget(key)
+
+        self._call(drop)
+
+    def close(self) -> None:
+        """End the worker; waiting requests end as cancelled."""
+        with self._starting:
+            self._closed = True
+            worker = self._worker
+        if worker is not None:
+            self._inbox.put(None)
+            worker.join()
+
+    def _matcher(self, grammar: str) -> Any:
+        import llguidance
+        import llguidance.hf
+
+        with self._starting:
+            if self._grammar_tokenizer is None:
+                self._grammar_tokenizer = llguidance.hf.from_tokenizer(self._tokenizer)
+            if grammar not in self._grammars:
+                if len(self._grammars) > 256:
+                    self._grammars.clear()
+                matcher = llguidance.LLMatcher(self._grammar_tokenizer, grammar)
+                if matcher.is_error():
+                    raise GrammarError(f"the grammar cannot be used: {matcher.get_error()}")
+                self._grammars[grammar] = matcher
+            return self._grammars[grammar].deep_copy()
+
+    def _send(self, item: _Job | Callable[[], None]) -> None:
+        with self._starting:
+            if self._closed:
+                raise ModelError("the model is closed; open a new one")
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._work, name="ratchet-engine", daemon=True)
+                self._worker.start()
+        self._inbox.put(item)
+
+    def _call(self, action: Callable[[], None]) -> None:
+        """Run an action between two passes, in the worker, and wait for it."""
+        done = threading.Event()
+        faults: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                action()
+            except BaseException as fault:
+                faults.append(fault)
+            finally:
+                done.set()
+
+        self._send(run)
+        done.wait()
+        if faults:
+            raise faults[0]
+
+    def _work(self) -> None:
+        waiting: list[_Job] = []
+        active: list[_Job] = []
+        while True:
+            idle = not waiting and not active
+            try:
+                while True:
+                    item = self._inbox.get(block=idle)
+                    idle = False
+                    if item is None:
+                        for job in (*waiting, *active):
+                            self._finish(job, "cancelled")
+                        return
+                    if isinstance(item, _Job):
+                        waiting.append(item)
+                    else:
+                        item()
+            except queue.Empty:
+                pass
+            self._admit(waiting, active)
+            self._pass(active)
+            active[:] = [job for job in active if job.ended is None and job.fault is None]
+
+    def _admit(self, waiting: list[_Job], active: list[_Job]) -> None:
+        for job in list(waiting):
+            if job.cancelled.is_set():
+                self._finish(job, "cancelled")
+                waiting.remove(job)
+            elif len(active) < self._max_sessions and not self._read_by_another(job, active):
+                job.entry = self._cache.take(job.request.adapter, job.request.ids)
+                job.cached = job.entry.values.length
+                job.pending = list(job.request.ids[job.cached :])
+                waiting.remove(job)
+                active.append(job)
+
+    def _read_by_another(self, job: _Job, active: Sequence[_Job]) -> bool:
+        """Whether an active session is just reading a prefix that this one could then copy."""
+        ids = job.request.ids
+        known = self._cache.known(job.request.adapter, ids)
+        for other in active:
+            if other.request.adapter == job.request.adapter and not other.said and len(other.pending) > 1:
+                mine, theirs = np.asarray(ids), np.asarray(other.request.ids)
+                size = min(len(mine), len(theirs))
+                different = np.nonzero(mine[:size] != theirs[:size])[0]
+                if (int(different[0]) if len(different) else size) > known + 64:
+                    return True
+        return False
+
+    def _pass(self, active: list[_Job]) -> None:
+        for job in active:
+            if job.cancelled.is_set():
+                self._finish(job, "cancelled")
+        ready = [job for job in active if job.ended is None]
+        if not ready:
+            return
+        # The adapter that has waited longest goes first; its sessions then move to the end of the line.
+        adapter = min(ready, key=lambda job: job.order).request.adapter
+        batch = [job for job in ready if job.request.adapter == adapter]
+        for job in batch:
+            job.order = next(self._count)
+        try:
+            takes, logits = self._forward(adapter, batch)
+        except BaseException as fault:
+            for job in batch:
+                self._fail(job, fault)
+            return
+        for job, take, row in zip(batch, takes, logits, strict=True):
+            del job.pending[:take]
+            if not job.pending:
+                self._choose(job, row)
+
+    def _forward(self, adapter: str | None, batch: Sequence[_Job]) -> tuple[list[int], torch.Tensor]:
+        """One forward pass. Returns how many pending ids of each job it took, and logits behind each [B, V]."""
+        import torch
+
+        room = PASS_TOKENS
+        takes = []
+        for job in batch:
+            takes.append(max(1, min(len(job.pending), room)))
+            room -= takes[-1]
+        ids: list[int] = []
+        positions: list[int] = []
+        entries: list[Entry] = []
+        for job, take in zip(batch, takes, strict=True):
+            assert job.entry is not None
+            start = job.entry.values.length
+            ids += job.pending[:take]
+            positions += range(start, start + take)
+            entries.append(job.entry)
+        layout = CachedLayout([entry.values for entry in entries], takes)
+        device = self.model.device
+        with torch.inference_mode():
+            self.adapters.activate(adapter)
+            logits = self.model(
+                input_ids=torch.tensor([ids], device=device),
+                position_ids=torch.tensor([positions], device=device),
+                logits_to_keep=torch.tensor(np.cumsum(takes) - 1, device=device),
+                use_cache=False,
+                layout=layout,
+            ).logits[0]
+        layout.commit()
+        for job, entry, take in zip(batch, entries, takes, strict=True):
+            entry.ids += job.pending[:take]
+        return takes, logits.float()
+
+    def _choose(self, job: _Job, logits: torch.Tensor) -> None:
+        """Take the next token, and with it all that the grammar then forces."""
+        try:
+            request = job.request
+            token = _sample(job, logits, self._allowed(job, logits))
+            fresh = [token]
+            job.sampled += 1
+            ended = token == request.end
+            if job.matcher is not None and not ended:
+                if not job.matcher.consume_token(token):
+                    raise GrammarError(f"the grammar refused token {token}: {job.matcher.get_error()}")
+                forced = job.matcher.compute_ff_tokens()
+                job.matcher.consume_tokens(forced)
+                if job.matcher.is_stopped():
+                    forced = [*forced, request.end]
+                    ended = True
+                fresh += forced
+                job.forced += len(forced)
+            room = min(request.max_new, self.context - len(request.ids)) - len(job.said)
+            cut = len(fresh) > room or (len(fresh) == room and not ended)
+            fresh = fresh[:room]
+            job.said += fresh
+            job.pending = list(fresh)
+            going = request.on_tokens(fresh) if request.on_tokens is not None else True
+            if ended and not cut or not going:
+                self._finish(job, "stop")
+            elif cut:
+                self._finish(job, "length")
+        except BaseException as fault:
+            self._fail(job, fault)
+
+    def _allowed(self, job: _Job, logits: torch.Tensor) -> np.ndarray | None:
+        """The ids the grammar admits next; None for all."""
+        if job.matcher is None:
+            return None
+        bits = np.zeros((1, (logits.shape[-1] + 31) // 32), dtype=np.int32)
+        job.matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.size * bits.itemsize)
+        if job.matcher.is_error():
+            raise GrammarError(f"the grammar cannot go on: {job.matcher.get_error()}")
+        allowed = np.nonzero(np.unpackbits(bits.view(np.uint8), bitorder="little")[: logits.shape[-1]])[0]
+        if not len(allowed):
+            raise GrammarError("the grammar leaves no way out: no token is admitted and it is not finished")
+        return allowed
+
+    def _finish(self, job: _Job, end: Literal["stop", "length", "cancelled"]) -> None:
+        job.ended = end
+        self._release(job)
+
+    def _fail(self, job: _Job, fault: BaseException) -> None:
+        job.fault = fault
+        self._release(job)
+
+    def _release(self, job: _Job) -> None:
+        if job.entry is not None:
+            self._cache.give_back(job.entry)
+            job.entry = None
+        job.done.set()
+
+
+def _sample(job: _Job, logits: torch.Tensor, allowed: np.ndarray | None) -> int:
+    """One id, from the admitted ones, by the request's temperature and seed."""
+    import torch
+
+    request = job.request
+    choices = None if allowed is None else torch.from_numpy(allowed).to(logits.device)
+    scores = logits if choices is None else logits[choices]
+    if request.temperature <= 0 or len(scores) == 1:
+        place = int(scores.argmax())
+    else:
+        if job.generator is None:
+            job.generator = torch.Generator(device=logits.device).manual_seed(request.seed)
+        weights = (scores / request.temperature).softmax(-1)
+        if request.top_p < 1.0:
+            ordered, order = weights.sort(descending=True)
+            ordered[ordered.cumsum(-1) - ordered > request.top_p] = 0.0
+            weights = torch.zeros_like(weights).scatter(0, order, ordered)
+        place = int(torch.multinomial(weights, 1, generator=job.generator))
+    return place if choices is None else int(choices[place])

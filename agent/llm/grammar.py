@@ -1,0 +1,312 @@
+"""The grammar of one step, made from the tools at hand, and the canonical text it admits.
+
+A step is one JSON object: `{"plan":[...],"thought":"...","tool":"...","args":{...}}`. The grammar (Lark, for
+llguidance) admits exactly one spelling of every step, so that parsing a step and writing it again gives the
+same bytes. Tool arguments follow the JSON schema of the tool: objects, arrays, strings (length, pattern,
+enum), integers with bounds, numbers, booleans, null, references and unions. Bounds of numbers that are not
+integers are left to the tool. Anything else is refused when the grammar is made, not when it is used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from agent.errors import GrammarError, PromptError
+from agent.trajectory import Step, ToolCall
+
+MAX_STRING = 240
+"""Characters of a string whose schema names no length."""
+MAX_THOUGHT = 120
+MAX_PLAN_ITEM = 48
+MAX_PLAN_ITEMS = 4
+MAX_ITEMS = 8
+"""Elements of an array whose schema names no length."""
+
+
+@dataclass(frozen=True)
+class ToolSpec:
+    """What the model is told of a tool, and what its calls must look like."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+    """JSON schema of the arguments: an object with `properties`."""
+    ends: Literal["answered", "refused"] | None = None
+    """Set on the tools whose call ends a run."""
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """What a step must hold at one point of a run."""
+
+    tools: tuple[ToolSpec, ...]
+    plan: bool = True
+    thought: bool = True
+    labels: tuple[int, ...] = ()
+    """Labels of the passages shown so far: the only ones that an answer may cite."""
+
+
+@dataclass(frozen=True)
+class ParsedStep:
+    """What a step's text says."""
+
+    call: ToolCall
+    thought: str = ""
+    plan: tuple[str, ...] = ()
+
+
+def write_step(step: Step | ParsedStep) -> str:
+    """The canonical text of a step."""
+    if step.call is None:
+        raise PromptError("a step without a call has no canonical text; use what was said")
+    parts: dict[str, Any] = {}
+    if step.plan:
+        parts["plan"] = list(step.plan)
+    if step.thought:
+        parts["thought"] = step.thought
+    parts["tool"] = step.call.name
+    parts["args"] = step.call.arguments
+    return canonical(parts)
+
+
+def parse_step(text: str) -> ParsedStep:
+    """Read a step's text. Raises ValueError that says what is wrong, for the model to read."""
+    try:
+        data = json.loads(text)
+    except ValueError as fault:
+        raise ValueError(f"not one JSON object ({fault})") from fault
+    if (
+        not isinstance(data, dict)
+        or not isinstance(data.get("tool"), str)
+        or not isinstance(data.get("args"), dict)
+    ):
+        raise ValueError('a step is {"thought": "...", "tool": "name", "args": {...}}')
+    plan, thought = data.get("plan", []), data.get("thought", "")
+    if (
+        not isinstance(plan, list)
+        or not all(isinstance(item, str) for item in plan)
+        or not isinstance(thought, str)
+    ):
+        raise ValueError("plan is a list of strings and thought a string")
+    return ParsedStep(ToolCall(data["tool"], data["args"]), thought, tuple(plan))
+
+
+def canonical(value: Any) -> str:
+    """The one spelling of a JSON value."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def step_grammar(shape: StepShape) -> str:
+    """The Lark grammar of one step. Raises GrammarError on a schema outside the supported part."""
+    if not shape.tools:
+        raise GrammarError("a step needs at least one tool; none is enabled")
+    rules = _Rules()
+    parts = [_quote("{")]
+    if shape.plan:
+        item = rules.string(1, MAX_PLAN_ITEM)
+        parts += [_quote('"plan":['), item, f"({_quote(',')} {item}){{0,{MAX_PLAN_ITEMS - 1}}}", _quote("],")]
+    if shape.thought:
+        parts += [_quote('"thought":'), rules.string(1, MAX_THOUGHT), _quote(",")]
+    calls = []
+    for tool in shape.tools:
+        arguments = rules.value(_restrict(tool, shape.labels), f"tool {tool.name!r}")
+        calls.append(f"{_quote(canonical(tool.name) + ',' + canonical('args') + ':')} {arguments}")
+    parts += [_quote('"tool":'), rules.rule(" | ".join(calls)), _quote("}")]
+    return rules.text(" ".join(parts))
+
+
+def value_grammar(schema: Mapping[str, Any], where: str = "schema") -> str:
+    """The Lark grammar of one JSON value, for structured output."""
+    rules = _Rules()
+    return rules.text(rules.value(schema, where))
+
+
+def call_grammar(tools: Sequence[ToolSpec], *, text: bool) -> str:
+    """One tool call `{"tool":...,"args":...}`, or free text where `text` allows it."""
+    rules = _Rules()
+    calls = [
+        f"{_quote('{' + canonical('tool') + ':' + canonical(tool.name) + ',' + canonical('args') + ':')} "
+        f"{rules.value(tool.parameters, f'tool {tool.name!r}')} {_quote('}')}"
+        for tool in tools
+    ]
+    if text:
+        calls.append(rules.terminal(r"/[^{\s](.|\n)*/"))
+    return rules.text(rules.rule(" | ".join(calls)))
+
+
+def _restrict(tool: ToolSpec, labels: Sequence[int]) -> Mapping[str, Any]:
+    """An answer may cite only what was shown."""
+    if tool.ends != "answered" or "citations" not in tool.parameters.get("properties", {}):
+        return tool.parameters
+    cited: dict[str, Any] = {"type": "array", "maxItems": 0}
+    if labels:
+        cited = {"type": "array", "items": {"enum": list(labels)}, "maxItems": min(3, len(labels))}
+    return {**tool.parameters, "properties": {**tool.parameters["properties"], "citations": cited}}
+
+
+def _quote(literal: str) -> str:
+    return json.dumps(literal, ensure_ascii=False)
+
+
+_CHARACTER = r'([^"\\\x00-\x1f\x7f]|\\["\\n])'
+_NUMBER = r"/0|-?[1-9][0-9]{0,8}(\.[0-9]{0,5}[1-9])?|-?0\.([0-9]{0,3}[1-9])/"
+
+
+class _Rules:
+    """Collects rules and terminals under fresh names; equal bodies share one."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+        self._lines: list[str] = []
+
+    def text(self, start: str) -> str:
+        return "\n".join([f"start: {start}", *self._lines]) + "\n"
+
+    def rule(self, body: str) -> str:
+        return self._named("r", body)
+
+    def terminal(self, body: str) -> str:
+        return self._named("T", body)
+
+    def _named(self, kind: str, body: str) -> str:
+        if body not in self._names:
+            self._names[body] = f"{kind}{len(self._names)}"
+            self._lines.append(f"{self._names[body]}: {body}")
+        return self._names[body]
+
+    def string(self, shortest: int, longest: int) -> str:
+        return self.terminal(f'/"{_CHARACTER}{{{shortest},{longest}}}"/')
+
+    def value(self, schema: Mapping[str, Any], where: str, root: Mapping[str, Any] | None = None) -> str:
+        root = schema if root is None else root
+        if "$ref" in schema:
+            return self.value(_resolve(schema["$ref"], root, where), where, root)
+        if "const" in schema:
+            return _quote(canonical(schema["const"]))
+        if "enum" in schema:
+            if not schema["enum"]:
+                raise GrammarError(f"{where}: an empty enum admits nothing; name at least one value")
+            return self.rule(" | ".join(_quote(canonical(choice)) for choice in schema["enum"]))
+        if isinstance(schema.get("allOf"), list) and len(schema["allOf"]) == 1:
+            return self.value(schema["allOf"][0], where, root)
+        for union in ("anyOf", "oneOf"):
+            if union in schema:
+                return self.rule(" | ".join(self.value(choice, where, root) for choice in schema[union]))
+        kind = schema.get("type")
+        if isinstance(kind, list):
+            return self.rule(" | ".join(self.value({**schema, "type": one}, where, root) for one in kind))
+        if kind is None and "properties" in schema:
+            kind = "object"
+        make = {
+            "object": self._object,
+            "array": self._array,
+            "string": self._string,
+            "integer": self._integer,
+            "number": lambda *_: self.terminal(_NUMBER),
+            "boolean": lambda *_: self.rule('"true" | "false"'),
+            "null": lambda *_: '"null"',
+        }.get(str(kind))
+        if make is None:
+            raise GrammarError(
+                f"{where}: cannot make a grammar of {canonical(dict(schema))[:120]}; expected a type among object, array, "
+                "string, integer, number, boolean, null, or enum, const, anyOf, $ref; give the argument such a type"
+            )
+        return make(schema, where, root)
+
+    def _object(self, schema: Mapping[str, Any], where: str, root: Mapping[str, Any]) -> str:
+        properties = schema.get("properties", {})
+        if not properties and schema.get("additionalProperties"):
+            raise GrammarError(f"{where}: an object with free keys; name its properties")
+        required = set(schema.get("required", ()))
+        members = [
+            (
+                f"{_quote(canonical(name) + ':')} {self.value(inner, f'{where}, argument {name!r}', root)}",
+                name in required,
+            )
+            for name, inner in properties.items()
+        ]
+        return self.rule(f"{_quote('{')} {self._members(members, first=True)} {_quote('}')}")
+
+    def _members(self, members: Sequence[tuple[str, bool]], *, first: bool) -> str:
+        """Members in the order of the schema; an optional one may be left out."""
+        if not members:
+            return '""'
+        (text, needed), rest = members[0], members[1:]
+        taken = f"{'' if first else _quote(',') + ' '}{text} {self._members(rest, first=False)}"
+        if needed:
+            return self.rule(taken)
+        return self.rule(f"{taken} | {self._members(rest, first=first)}")
+
+    def _array(self, schema: Mapping[str, Any], where: str, root: Mapping[str, Any]) -> str:
+        shortest, longest = int(schema.get("minItems", 0)), int(schema.get("maxItems", MAX_ITEMS))
+        if longest == 0:
+            return _quote("[]")
+        item = self.value(schema.get("items", {"type": "string"}), f"{where}, items", root)
+        more = f"{item} ({_quote(',')} {item}){{{max(shortest - 1, 0)},{longest - 1}}}"
+        return self.rule(f"{_quote('[')} {more} {_quote(']')}" + ("" if shortest else f" | {_quote('[]')}"))
+
+    def _string(self, schema: Mapping[str, Any], where: str, root: Mapping[str, Any]) -> str:
+        shortest, longest = int(schema.get("minLength", 0)), int(schema.get("maxLength", MAX_STRING))
+        pattern = schema.get("pattern")
+        if pattern is None:
+            return self.string(shortest, max(longest, shortest))
+        if not (pattern.startswith("^") and pattern.endswith("$")) or "/" in pattern:
+            raise GrammarError(
+                f"{where}: pattern {pattern!r} must begin with ^, end with $ and hold no slash"
+            )
+        plain = rf'/"[^"\\\x00-\x1f\x7f]{{{shortest},{longest}}}"/'
+        return self.terminal(f'/"({pattern[1:-1]})"/ & {plain}')
+
+    def _integer(self, schema: Mapping[str, Any], where: str, root: Mapping[str, Any]) -> str:
+        low, high = schema.get("minimum"), schema.get("maximum")
+        if "exclusiveMinimum" in schema:
+            low = int(schema["exclusiveMinimum"]) + 1
+        if "exclusiveMaximum" in schema:
+            high = int(schema["exclusiveMaximum"]) - 1
+        if low is None and high is None:
+            return self.terminal("/0|-?[1-9][0-9]{0,14}/")
+        low = -(10**15) + 1 if low is None else int(low)
+        high = 10**15 - 1 if high is None else int(high)
+        if low > high:
+            raise GrammarError(f"{where}: no integer lies between {low} and {high}")
+        return self.terminal(f"/{integer_pattern(low, high)}/")
+
+
+def integer_pattern(low: int, high: int) -> str:
+    """A regular expression of the integers from `low` to `high`, without leading zeros or `-0`."""
+    parts = []
+    if low < 0:
+        parts += [f"-({_positive(max(1, -high), -low)})"]
+    if low <= 0 <= high:
+        parts.append("0")
+    if high > 0:
+        parts.append(_positive(max(1, low), high))
+    return "|".join(parts)
+
+
+def _positive(low: int, high: int) -> str:
+    """The integers from `low` to `high`, both above 0: one alternative for each run of equal leading digits."""
+    parts = []
+    while low <= high:
+        block = 1
+        while low % (block * 10) == 0 and low + block * 10 - 1 <= high:
+            block *= 10
+        digit = low // block % 10
+        last = min(9, digit + (high - low + 1) // block - 1)
+        head, zeros = str(low // block)[:-1], len(str(block)) - 1
+        parts.append(f"{head}[{digit}-{last}]" + (f"[0-9]{{{zeros}}}" if zeros else ""))
+        low += (last - digit + 1) * block
+    return "|".join(parts)
+
+
+def _resolve(reference: str, root: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    place: Any = root
+    for key in reference.removeprefix("#/").split("/"):
+        if not isinstance(place, Mapping) or key not in place:
+            raise GrammarError(f"{where}: reference {reference!r} leads nowhere; define it under $defs")
+        place = place[key]
+    result: Mapping[str, Any] = place
+    return result

@@ -1,0 +1,346 @@
+"""The local model as a langchain-core chat model, and as the thing that proposes steps to the loop.
+
+A `LocalModel` is a light view of a shared engine: base weights are loaded once, and `on_adapter` gives a view
+of the same engine under another adapter. Text only: images and sound in messages are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolCall as MessageToolCall
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import ConfigDict, Field
+
+from agent.errors import AdapterError
+from agent.llm.engine import Engine, Generation, Request
+from agent.llm.grammar import ToolSpec, call_grammar, canonical, parse_step, step_grammar
+from agent.llm.messages import from_langchain
+from agent.llm.render import Frame, Message, Renderer, messages
+from agent.llm.stepper import Proposal
+from agent.trajectory import Provenance, Trajectory, Usage
+
+
+class LocalModel(BaseChatModel):
+    """A model on this machine. Build it with `LocalModel.load`."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
+
+    engine: Engine = Field(exclude=True, repr=False)
+    renderer: Renderer = Field(exclude=True, repr=False)
+    base: str
+    """Name of the base model."""
+    revision: str
+    """SHA-256 of its source weights."""
+    adapter: str | None = None
+    adapter_hash: str | None = None
+    """Hash of the adapter's tensors, as trained and as served."""
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 512
+    seed: int = 0
+    stop: list[str] | None = None
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        models: Path,
+        *,
+        device: str = "auto",
+        dtype: str = "float32",
+        threads: int = 0,
+        max_sessions: int = 16,
+        cache_tokens: int = 32768,
+        progress: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> LocalModel:
+        """Load a base by name, folder or hub id; see `agent.llm.weights.resolve_model`. Options are fields."""
+        from agent.llm import weights
+
+        folder = weights.resolve_model(name, models, progress=progress)
+        tokenizer = weights.load_tokenizer(folder)
+        model = weights.load_model(folder, device=device, dtype=dtype, threads=threads)
+        engine = Engine(model, tokenizer, max_sessions=max_sessions, cache_tokens=cache_tokens)
+        return cls(engine=engine, renderer=Renderer(tokenizer), base=folder.name, revision=folder.revision, **options)
+
+    def on_adapter(self, key: str | None, *, folder: Path | None = None, tensors_sha256: str | None = None) -> LocalModel:
+        """The same engine under an adapter, loaded from `folder` if it is not there yet; None for the base."""
+        if key is None:
+            return self.model_copy(update={"adapter": None, "adapter_hash": None})
+        if folder is not None:
+            self.engine.load_adapter(key, folder, tensors_sha256=tensors_sha256)
+        if key not in self.engine.adapters:
+            raise AdapterError(f"adapter {key!r} is not loaded; pass its folder")
+        found = self.engine.adapters.live_hash(key)
+        return self.model_copy(update={"adapter": key, "adapter_hash": found})
+
+    def close(self) -> None:
+        """End the engine that this view shares."""
+        self.engine.close()
+
+    # -- steps for the loop ------------------------------------------------------------------------------
+
+    def provenance(self) -> Provenance:
+        return Provenance(
+            base=self.base, base_revision=self.revision, adapter=self.adapter, adapter_hash=self.adapter_hash
+        )
+
+    def propose(
+        self,
+        trajectory: Trajectory,
+        frame: Frame,
+        *,
+        temperature: float,
+        seed: int,
+        max_tokens: int,
+        cancelled: threading.Event,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Proposal:
+        """The next step of a run: one generation under the step's grammar."""
+        labels = [passage.label for passage in trajectory.passages]
+        spoken = _Speaker(self.renderer, on_text)
+        request = Request(
+            ids=self.renderer.prompt(messages(trajectory, frame)),
+            end=self.renderer.end_of_turn,
+            max_new=max_tokens,
+            grammar=step_grammar(frame.shape(trajectory.steps, labels)),
+            temperature=temperature,
+            seed=seed,
+            adapter=self.adapter,
+            on_tokens=spoken.hear if on_text is not None else None,
+        )
+        made = self.engine.generate(request, cancelled)
+        usage = Usage(made.prompt, made.cached, made.forced, made.sampled)
+        said = self.renderer.decode(made.ids)
+        if made.end != "stop":
+            why = "cancelled" if made.end == "cancelled" else "cut off by the token budget"
+            return Proposal(None, said=said, error=why, end=made.end, token_ids=made.ids, usage=usage, seconds=made.seconds)
+        step = parse_step(said)
+        return Proposal(step.call, step.thought, step.plan, token_ids=made.ids, usage=usage, seconds=made.seconds)
+
+    # -- langchain-core ----------------------------------------------------------------------------------
+
+    @property
+    def _llm_type(self) -> str:
+        return "ratchet-local"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return {"base": self.base, "revision": self.revision, "adapter": self.adapter, "temperature": self.temperature}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> Any:
+        params = super()._get_ls_params(stop=stop, **kwargs)
+        params.update(ls_provider="ratchet", ls_model_name=self.base, ls_temperature=self.temperature, ls_max_tokens=self.max_tokens)
+        if stop := stop or self.stop:
+            params["ls_stop"] = list(stop)
+        return params
+
+    def bind_tools(
+        self, tools: Sequence[Any], *, tool_choice: str | bool | dict[str, Any] | None = None, **kwargs: Any
+    ) -> Runnable[Any, AIMessage]:
+        """Tools the model may call. `tool_choice`: "auto", "none", "any"/"required"/True, or a tool's name."""
+        formatted = [convert_to_openai_tool(tool) for tool in tools]
+        if isinstance(tool_choice, dict):
+            tool_choice = tool_choice["function"]["name"]
+        names = [tool["function"]["name"] for tool in formatted]
+        if isinstance(tool_choice, str) and tool_choice not in ("auto", "none", "any", "required", *names):
+            raise ValueError(f"tool_choice {tool_choice!r} is no tool; expected auto, none, any, or one of {names}")
+        return super().bind(tools=formatted, tool_choice=tool_choice, **kwargs)
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        prepared = _Prepared(self, messages, stop, kwargs)
+        made = self.engine.generate(prepared.request(prepared.listener.hear), kwargs.get("cancelled"))
+        text, calls = prepared.read(made)
+        message = AIMessage(
+            content=text, tool_calls=calls, usage_metadata=_usage(made), response_metadata=self._metadata(made)
+        )
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        prepared = _Prepared(self, messages, stop, kwargs)
+        pieces: SimpleQueue[str | Generation | BaseException] = SimpleQueue()
+        cancelled = kwargs.get("cancelled") or threading.Event()
+        prepared.listener.on_text = None if prepared.tools else pieces.put
+
+        def work() -> None:
+            try:
+                pieces.put(self.engine.generate(prepared.request(prepared.listener.hear), cancelled))
+            except BaseException as fault:
+                pieces.put(fault)
+
+        worker = threading.Thread(target=work, daemon=True)
+        worker.start()
+        try:
+            while True:
+                piece = pieces.get()
+                if isinstance(piece, BaseException):
+                    raise piece
+                chunk = self._last_chunk(prepared, piece) if isinstance(piece, Generation) else AIMessageChunk(content=piece)
+                generation = ChatGenerationChunk(message=chunk)
+                if run_manager is not None:
+                    run_manager.on_llm_new_token(str(chunk.content), chunk=generation)
+                yield generation
+                if isinstance(piece, Generation):
+                    return
+        finally:
+            # A reader that goes away frees its place.
+            cancelled.set()
+            worker.join()
+
+    def _last_chunk(self, prepared: _Prepared, made: Generation) -> AIMessageChunk:
+        text, calls = prepared.read(made)
+        rest = text if prepared.tools else text[len(prepared.listener.given) :]
+        chunks = [
+            tool_call_chunk(name=call["name"], args=json.dumps(call["args"]), id=call["id"], index=place)
+            for place, call in enumerate(calls)
+        ]
+        return AIMessageChunk(
+            content=rest,
+            tool_call_chunks=chunks,
+            usage_metadata=_usage(made),
+            response_metadata=self._metadata(made),
+            chunk_position="last",
+        )
+
+    def _metadata(self, made: Generation) -> dict[str, Any]:
+        return {
+            "model_name": self.base,
+            "model_provider": "ratchet",
+            "adapter": self.adapter,
+            "adapter_hash": self.adapter_hash,
+            "finish_reason": made.end,
+        }
+
+
+class _Prepared:
+    """A conversation of langchain messages made ready for the engine."""
+
+    def __init__(
+        self, model: LocalModel, conversation: Sequence[BaseMessage], stop: list[str] | None, options: Mapping[str, Any]
+    ) -> None:
+        self.model = model
+        choice = options.get("tool_choice")
+        self.tools = () if choice == "none" else tuple(_spec(tool) for tool in options.get("tools") or ())
+        self.must_call = bool(choice) and choice not in ("auto", "none")
+        if self.must_call and choice not in (True, "any", "required"):
+            self.tools = tuple(tool for tool in self.tools if tool.name == choice)
+        self.stops = list(stop or model.stop or ())
+        self.options = options
+        self.shown = _with_tools(from_langchain(conversation), self.tools, self.must_call)
+        self.listener = _Speaker(model.renderer, None, self.stops)
+
+    def request(self, hear: Callable[[Sequence[int]], bool]) -> Request:
+        model, options = self.model, self.options
+        return Request(
+            ids=model.renderer.prompt(self.shown),
+            end=model.renderer.end_of_turn,
+            max_new=int(options.get("max_tokens") or model.max_tokens),
+            grammar=call_grammar(self.tools, text=not self.must_call) if self.tools else None,
+            temperature=float(options.get("temperature", model.temperature)),
+            top_p=float(options.get("top_p", model.top_p)),
+            seed=int(options.get("seed", model.seed)),
+            adapter=model.adapter,
+            on_tokens=hear,
+        )
+
+    def read(self, made: Generation) -> tuple[str, list[MessageToolCall]]:
+        """The text of the answer, and the tool calls in it."""
+        text = _until(self.model.renderer.decode(made.ids), self.stops)[0]
+        if not self.tools or not text.startswith('{"tool":') or made.end != "stop":
+            return text, []
+        try:
+            call = parse_step(text).call
+        except ValueError:
+            return text, []
+        return "", [MessageToolCall(name=call.name, args=dict(call.arguments), id=f"call_{uuid.uuid4().hex[:12]}", type="tool_call")]
+
+
+class _Speaker:
+    """Turns ids into text as they come, whole characters only, and hears the stop strings."""
+
+    def __init__(self, renderer: Renderer, on_text: Callable[[str], None] | None, stops: Sequence[str] = ()) -> None:
+        self.on_text = on_text
+        self.given = ""
+        self._renderer = renderer
+        self._stops = stops
+        self._ids: list[int] = []
+
+    def hear(self, ids: Sequence[int]) -> bool:
+        """Take new ids; False once a stop string is complete."""
+        self._ids += ids
+        if self.on_text is None and not self._stops:
+            return True
+        whole, stopped = _until(self._renderer.decode(self._ids), self._stops)
+        # What may yet turn out to be half a character or the head of a stop string is held back.
+        ready = whole if stopped else _settled(whole, self._stops)
+        if self.on_text is not None and len(ready) > len(self.given):
+            self.on_text(ready[len(self.given) :])
+            self.given = ready
+        return not stopped
+
+
+def _until(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first stop string, and whether there was one."""
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+def _settled(text: str, stops: Sequence[str]) -> str:
+    hold = len(text) - len(text.rstrip("\ufffd"))
+    for stop in stops:
+        hold = max(hold, *(size for size in range(len(stop)) if text.endswith(stop[:size])))
+    return text[: len(text) - hold]
+
+
+def _spec(tool: Mapping[str, Any]) -> ToolSpec:
+    function = tool["function"]
+    empty = {"type": "object", "properties": {}}
+    return ToolSpec(function["name"], function.get("description", ""), function.get("parameters") or empty)
+
+
+def _with_tools(shown: list[Message], tools: Sequence[ToolSpec], must_call: bool) -> list[Message]:
+    """The system message, with the tools told in it."""
+    if not tools:
+        return shown
+    how = "Call a tool" if must_call else "Answer in plain text, or call a tool"
+    told = "\n".join(
+        [f'{how} by writing {{"tool":"name","args":{{...}}}}. Tools:']
+        + [canonical({"name": tool.name, "description": tool.description, "parameters": tool.parameters}) for tool in tools]
+    )
+    if shown and shown[0].role == "system":
+        return [Message("system", f"{shown[0].text}\n\n{told}"), *shown[1:]]
+    return [Message("system", told), *shown]
+
+
+def _usage(made: Generation) -> UsageMetadata:
+    return UsageMetadata(
+        input_tokens=made.prompt,
+        output_tokens=len(made.ids),
+        total_tokens=made.prompt + len(made.ids),
+        input_token_details={"cache_read": made.cached},
+    )

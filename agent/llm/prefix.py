@@ -1,0 +1,101 @@
+"""Keeps keys and values of what was read, so that a prompt is read once.
+
+An entry belongs to one adapter (or the base): keys of one never serve another. The longest known prefix of a
+prompt is taken over when nobody else extends it, else copied. Bounded by tokens, the longest unused goes first.
+Not thread-safe: the engine's worker is its only user.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from agent.llm.attention import KeyValues
+
+WORTH_COPYING = 16
+"""Tokens; a shorter common prefix is read again."""
+
+
+@dataclass
+class Entry:
+    """One sequence that was read: its ids and their keys and values."""
+
+    adapter: str | None
+    ids: list[int]
+    """As many as `values.length` once a forward pass is over."""
+    values: KeyValues
+    busy: bool = True
+    used: int = 0
+    _array: np.ndarray | None = field(default=None, repr=False)
+
+    def common(self, ids: np.ndarray) -> int:
+        """How many leading ids are the same."""
+        if self._array is None or len(self._array) != self.values.length:
+            self._array = np.asarray(self.ids[: self.values.length], dtype=np.int64)
+        size = min(len(self._array), len(ids))
+        different = np.nonzero(self._array[:size] != ids[:size])[0]
+        return int(different[0]) if len(different) else size
+
+
+class PrefixCache:
+    """The sequences whose keys and values are at hand."""
+
+    def __init__(self, layers: int, *, max_tokens: int) -> None:
+        self._layers = layers
+        self._max_tokens = max_tokens
+        self._entries: list[Entry] = []
+        self._clock = itertools.count(1)
+
+    def known(self, adapter: str | None, ids: Sequence[int]) -> int:
+        """Length of the longest known prefix of `ids`, the last id left out: it must be read for its logits."""
+        return self._best(adapter, ids)[1]
+
+    def take(self, adapter: str | None, ids: Sequence[int]) -> Entry:
+        """A busy entry that holds the longest known prefix of `ids`, for its caller alone to extend."""
+        best, size = self._best(adapter, ids)
+        if best is not None and not best.busy and size == best.values.length:
+            best.busy = True
+            return best
+        values = KeyValues(self._layers) if best is None or size < WORTH_COPYING else best.values.copy(size)
+        entry = Entry(adapter, list(ids[: values.length]), values)
+        self._entries.append(entry)
+        return entry
+
+    def give_back(self, entry: Entry) -> None:
+        """Keep the entry for later prompts; make room by dropping the longest unused."""
+        del entry.ids[entry.values.length :]
+        entry.busy, entry.used = False, next(self._clock)
+        idle = sorted((one for one in self._entries if not one.busy), key=lambda one: one.used)
+        total = sum(one.values.length for one in self._entries)
+        for one in idle:
+            if total <= self._max_tokens:
+                break
+            total -= one.values.length
+            self._drop(one)
+
+    def forget(self, adapter: str | None) -> None:
+        """Drop what was read under an adapter that is gone."""
+        for entry in [one for one in self._entries if one.adapter == adapter and not one.busy]:
+            self._drop(entry)
+
+    @property
+    def tokens(self) -> int:
+        return sum(entry.values.length for entry in self._entries)
+
+    def _drop(self, entry: Entry) -> None:
+        self._entries = [one for one in self._entries if one is not entry]
+
+    def _best(self, adapter: str | None, ids: Sequence[int]) -> tuple[Entry | None, int]:
+        wanted = np.asarray(ids[:-1], dtype=np.int64)
+        best: Entry | None = None
+        size = 0
+        for entry in self._entries:
+            if entry.adapter == adapter:
+                common = entry.common(wanted)
+                # Of equals the idle one that ends here is best: it need not be copied.
+                if common > size or (common == size > 0 and not entry.busy and common == entry.values.length):
+                    best, size = entry, common
+        return best, size

@@ -1,0 +1,66 @@
+"""`ScriptedModel`: a chat model that says what it was told to, for tests and for trying things out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import Runnable
+from pydantic import PrivateAttr
+
+from agent.errors import ModelError
+
+
+class ScriptedModel(BaseChatModel):
+    """Gives its replies one by one, whatever it is asked. Keeps the conversations it was shown in `asked`."""
+
+    replies: list[AIMessage | str]
+    _asked: list[list[BaseMessage]] = PrivateAttr(default_factory=list)
+    _lock: Any = PrivateAttr(default_factory=threading.Lock)
+
+    def __init__(self, replies: Sequence[AIMessage | str], **options: Any) -> None:
+        super().__init__(replies=list(replies), **options)
+
+    @property
+    def asked(self) -> list[list[BaseMessage]]:
+        return self._asked
+
+    @property
+    def _llm_type(self) -> str:
+        return "scripted"
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[Any, AIMessage]:
+        """Tools change nothing: the script is the script."""
+        return super().bind()
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        with self._lock:
+            place = len(self._asked)
+            self._asked.append(list(messages))
+        if place >= len(self.replies):
+            raise ModelError(f"the script has {len(self.replies)} replies and was asked for one more; add it")
+        reply = self.replies[place]
+        message = AIMessage(reply) if isinstance(reply, str) else reply
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+def call(tool: str, /, *, thought: str = "", plan: Sequence[str] = (), **arguments: Any) -> AIMessage:
+    """A reply that calls a tool."""
+    text = "\n".join([f"Plan: {'; '.join(plan)}"] * bool(plan) + [thought] * bool(thought))
+    return AIMessage(content=text, tool_calls=[{"name": tool, "args": arguments, "id": "scripted", "type": "tool_call"}])
+
+
+def answer(text: str, *citations: int, thought: str = "") -> AIMessage:
+    """A reply that ends the run with an answer."""
+    return call("answer", thought=thought, text=text, citations=list(citations))

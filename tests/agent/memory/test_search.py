@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.errors import MemoryIndexError
+from agent.memory.encoder import HashEncoder
+from agent.memory.index import ChromaIndex, IndexLock, Stamp
+from agent.memory.search import Memory
+
+OpenMemory = Callable[..., Memory]
+
+
+def found(memory: Memory, query: str, k: int = 1) -> list[str]:
+    return [f"{passage.document} > {passage.heading}" for passage in memory.search(query, k)]
+
+
+def test_passages_are_found_with_document_and_heading(open_memory: OpenMemory, folder: Path) -> None:
+    memory = open_memory()
+    report = memory.add_folder(folder)
+    assert report.added == ("returns.md", "shipping.md", "stoves.txt")
+    assert report.chunks_embedded == 4
+    best, *others = memory.search("when does the money of refunds arrive", 3)
+    assert (best.document, best.heading, best.label) == ("returns.md", "Returns > Refunds", 0)
+    assert best.text == "Money arrives after five days."
+    assert len(others) == 2
+    assert best.score > others[0].score >= others[1].score
+    assert len(memory.search("tent", 50)) == 4
+    assert memory.search("  ", 3) == []
+    assert memory.search("tent", 0) == []
+
+
+def test_an_empty_memory_finds_nothing(open_memory: OpenMemory) -> None:
+    assert open_memory().search("tent", 3) == []
+
+
+def test_adding_again_changes_only_what_changed(open_memory: OpenMemory, folder: Path) -> None:
+    memory = open_memory()
+    memory.add_folder(folder)
+    again = memory.add_folder(folder)
+    assert again.unchanged == ("returns.md", "shipping.md", "stoves.txt")
+    assert again.chunks_embedded == 0
+    text = (folder / "returns.md").read_text()
+    (folder / "returns.md").write_text(text.replace("five", "seven"))
+    (folder / "shipping.md").unlink()
+    (folder / "new.md").write_text("# Boots\n\nBoots are waxed.")
+    calls: list[tuple[int, int, str]] = []
+    third = memory.add_folder(folder, progress=lambda done, total, name: calls.append((done, total, name)))
+    assert (third.added, third.changed, third.unchanged, third.removed) == (
+        ("new.md",),
+        ("returns.md",),
+        ("stoves.txt",),
+        ("shipping.md",),
+    )
+    assert third.chunks_embedded == 2  # of the changed document only the changed section
+    assert calls == [(1, 2, "new.md"), (2, 2, "returns.md")]
+    assert "seven" in memory.search("money refunds arrives", 1)[0].text
+    assert all(passage.document != "shipping.md" for passage in memory.search("parcels warehouse", 9))
+
+
+def test_other_chunk_settings_split_anew(open_memory: OpenMemory, folder: Path) -> None:
+    open_memory().add_folder(folder)
+    assert open_memory(chunk_tokens=5).add_folder(folder).changed == (
+        "returns.md",
+        "shipping.md",
+        "stoves.txt",
+    )
+
+
+def test_an_unreadable_file_keeps_its_old_text_and_an_empty_one_does_not(
+    open_memory: OpenMemory, folder: Path
+) -> None:
+    memory = open_memory()
+    memory.add_folder(folder)
+    (folder / "returns.md").write_bytes(b"\xff\x00")
+    (folder / "stoves.txt").write_text("")
+    report = memory.add_folder(folder)
+    assert [entry.name for entry in report.skipped] == ["returns.md", "stoves.txt"]
+    assert report.removed == ("stoves.txt",)
+    assert [document.name for document in memory.list()] == ["returns.md", "shipping.md"]
+
+
+def test_a_second_folder_neither_removes_nor_overwrites_the_first(
+    open_memory: OpenMemory, folder: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "returns.md").write_text("Something else.")
+    (other / "knots.md").write_text("Tie a bowline.")
+    memory = open_memory()
+    memory.add_folder(folder)
+    report = memory.add_folder(other)
+    assert report.added == ("knots.md",)
+    assert report.removed == ()
+    assert report.skipped[0].reason.startswith("a document of this name was added from")
+    moved = folder.rename(tmp_path / "moved")
+    assert memory.add_folder(moved).unchanged == ("returns.md", "shipping.md", "stoves.txt")
+    assert len(memory.list()) == 4
+
+
+def test_a_removed_document_is_not_found(open_memory: OpenMemory, folder: Path) -> None:
+    memory = open_memory()
+    memory.add_folder(folder)
+    memory.remove("stoves.txt")
+    assert all(passage.document != "stoves.txt" for passage in memory.search("gas stoves", 9))
+    with pytest.raises(MemoryIndexError, match=r"no document is named 'stoves\.txt' among 2"):
+        memory.remove("stoves.txt")
+
+
+@pytest.mark.parametrize(
+    "damage", ["missing", "no database", "cut database", "no vectors", "cut vectors", "noise"]
+)
+def test_a_damaged_index_is_rebuilt_from_the_shelf(
+    open_memory: OpenMemory, folder: Path, tmp_path: Path, damage: str
+) -> None:
+    for number in range(40):
+        (folder / f"n{number}.md").write_text(f"# N{number}\n\nword{number} other{number}")
+    first = open_memory()
+    first.add_folder(folder)
+    first.close()
+    chroma = tmp_path / "home" / "index" / "chroma"
+    (database,) = chroma.glob("*/chroma.sqlite3")
+    (data,) = chroma.glob("*/*/data_level0.bin")
+    if damage == "missing":
+        shutil.rmtree(chroma)
+    elif damage == "no database":
+        database.unlink()
+    elif damage == "cut database":
+        database.write_bytes(database.read_bytes()[:5000])
+    elif damage == "noise":
+        database.write_bytes(b"noise" * 5000)
+    elif damage == "no vectors":
+        shutil.rmtree(data.parent)
+    else:
+        data.write_bytes(data.read_bytes()[:100])
+    memory = open_memory()
+    assert found(memory, "word7 other7") == ["n7.md > N7"]
+    assert len(memory.search("word7", 100)) == 44
+    index = ChromaIndex(chroma)
+    memory.close()
+    try:
+        assert index.open() == Stamp(memory_generation(open_memory()), 44, "hash-256")
+    finally:
+        index.close()
+
+
+def memory_generation(memory: Memory) -> int:
+    return memory._shelf.state().generation
+
+
+def test_an_index_of_another_generation_is_noticed(
+    open_memory: OpenMemory, folder: Path, tmp_path: Path
+) -> None:
+    first = open_memory()
+    first.add_folder(folder)
+    first.close()
+    home = tmp_path / "home"
+    shutil.copytree(home / "index" / "chroma", tmp_path / "old")
+    second = open_memory()
+    second.remove("stoves.txt")
+    second.close()
+    shutil.rmtree(home / "index" / "chroma")
+    shutil.copytree(tmp_path / "old", home / "index" / "chroma")
+    assert len(open_memory().search("gas stoves", 9)) == 3
+
+
+def test_a_change_cut_off_half_way_is_noticed(tmp_path: Path) -> None:
+    index = ChromaIndex(tmp_path / "chroma")
+    index.rebuild(["a"], HashEncoder().encode(["a"]), Stamp(1, 1, "hash-256"))
+    assert index.open() == Stamp(1, 1, "hash-256")
+    with pytest.raises(MemoryIndexError, match="cannot be changed"):
+        index.apply(["b"], np.zeros((1, 7), dtype=np.float32), [], Stamp(2, 2, "hash-256"))
+    assert index.open() is None
+    index.close()
+
+
+def test_another_encoder_is_refused_until_all_is_embedded_anew(open_memory: OpenMemory, folder: Path) -> None:
+    open_memory().add_folder(folder)
+    memory = open_memory(HashEncoder(32))
+    with pytest.raises(MemoryIndexError, match="embedded with hash-256, and the encoder is now hash-32"):
+        memory.search("tent", 1)
+    assert memory.rebuild() == 4
+    assert found(memory, "parcels leave the warehouse") == ["shipping.md > Shipping"]
+    back = open_memory()
+    assert back.add_folder(folder).chunks_embedded == 4
+    assert found(back, "parcels leave the warehouse") == ["shipping.md > Shipping"]
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from agent.memory.index import IndexLock
+with IndexLock(Path(sys.argv[1])).required():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_beside_a_writer_a_second_one_is_refused_and_a_search_is_answered(
+    open_memory: OpenMemory, folder: Path, tmp_path: Path
+) -> None:
+    memory = open_memory()
+    memory.add_folder(folder)
+    lock = tmp_path / "home" / "index" / "lock"
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(lock)], stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"held\n"
+            started = time.monotonic()
+            with pytest.raises(MemoryIndexError, match=f"locked by PID {holder.pid}, which"):
+                memory.add_folder(folder)
+            assert time.monotonic() - started < 1
+            assert found(memory, "parcels leave the warehouse") == ["shipping.md > Shipping"]
+        finally:
+            holder.kill()
+    # The lock of a killed process is free.
+    assert memory.add_folder(folder).chunks_embedded == 0
+
+
+def test_a_lock_holds_between_threads_too(tmp_path: Path) -> None:
+    lock = IndexLock(tmp_path / "lock")
+    with lock.held(seconds=0) as first, lock.held(seconds=0) as second:
+        assert (first, second) == (True, False)
+
+
+def test_what_one_memory_adds_another_open_one_finds(open_memory: OpenMemory, folder: Path) -> None:
+    reader, writer = open_memory(), open_memory()
+    writer.add_folder(folder)
+    assert found(reader, "gas stoves are filled outside") == ["stoves.txt > "]
+    (folder / "boots.txt").write_text("Boots are waxed twice a year.")
+    writer.add_folder(folder)
+    assert found(reader, "boots are waxed twice") == ["boots.txt > "]
+    writer.rebuild()
+    assert found(reader, "boots are waxed twice") == ["boots.txt > "]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from agent.memory.encoder import HashEncoder
+from agent.memory.search import Memory
+memory = Memory.open(Path(sys.argv[1]) / "ratchet.db", Path(sys.argv[1]) / "index", HashEncoder())
+print(memory.add_folder(Path(sys.argv[2])).chunks_embedded)
+memory.close()
+"""
+
+
+@pytest.mark.slow
+def test_an_open_reader_survives_a_large_addition_by_another_process(
+    open_memory: OpenMemory, folder: Path, tmp_path: Path
+) -> None:
+    """Chroma writes its vectors out every 1,000 entries; a stale reader must neither miss nor undo that."""
+    reader = open_memory()
+    reader.add_folder(folder)
+    assert found(reader, "gas stoves are filled outside") == ["stoves.txt > "]
+    sections = "\n\n".join(
+        f"# H{number}\n\nword{number} other{number} third{number}" for number in range(2500)
+    )
+    (folder / "large.md").write_text(sections)
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "home"), str(folder)]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "2500\n"
+    assert reader.search("H2400 word2400 other2400 third2400", 1)[0].score > 0.999
+    reader.close()
+    index = ChromaIndex(tmp_path / "home" / "index" / "chroma")
+    stamp = index.open()
+    index.close()
+    assert stamp is not None
+    assert stamp.chunks == 2504
+
+
+def test_searching_in_threads_while_documents_are_added(open_memory: OpenMemory, folder: Path) -> None:
+    memory = open_memory()
+    memory.add_folder(folder)
+    for number in range(300):
+        (folder / f"n{number}.md").write_text(f"# N{number}\n\nword{number}")
+    with ThreadPoolExecutor(5) as pool:
+        added = pool.submit(memory.add_folder, folder)
+        queries = ["parcels leave the warehouse every morning shipping"] * 60
+        answers = list(pool.map(lambda query: found(memory, query), queries))
+        assert len(added.result().added) == 300
+    assert answers == [["shipping.md > Shipping"]] * 60
+    assert memory.search("N299 word299", 1)[0].score > 0.999

@@ -1,0 +1,127 @@
+"""Makes the tables in README.md and docs/*.md again from docs/results/*.json: `python -m tests.bench.tables`.
+
+A table stands between `<!-- table:NAME -->` and `<!-- /table -->`; NAME is a result's. What is between them
+is written over. With `--check` nothing is written, and the exit code is 1 when a file is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.bench.results import ROOT
+from tuner.report import comparison_table, markdown_table, with_interval
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.tables", description=__doc__)
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 when a file is out of date"
+    )
+    parser.add_argument("--root", type=Path, default=ROOT, help="the project's folder")
+    options = parser.parse_args(arguments)
+    faults: list[str] = []
+    for path in [options.root / "README.md", *sorted((options.root / "docs").glob("*.md"))]:
+        if not path.is_file():
+            continue
+        name = path.relative_to(options.root)
+        old = path.read_text(encoding="utf-8")
+        new, found = render(old, options.root / "docs" / "results")
+        faults += [f"{name}: {fault}" for fault in found]
+        if new == old:
+            continue
+        if options.check:
+            faults.append(f"{name}: tables are out of date; run `make docs`")
+        else:
+            path.write_text(new, encoding="utf-8")
+            print(f"{name}: tables written")
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return 1 if faults else 0
+
+
+def render(text: str, results: Path) -> tuple[str, list[str]]:
+    """The text with its tables made again, and what could not be made; such a table is left as it was."""
+    faults: list[str] = []
+    opened, closed = len(re.findall(r"<!-- table:", text)), len(re.findall(r"<!-- /table -->", text))
+    if opened != closed:
+        return text, [f"{opened} table markers are opened and {closed} closed; expected as many"]
+
+    def again(match: re.Match[str]) -> str:
+        name = match.group("name")
+        try:
+            data = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+            table = _TABLES.get(name, _metrics)(data)
+        except FileNotFoundError:
+            faults.append(f"table {name}: docs/results/{name}.json is missing; run its benchmark")
+            return match.group(0)
+        except (ValueError, KeyError, TypeError) as fault:
+            faults.append(
+                f"table {name}: docs/results/{name}.json does not fit ({fault!r}); run its benchmark"
+            )
+            return match.group(0)
+        return f"<!-- table:{name} -->\n{table}\n\n{_source(data)}\n<!-- /table -->"
+
+    return _MARKED.sub(again, text), faults
+
+
+_MARKED = re.compile(r"<!-- table:(?P<name>[a-z0-9_]+) -->.*?<!-- /table -->", re.DOTALL)
+
+
+def _desk(data: Mapping[str, Any]) -> str:
+    """`rows` as `tuner.report.comparison_rows` gives them."""
+    return comparison_table(data["rows"])
+
+
+def _banking77(data: Mapping[str, Any]) -> str:
+    """`rows`: `corrections`, `seed`, `tasks`, `accuracy`, `low`, `high`; several seeds make one line."""
+    lines: dict[int, list[Mapping[str, Any]]] = {}
+    for row in data["rows"]:
+        lines.setdefault(row["corrections"], []).append(row)
+    table = []
+    for corrections, runs in sorted(lines.items()):
+        each = [run["accuracy"] for run in runs]
+        table.append(
+            [
+                corrections,
+                with_interval(
+                    sum(each) / len(each), min(run["low"] for run in runs), max(run["high"] for run in runs)
+                ),
+                ", ".join(f"{accuracy * 100:.1f}" for accuracy in each),
+                runs[0]["tasks"],
+            ]
+        )
+    return markdown_table(
+        ["corrections", "accuracy (95 % interval, widest of the seeds)", "each seed", "test messages"], table
+    )
+
+
+def _metrics(data: Mapping[str, Any]) -> str:
+    return markdown_table(
+        ["figure", "value"],
+        [
+            [name, "not measured" if value is None else f"{value:.4g}"]
+            for name, value in data["metrics"].items()
+        ],
+    )
+
+
+def _source(data: Mapping[str, Any]) -> str:
+    made = data["machine"]
+    dirty = "-dirty" if data["commit"].endswith("-dirty") else ""
+    return (
+        f"`{data['command']}` at {data['commit'].removesuffix('-dirty')[:12]}{dirty}, "
+        f"{data['date'][:10]}, {made['cores']} cores ({made['cpu']}), {made['memory_gib']} GiB, "
+        f"torch {made['torch']}."
+    )
+
+
+_TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {"desk": _desk, "banking77": _banking77}
+
+if __name__ == "__main__":
+    raise SystemExit(main())

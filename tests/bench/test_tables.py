@@ -1,0 +1,101 @@
+"""Results are written without a trace of the machine's folders, and tables are made from them."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.bench.results import ROOT, commit, write_result
+from tests.bench.tables import main
+from tests.tuner.suite_parts import evaluation
+from tuner.report import comparison_rows
+
+
+def test_a_result_says_where_when_and_how_and_names_no_folder_or_host(tmp_path: Path) -> None:
+    path = write_result(
+        "desk", f"make bench-desk {ROOT}/x", {"a": 0.5, "b": None}, [{"n": 1}], folder=tmp_path
+    )
+    data = json.loads(path.read_text())
+    assert list(data) == ["commit", "date", "machine", "command", "metrics", "rows"]
+    assert data["metrics"] == {"a": 0.5, "b": None}
+    assert data["command"] == "make bench-desk ./x"
+    assert set(data["machine"]) == {"cores", "memory_gib", "cpu", "torch", "python"}
+    assert str(Path.home()) not in path.read_text()
+    assert platform.node() not in path.read_text()
+
+
+def test_a_figure_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="metric a is nan"):
+        write_result("desk", "x", {"a": float("nan")}, [], folder=tmp_path)
+    with pytest.raises(ValueError, match="result name"):
+        write_result("../desk", "x", {}, [], folder=tmp_path)
+
+
+def test_a_commit_is_dirty_when_files_other_than_results_changed(tmp_path: Path) -> None:
+    assert commit(tmp_path) == "unknown"
+
+    def git(*arguments: str) -> None:
+        who = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+        who += ["-c", f"core.hooksPath={tmp_path / 'no-hooks'}"]
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-m", "first")
+    clean = commit(tmp_path)
+    assert len(clean) == 40
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    (tmp_path / "docs" / "results" / "x.json").write_text("{}")
+    assert commit(tmp_path) == clean
+    (tmp_path / "a").write_text("2")
+    assert commit(tmp_path) == f"{clean}-dirty"
+
+
+def test_tables_are_made_again_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = tmp_path / "docs" / "results"
+    rows = comparison_rows(evaluation({"a": False, "b": False}), evaluation({"a": True, "b": False}))
+    write_result("desk", "make bench-desk", {}, rows, folder=results)
+    accuracies = [
+        {"corrections": n, "seed": seed, "tasks": 500, "accuracy": a, "low": a - 0.04, "high": a + 0.04}
+        for n, seed, a in [(500, 0, 0.7), (0, 0, 0.18), (500, 1, 0.72)]
+    ]
+    write_result("banking77", "python examples/routing.py", {}, accuracies, folder=results)
+    write_result("other", "make bench", {"speed": 12.5, "none": None}, [], folder=results)
+    readme, page = tmp_path / "README.md", tmp_path / "docs" / "page.md"
+    readme.write_text("A\n<!-- table:desk -->\nold\n<!-- /table -->\nB\n")
+    page.write_text(
+        "<!-- table:banking77 --><!-- /table -->\nbetween\n<!-- table:other -->\n<!-- /table -->\nend\n"
+    )
+    where = ["--root", str(tmp_path)]
+    assert main(["--check", *where]) == 1
+    assert "README.md: tables are out of date" in capsys.readouterr().err
+    assert main(where) == 0
+    assert main(["--check", *where]) == 0
+    text = readme.read_text()
+    assert text.startswith("A\n<!-- table:desk -->\n|")
+    assert text.endswith("<!-- /table -->\nB\n")
+    assert "| Task success | 2 | 0.0 % (0.0-65.8) | 50.0 % (9.5-90.5) |" in text
+    assert "`make bench-desk` at " in text
+    assert "| 500 | 71.0 % (66.0-76.0) | 70.0, 72.0 | 500 |" in page.read_text()
+    assert "| speed | 12.5 |" in page.read_text()
+    assert "| none | not measured |" in page.read_text()
+    assert "\nbetween\n" in page.read_text()
+
+
+def test_a_missing_result_or_marker_is_named_and_the_text_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = tmp_path / "README.md"
+    for text, message in (
+        ("<!-- table:desk -->\nold\n<!-- /table -->\n", "docs/results/desk.json is missing"),
+        ("<!-- table:desk -->\nold\n", "1 table markers are opened and 0 closed"),
+    ):
+        readme.write_text(text)
+        assert main(["--root", str(tmp_path)]) == 1
+        assert message in capsys.readouterr().err
+        assert readme.read_text() == text

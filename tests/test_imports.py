@@ -1,0 +1,55 @@
+"""The record, the store, the registry and `ratchet --help` load nothing heavy and are there at once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+HEAVY = ("torch", "transformers", "peft", "chromadb", "sentence_transformers", "matplotlib")
+SECONDS = 0.5
+
+LIGHT = (
+    "import agent.trajectory",
+    "import agent.settings",
+    "import agent.store",
+    "import agent.adapters",
+    "import sys, runpy; sys.argv = ['ratchet', '--help']; runpy.run_module('agent.cli', run_name='__main__')",
+)
+
+PROBE = """
+import contextlib, io, json, sys, time
+started = time.perf_counter()
+try:
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(sys.argv[1])
+except SystemExit as end:
+    assert not end.code, end.code
+seconds = time.perf_counter() - started
+print(json.dumps([seconds, [name for name in sys.argv[2:] if name in sys.modules]]))
+"""
+
+
+@pytest.mark.parametrize("code", LIGHT)
+def test_it_loads_nothing_heavy_and_takes_under_half_a_second(code: str) -> None:
+    if "agent.cli" in code and not (REPOSITORY / "agent" / "cli.py").is_file():
+        pytest.skip("there is no command line yet")
+    best = float("inf")
+    for _ in range(5):
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE, code, *HEAVY],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        seconds, heavy = json.loads(done.stdout)
+        assert heavy == []
+        best = min(best, seconds)
+    assert best < SECONDS

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.context import ToolContext
+from tools.loading import ToolsLoadError, load_tools
+
+BUILT_IN = ["search_knowledge", "calculator", "answer", "hand_over"]
+TOOL = """
+from langchain_core.tools import tool
+{head}
+
+@tool
+def {name}() -> str:
+    "Say it."
+    return {value}
+
+def load_tools(context):
+    return [{name}]
+"""
+
+
+def project(
+    folder: Path, *, name: str = "say", value: str = "'hi'", head: str = "", file: str = "shop.py"
+) -> ToolContext:
+    folder.mkdir(exist_ok=True)
+    (folder / file).write_text(TOOL.format(name=name, value=value, head=head))
+    return ToolContext(folder / "work", folder)
+
+
+def test_without_files_there_are_the_built_in_tools(tmp_path: Path) -> None:
+    assert [tool.name for tool in load_tools([], ToolContext(tmp_path, tmp_path))] == BUILT_IN
+
+
+def test_a_file_of_the_project_adds_its_tools(tmp_path: Path) -> None:
+    tools = load_tools(["shop.py"], project(tmp_path / "a"))
+    assert [tool.name for tool in tools] == [*BUILT_IN, "say"]
+    assert tools[-1].invoke({}) == "hi"
+
+
+def test_two_projects_with_the_same_names_do_not_clash(tmp_path: Path) -> None:
+    contexts = []
+    for name in ("one", "two"):
+        contexts.append(
+            project(tmp_path / name, head="import helper\nfrom .near import NEAR", value="helper.WHO + NEAR")
+        )
+        (tmp_path / name / "helper.py").write_text(f"WHO = {name!r}")
+        (tmp_path / name / "near.py").write_text(f"NEAR = {name[0]!r}")
+    path = list(sys.path)
+    assert [load_tools(["shop.py"], context)[-1].invoke({}) for context in contexts] == ["oneo", "twot"]
+    assert [load_tools(["shop.py"], context)[-1].invoke({}) for context in contexts] == ["oneo", "twot"]
+    assert "helper" not in sys.modules
+    assert sys.path == path
+
+
+def test_a_file_named_tools_may_import_the_tools_package(tmp_path: Path) -> None:
+    context = project(tmp_path / "a", head="from tools.context import ToolContext", file="tools.py")
+    assert load_tools(["tools.py"], context)[-1].name == "say"
+    assert sys.modules["tools.context"].ToolContext is ToolContext
+
+
+def test_a_changed_file_is_loaded_anew(tmp_path: Path) -> None:
+    load_tools(["shop.py"], project(tmp_path / "a"))
+    context = project(tmp_path / "a", value="'something else'")
+    assert load_tools(["shop.py"], context)[-1].invoke({}) == "something else"
+
+
+def test_a_module_may_have_a_list_of_tools(tmp_path: Path) -> None:
+    context = project(tmp_path / "a", file="dotted_shop_tools.py")
+    file = tmp_path / "a" / "dotted_shop_tools.py"
+    file.write_text(file.read_text().partition("def load_tools")[0] + "TOOLS = [say]\n")
+    try:
+        assert load_tools(["dotted_shop_tools"], context)[-1].name == "say"
+    finally:
+        sys.modules.pop("dotted_shop_tools", None)
+
+
+def test_enabled_leaves_the_named_tools_and_those_that_end_a_run(tmp_path: Path) -> None:
+    context = project(tmp_path / "a")
+    assert [tool.name for tool in load_tools(["shop.py"], context, enabled=["say"])] == [
+        "answer",
+        "hand_over",
+        "say",
+    ]
+    with pytest.raises(ToolsLoadError, match="no tool is named 'sya'; there are search_knowledge"):
+        load_tools(["shop.py"], context, enabled=["sya"])
+
+
+def test_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ToolsLoadError, match="'answer' is taken by the built-in tools"):
+        load_tools(["shop.py"], project(tmp_path / "a", name="answer"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1\nimport no_such_thing_here\n", r"shop\.py, line 2: ModuleNotFoundError: No module named"),
+        ("def load_tools(:\n", r"shop\.py, line 1: SyntaxError"),
+        ("def load_tools(context):\n    return 1 / 0\n", r"shop\.py, line 2: ZeroDivisionError"),
+        ("import sys\nsys.exit(3)\n", r"shop\.py, line 2: SystemExit: 3"),
+        ("x = 1\n", r"neither load_tools nor TOOLS is there; define load_tools"),
+        ("def load_tools(context):\n    return None\n", "load_tools gave NoneType"),
+        ("TOOLS = [print]\n", "found <built-in function print>, expected a langchain-core tool"),
+    ],
+)
+def test_a_broken_file_is_told_with_file_line_and_cause(tmp_path: Path, text: str, said: str) -> None:
+    context = project(tmp_path / "a")
+    (tmp_path / "a" / "shop.py").write_text(text)
+    with pytest.raises(ToolsLoadError, match=said):
+        load_tools(["shop.py"], context)
+
+
+def test_a_missing_file_or_module_and_an_unknown_effect_are_refused(tmp_path: Path) -> None:
+    context = project(tmp_path / "a")
+    with pytest.raises(ToolsLoadError, match=r"nothing\.py: the file does not exist"):
+        load_tools(["nothing.py"], context)
+    with pytest.raises(ToolsLoadError, match="No module named 'no_such_module_here'"):
+        load_tools(["no_such_module_here"], context)
+    file = tmp_path / "a" / "shop.py"
+    file.write_text(
+        file.read_text().replace("return [say]", "say.metadata = {'effect': 'magic'}\n    return [say]")
+    )
+    with pytest.raises(
+        ToolsLoadError, match="say has effect 'magic', expected one of read, workspace, world"
+    ):
+        load_tools(["shop.py"], context)

@@ -1,0 +1,1 @@
+"""What an agent can do: langchain-core tools. Imports nothing of ours."""

@@ -1,0 +1,1 @@
+"""The tuning half of the loop: feedback in, a gated adapter out."""
