@@ -164,9 +164,7 @@ def add_documents(folder: Path, documents: Mapping[str, bytes]) -> Manifest:
     for name in documents:
         _check_name(folder, name)
         if not _is_document(name):
-            raise AdapterError(
-                f"{name} cannot be added to sealed adapter {folder}; only {CARD} and {REPORT}/ can"
-            )
+            raise AdapterError(f"{name} cannot be added to sealed adapter {folder}; only {CARD} and {REPORT}/ can")
     manifest = verify(folder)
     kept = {name: digest for name, digest in manifest.files.items() if name not in documents}
     _write_manifest(folder, replace(manifest, files=kept))
@@ -271,9 +269,7 @@ class Registry:
         )
         with self._writing() as book:
             if adapter.id in book.adapters:
-                raise AdapterError(
-                    f"adapter {adapter.id} is in the registry already; a new one needs a new id"
-                )
+                raise AdapterError(f"adapter {adapter.id} is in the registry already; a new one needs a new id")
             book.adapters[adapter.id] = adapter
             book.history.append(Change(adapter.id, None, State.TRAINED, reason, manifest.created_at))
         return adapter
@@ -336,9 +332,7 @@ class Registry:
             adapter = _find(book, id)
             _check_transition(adapter, State.ACTIVE)
             if adapter.state is State.RETIRED:
-                raise AdapterError(
-                    f"adapter {adapter.id} is retired; gate it again to promote it, or roll back to it"
-                )
+                raise AdapterError(f"adapter {adapter.id} is retired; gate it again to promote it, or roll back to it")
             fault = self._fault(adapter)
             if fault is not None:
                 raise AdapterError(f"adapter {adapter.id} cannot be promoted: {fault}")
@@ -388,9 +382,7 @@ class Registry:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = (self.folder / "registry.lock").open("ab")
         except OSError as fault:
-            raise AdapterError(
-                f"cannot write to {self.folder} ({fault.strerror}); check its permissions"
-            ) from fault
+            raise AdapterError(f"cannot write to {self.folder} ({fault.strerror}); check its permissions") from fault
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             book = _read_book(self._path, self.folder) if self._path.exists() else _Book({}, [], [])
@@ -440,9 +432,7 @@ def _active(book: _Book) -> Adapter | None:
 def _check_transition(adapter: Adapter, to: State) -> None:
     if to not in TRANSITIONS[adapter.state]:
         allowed = ", ".join(sorted(TRANSITIONS[adapter.state])) or "nothing"
-        raise AdapterError(
-            f"adapter {adapter.id} is {adapter.state}, which {to} cannot follow; allowed: {allowed}"
-        )
+        raise AdapterError(f"adapter {adapter.id} is {adapter.state}, which {to} cannot follow; allowed: {allowed}")
 
 
 def _move(book: _Book, adapter: Adapter, to: State, reason: str, at: str) -> Adapter:
@@ -474,12 +464,10 @@ def _read_book(path: Path, folder: Path) -> _Book:
         data = json.loads(path.read_bytes())
         if data["version"] != REGISTRY_VERSION:
             raise AdapterError(
-                f"{path} has version {data['version']}, this code reads {REGISTRY_VERSION}; "
-                "upgrade ratchet-loop"
+                f"{path} has version {data['version']}, this code reads {REGISTRY_VERSION}; upgrade ratchet-loop"
             )
         adapters = [
-            Adapter(**{**row, "state": State(row["state"]), "folder": folder / row["id"]})
-            for row in data["adapters"]
+            Adapter(**{**row, "state": State(row["state"]), "folder": folder / row["id"]}) for row in data["adapters"]
         ]
         history = [
             Change(
@@ -526,9 +514,7 @@ def _list_files(folder: Path) -> list[str]:
     for name in names:
         _check_name(folder, name)
         if not stat.S_ISREG((folder / name).lstat().st_mode):
-            raise AdapterError(
-                f"{folder / name} is not a plain file; links and folders are refused in an adapter"
-            )
+            raise AdapterError(f"{folder / name} is not a plain file; links and folders are refused in an adapter")
     return names
 
 
@@ -544,10 +530,7 @@ def _check_name(folder: Path, name: str) -> None:
 def _is_document(name: str) -> bool:
     parts = name.split("/")
     return name == CARD or (
-        len(parts) == 2
-        and parts[0] == REPORT
-        and not parts[1].startswith(".")
-        and Path(name).suffix in REPORT_SUFFIXES
+        len(parts) == 2 and parts[0] == REPORT and not parts[1].startswith(".") and Path(name).suffix in REPORT_SUFFIXES
     )
 
 
@@ -566,17 +549,11 @@ def _read_manifest(folder: Path, files: Sequence[str]) -> Manifest:
             **manifest.files,
             **{key: value for key, value in data.items() if key not in ("files", "version")},
         }
-        wrong = [
-            key
-            for key, value in texts.items()
-            if not isinstance(value, str) and (key, value) != ("parent", None)
-        ]
+        wrong = [key for key, value in texts.items() if not isinstance(value, str) and (key, value) != ("parent", None)]
         if wrong:
             raise ValueError(f"{wrong[0]} is not a text")
     except (ValueError, KeyError, TypeError, AttributeError) as fault:
-        raise AdapterError(
-            f"{folder / MANIFEST} is not a manifest ({fault}); copy the folder again"
-        ) from fault
+        raise AdapterError(f"{folder / MANIFEST} is not a manifest ({fault}); copy the folder again") from fault
     return manifest
 
 

@@ -77,9 +77,7 @@ def diagnose(project: Project) -> list[Finding]:
 
 
 def _python() -> Finding:
-    return Finding(
-        "Python", f"{platform.python_version()} at {sys.executable}", "ok"
-    )  # an older one cannot get here
+    return Finding("Python", f"{platform.python_version()} at {sys.executable}", "ok")  # an older one cannot get here
 
 
 def _system() -> Finding:
@@ -129,21 +127,12 @@ def _required(extra: str) -> dict[str, str]:
             item
             for item in requirements
             if (extra == "" and (item.marker is None or item.marker.evaluate({"extra": ""})))
-            or (
-                extra
-                and item.marker
-                and "extra" in str(item.marker)
-                and item.marker.evaluate({"extra": extra})
-            )
+            or (extra and item.marker and "extra" in str(item.marker) and item.marker.evaluate({"extra": extra}))
         ]
     except importlib.metadata.PackageNotFoundError:  # run from a checkout that was not installed
         file = Path(__file__).parent.parent / "pyproject.toml"
         declared = tomllib.loads(file.read_text("utf-8"))["project"] if file.is_file() else {}
-        lines = (
-            declared.get("optional-dependencies", {}).get(extra, [])
-            if extra
-            else declared.get("dependencies", [])
-        )
+        lines = declared.get("optional-dependencies", {}).get(extra, []) if extra else declared.get("dependencies", [])
         chosen = [Requirement(line) for line in lines]
     return {item.name: str(item.specifier) for item in chosen}
 
@@ -175,15 +164,11 @@ def _memory() -> Finding:
         sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
         total, free = sizes["MemTotal"], sizes["MemAvailable"]
     except (OSError, KeyError, ValueError, IndexError):
-        return Finding(
-            "memory", "cannot be seen on this system", "warn", f"{_gb(MEMORY_NEEDED)} should be free"
-        )
+        return Finding("memory", "cannot be seen on this system", "warn", f"{_gb(MEMORY_NEEDED)} should be free")
     found = f"{_gb(free)} free of {_gb(total)}"
     if free >= MEMORY_NEEDED:
         return Finding("memory", found, "ok")
-    return Finding(
-        "memory", found, "warn", f"{_gb(MEMORY_NEEDED)} should be free to tune; close other programs"
-    )
+    return Finding("memory", found, "warn", f"{_gb(MEMORY_NEEDED)} should be free to tune; close other programs")
 
 
 def _disk(home: Path) -> Finding:
@@ -235,9 +220,7 @@ def _store(path: Path) -> Finding:
         return Finding("store", f"none yet; made at {path} by the first run", "ok")
     if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
         return Finding("store", f"{path}, {path.stat().st_size / 10**6:,.1f} MB", "ok")
-    return Finding(
-        "store", f"{path} cannot be written", "warn", f"give yourself write access to {path.parent}"
-    )
+    return Finding("store", f"{path} cannot be written", "warn", f"give yourself write access to {path.parent}")
 
 
 def _sandbox() -> Finding:

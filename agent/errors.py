@@ -1,21 +1,21 @@
 """The error tree. Every message says what was found, what was expected and what to do.
 
-    RatchetError
-    +-- SettingsError      ratchet.toml or the environment; carries every fault found
-    +-- TaskError          a task, suite or tickets file that cannot be read
-    +-- RecordError        a record on disk or in the store that cannot be read back
-    +-- StoreError         the store cannot be opened or written
-    +-- FeedbackError      a rating or correction that does not fit its run
-    +-- ModelError         weights or runtime
-    |   +-- WeightsError   missing, broken, short or unexpected weight files
-    |   +-- PromptError    a prompt that cannot be rendered, or is longer than the model reads
-    |   +-- GrammarError   a tool schema that cannot be made into a grammar, or a grammar with no way out
-    +-- AdapterError       an adapter folder or a forbidden transition of the registry
-    +-- ToolsError         a user's tool file that cannot be loaded
-    +-- MemoryIndexError   documents or their index
-    +-- TuningError        the pipeline stops
-        +-- DatasetError   no target tokens, nothing to learn from, a broken dataset folder
-        +-- LivenessError  a stage did nothing: zero gradient, no effect, wrong hash served
+RatchetError
++-- SettingsError      ratchet.toml or the environment; carries every fault found
++-- TaskError          a task, suite or tickets file that cannot be read
++-- RecordError        a record on disk or in the store that cannot be read back
++-- StoreError         the store cannot be opened or written
++-- FeedbackError      a rating or correction that does not fit its run
++-- ModelError         weights or runtime
+|   +-- WeightsError   missing, broken, short or unexpected weight files
+|   +-- PromptError    a prompt that cannot be rendered, or is longer than the model reads
+|   +-- GrammarError   a tool schema that cannot be made into a grammar, or a grammar with no way out
++-- AdapterError       an adapter folder or a forbidden transition of the registry
++-- ToolsError         a user's tool file that cannot be loaded
++-- MemoryIndexError   documents or their index
++-- TuningError        the pipeline stops
+    +-- DatasetError   no target tokens, nothing to learn from, a broken dataset folder
+    +-- LivenessError  a stage did nothing: zero gradient, no effect, wrong hash served
 """
 
 from __future__ import annotations

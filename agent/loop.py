@@ -78,7 +78,7 @@ class Unrecorded:
 class Options:
     """How a run is done."""
 
-    budget: Budget = Budget()
+    budget: Budget = field(default_factory=Budget)
     temperature: float = 0.0
     seed: int = 0
     plan: bool = True
@@ -119,16 +119,14 @@ def run(
 ) -> Trajectory:
     """Do a task: plan, act, observe, until an answer or another outcome. Never raises on the model's account.
 
-    `tools` must hold one whose call ends the run, such as `tools.basics.answer`. `cancelled` ends the run within
-    a step. `on_event` is called in this thread, but for the model's text, which comes from the engine's.
+    `tools` must hold one whose call ends the run, such as `tools.basics.answer`. `cancelled` ends the run
+    within a step. `on_event` is called in this thread, for the model's text in the engine's.
     """
     options = options or Options()
     stepper = as_stepper(model)
     frame = make_frame(tools, options)
     masked = task if scrubber is None else _masked_task(task, scrubber)
-    trajectory = Trajectory(
-        run_id or new_id(), masked, provenance_of(stepper, frame, options), started_at=timestamp()
-    )
+    trajectory = Trajectory(run_id or new_id(), masked, provenance_of(stepper, frame, options), started_at=timestamp())
     going = Run(
         trajectory,
         stepper,
@@ -146,7 +144,7 @@ def run(
 
 
 def stream(task: Task, model: BaseChatModel | Stepper, tools: Sequence[BaseTool], **rest: Any) -> Iterator[Event]:
-    """`run` as a stream of its events, the last of which is `ended`. A reader that stops early cancels the run."""
+    """`run` as a stream of its events, the last of them `ended`. A reader that stops early cancels it."""
     events: SimpleQueue[Event | BaseException | None] = SimpleQueue()
     cancelled: threading.Event = rest.pop("cancelled", None) or threading.Event()
 
@@ -169,11 +167,12 @@ def stream(task: Task, model: BaseChatModel | Stepper, tools: Sequence[BaseTool]
         worker.join()
 
 
-def advance(going: Run) -> Trajectory:
-    """Take steps until the run ends; the run may hold steps already."""
+def advance(going: Run, first: Step | None = None) -> Trajectory:
+    """Take steps until the run ends; it may hold steps already, and `first` is one to do before all else."""
     outcome: Outcome | None = None
     error = None
     try:
+        outcome = ended_by_last(going) if first is None else perform(going, first)
         while outcome is None:
             outcome = used_up(going.trajectory, going.options.budget, time.monotonic() - going.started)
             if going.cancelled.is_set():
@@ -214,18 +213,27 @@ def perform(going: Run, step: Step) -> Outcome | None:
     index = len(going.trajectory.steps)
     if step.call is None:
         _write(going, index, step)
-        return Outcome.FAILED if has_failed(going.trajectory.steps) else None
+        return ended_by_last(going)
     going.recorder.intend(going.trajectory.id, index, step)
     going.tell("proposed", step=step)
     done = _observe(going, step)
-    before = repeats(going.trajectory.steps, done)
-    ends = (going.tools[step.call.name].metadata or {}).get("ends") if step.call.name in going.tools else None
-    if before and ends is None:
+    if repeats(going.trajectory.steps, done) and (_ends(going, step.call) is None or done.error is not None):
         done = replace(done, notice=REPEATED)
     _write(going, index, done)
-    if ends is not None and done.error is None:
+    return ended_by_last(going)
+
+
+def ended_by_last(going: Run) -> Outcome | None:
+    """The outcome the last recorded step brings: a run may be cut off between that step and its end."""
+    if not going.trajectory.steps:
+        return None
+    *before, last = going.trajectory.steps
+    if last.call is None:
+        return Outcome.FAILED if has_failed(going.trajectory.steps) else None
+    ends = _ends(going, last.call)
+    if ends is not None and last.error is None:
         return Outcome(ends)
-    return Outcome.LOOPING if before >= 2 else None
+    return Outcome.LOOPING if repeats(before, last) >= 2 else None
 
 
 def make_frame(tools: Sequence[BaseTool], options: Options) -> Frame:
@@ -260,7 +268,7 @@ def timestamp() -> str:
 
 
 def call_tool(tool: BaseTool, call: ToolCall) -> tuple[str, tuple[Passage, ...]]:
-    """Call a tool. Raises ToolException or ValidationError where it refuses. Returns text and new passages."""
+    """Text and new passages of a call. Raises ToolException or ValidationError where the tool refuses."""
     sent = {"name": call.name, "args": dict(call.arguments), "id": "step", "type": "tool_call"}
     message = tool.invoke(sent)
     assert isinstance(message, ToolMessage)
@@ -283,6 +291,22 @@ def _as_step(going: Run, proposal: Proposal) -> Step:
     )
 
 
+def _ends(going: Run, call: ToolCall) -> str | None:
+    """The outcome that this call's tool ends a run with, if it is one that does."""
+    tool = going.tools.get(call.name)
+    return None if tool is None else (tool.metadata or {}).get("ends")
+
+
+def _not_shown(going: Run, call: ToolCall) -> str | None:
+    """What is wrong with the passages an answer cites: a model without our grammar may name any."""
+    cited = call.arguments.get("citations")
+    shown = [passage.label for passage in going.trajectory.passages]
+    if _ends(going, call) is None or not isinstance(cited, list) or all(label in shown for label in cited):
+        return None
+    wrong = ", ".join(str(label) for label in cited if label not in shown)
+    return f"No passage {wrong} was shown; cite {', '.join(map(str, shown)) or 'none'}."
+
+
 def _observe(going: Run, step: Step) -> Step:
     """The step with what its tool gave back, or with why it refused."""
     assert step.call is not None
@@ -292,7 +316,7 @@ def _observe(going: Run, step: Step) -> Step:
     observation, error = "", None
     if tool is None:
         error = f"There is no tool {step.call.name!r}. Tools: {', '.join(going.tools)}."
-    else:
+    elif (error := _not_shown(going, step.call)) is None:
         arguments = step.call.arguments if going.scrubber is None else going.scrubber.unmask(dict(step.call.arguments))
         try:
             observation, passages = call_tool(tool, ToolCall(step.call.name, arguments))

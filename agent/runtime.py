@@ -1,4 +1,4 @@
-"""Puts the parts together for one project: model, tools, documents, store and adapters, each opened when needed.
+"""Puts the parts of one project together: model, tools, documents, store, adapters; each opened when needed.
 
 One runtime serves many runs at once, from many threads. Each run looks up the active adapter as it begins and
 stays on it; a promotion therefore acts from the next run on.
@@ -7,10 +7,11 @@ stays on it; a promotion therefore acts from the next run on.
 from __future__ import annotations
 
 import shutil
+import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,6 @@ from agent.loop import (
     call_tool,
     make_frame,
     new_id,
-    perform,
     provenance_of,
     run,
     timestamp,
@@ -40,11 +40,12 @@ from agent.planner import Budget
 from agent.scrub import Scrubber
 from agent.settings import Project
 from agent.store import Store
-from agent.trajectory import Branch, Correction, Outcome, Step, Task, ToolCall, Trajectory
+from agent.trajectory import Branch, Correction, Step, Task, ToolCall, Trajectory
 from tools.context import Passage, ToolContext
 from tools.loading import ToolsLoadError, load_tools
 
 if TYPE_CHECKING:
+    from agent.memory.encoder import Encoder
     from agent.memory.search import Memory
 
 ACTIVE = "active"
@@ -61,9 +62,10 @@ class Runtime:
         project: Project,
         *,
         model: BaseChatModel | Stepper | None = None,
+        encoder: Encoder | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
-        """`model` stands in for the project's own; adapters act on a `LocalModel` alone."""
+        """`model` and `encoder` stand in for the project's own; adapters act on a `LocalModel` alone."""
         self.project = project
         self.home = project.home
         self.registry = Registry(project.home.adapters)
@@ -71,6 +73,7 @@ class Runtime:
         """What the user should know, such as that the active adapter was broken and another is served."""
         self._progress = progress or (lambda text: None)
         self._model = model
+        self._encoder = encoder
         self._store: Store | None = None
         self._memory: Memory | None = None
         self._memory_looked_for = False
@@ -128,18 +131,24 @@ class Runtime:
         """The documents, opened with the project's encoder."""
         with self._lock:
             if self._memory is None:
-                from agent.llm.weights import resolve_encoder
-                from agent.memory.encoder import SentenceEncoder
                 from agent.memory.search import Memory
 
                 chosen = self.project.settings
                 self.home.root.mkdir(parents=True, exist_ok=True)
-                folder = resolve_encoder(chosen.model.encoder, self.home.models, progress=self._progress)
-                encoder = SentenceEncoder(folder, name=chosen.model.encoder)
                 self._memory = Memory.open(
-                    self.home.database, self.home.index, encoder, chunk_tokens=chosen.memory.chunk_tokens
+                    self.home.database,
+                    self.home.index,
+                    self._encoder or self._load_encoder(),
+                    chunk_tokens=chosen.memory.chunk_tokens,
                 )
             return self._memory
+
+    def _load_encoder(self) -> Encoder:
+        from agent.llm.weights import resolve_encoder
+        from agent.memory.encoder import SentenceEncoder
+
+        name = self.project.settings.model.encoder
+        return SentenceEncoder(resolve_encoder(name, self.home.models, progress=self._progress), name=name)
 
     # -- what a run works with -----------------------------------------------------------------------------
 
@@ -157,7 +166,7 @@ class Runtime:
         )
 
     def tools(self, context: ToolContext, names: Sequence[str] | None = None) -> list[BaseTool]:
-        """The tools of one run: the built-in ones and the project's, or of these the named and those that end it."""
+        """The tools of one run: the built-in and the project's, or of these the named and those that end it."""
         chosen = self.project.settings.tools
         files = [self.project.resolve(name) if name.endswith(".py") else name for name in chosen.files]
         try:
@@ -176,6 +185,32 @@ class Runtime:
         context = ToolContext(self.home.workspaces / "none", self.project.folder, retriever=_NoDocuments())
         return make_frame(self.tools(context, names), self.options)
 
+    @contextmanager
+    def checking_tools(self, task: Task) -> Iterator[list[BaseTool]]:
+        """The tools as a run of this task has them, to look at and not to call."""
+        with tempfile.TemporaryDirectory(prefix="ratchet-") as scratch:
+            facts = dict(task.facts)
+            yield self.tools(ToolContext(Path(scratch), self.project.folder, facts=facts, retriever=_NoDocuments()))
+
+    def loaded(self) -> dict[str, Any] | None:
+        """The base in memory and the registry's adapters on it, by the hashes of their tensors there.
+
+        None before the model is loaded; asking loads nothing.
+        """
+        from agent.llm.local import LocalModel
+
+        model = self._model
+        if model is None:
+            return None
+        if not isinstance(model, LocalModel):
+            return {"base": as_stepper(model).provenance().base, "revision": "", "adapters": {}}
+        bank = model.engine.adapters
+        return {
+            "base": model.base,
+            "revision": model.revision,
+            "adapters": {one.id: bank.hash(one.id) for one in self.registry.list() if one.id in bank},
+        }
+
     def serving(self) -> Adapter | None:
         """The adapter that the next run will use; None is the base."""
         found = self.registry.serving()
@@ -185,13 +220,15 @@ class Runtime:
         return found.adapter
 
     def stepper(self, adapter: str | None = ACTIVE) -> Stepper:
-        """The model under an adapter: its id, `ACTIVE`, or None for the base. Checks what is loaded by its hash."""
+        """The model under an adapter: its id, `ACTIVE`, or None for the base. What is loaded is checked."""
         from agent.llm.local import LocalModel
 
         model = self.model
         if not isinstance(model, LocalModel):
             if adapter not in (None, ACTIVE):
-                raise AdapterError(f"adapter {adapter!r} needs the local model; this runtime has {type(model).__name__}")
+                raise AdapterError(
+                    f"adapter {adapter!r} needs the local model; this runtime has {type(model).__name__}"
+                )
             return as_stepper(model)
         entry = self.serving() if adapter == ACTIVE else None if adapter is None else self.registry.get(adapter)
         if entry is None:
@@ -242,7 +279,7 @@ class Runtime:
     ) -> Trajectory:
         """Go on with a run that was cut off; or, behind its first corrected step, take it up as a new run.
 
-        A call that was interrupted is made again when it could do no harm, else shown to the model as unknown.
+        A call that was interrupted is made again if it could do no harm, else shown to the model as unknown.
         Raises StoreError for a run that ended and has no correction.
         """
         trajectory = self.store.get(run_id)
@@ -251,23 +288,22 @@ class Runtime:
             return self._branch(trajectory, corrections[min(corrections)], cancelled, on_event)
         if trajectory.outcome is not None:
             raise StoreError(
-                f"run {trajectory.id} has ended ({trajectory.outcome}): {trajectory.outcome.meaning}; correct one of "
-                "its steps to take it up from there"
+                f"run {trajectory.id} has ended ({trajectory.outcome}): {trajectory.outcome.meaning}; "
+                "correct one of its steps to take it up from there"
             )
         going = self._going(trajectory, self.home.workspaces / trajectory.id, cancelled, on_event)
         intent = self.store.open_intent(trajectory.id)
-        outcome = None
         if intent is not None and intent.call is not None:
             if self._effect(going, intent.call) != "world":
-                outcome = perform(going, intent)
-            else:
-                done = replace(intent, error=INTERRUPTED)
-                self.store.add_step(trajectory.id, len(trajectory.steps), done)
-                going.trajectory = trajectory.with_step(done)
-        return advance(going) if outcome is None else self._end(going, outcome)
+                return advance(going, intent)
+            done = replace(intent, error=INTERRUPTED)
+            self.store.add_step(trajectory.id, len(trajectory.steps), done)
+            going.trajectory = trajectory.with_step(done)
+            going.tell("observed", step=done)
+        return advance(going)
 
     def reveal(self, trajectory: Trajectory) -> Trajectory:
-        """The run with what was scrubbed put back into its last step, for the person who asked. Not for the log."""
+        """The run with what was scrubbed put back into its last step, for who asked. Not for the log."""
         scrubber = self._scrubbers.get(trajectory.id)
         if scrubber is None or not trajectory.steps or trajectory.steps[-1].call is None:
             return trajectory
@@ -298,15 +334,12 @@ class Runtime:
             branch=Branch(parent.id, correction.step),
         )
         going = self._going(shared, self.home.workspaces / run_id, cancelled, on_event)
-        going.trajectory = shared = replace(
-            shared, provenance=provenance_of(going.stepper, going.frame, going.options)
-        )
+        going.trajectory = shared = replace(shared, provenance=provenance_of(going.stepper, going.frame, going.options))
         self._replay(going)
         self.store.begin(shared)
         going.tell("started")
         step = Step(correction.call, thought=correction.thought, plan=correction.plan, author="correction")
-        outcome = perform(going, step)
-        return advance(going) if outcome is None else self._end(going, outcome)
+        return advance(going, step)
 
     def _replay(self, going: Run) -> None:
         """Bring a fresh workspace to where the shared steps had left the old one."""
@@ -351,16 +384,7 @@ class Runtime:
                 return self.stepper(trajectory.provenance.adapter)
         return self.stepper(None if trajectory.branch is None and trajectory.steps else ACTIVE)
 
-    def _end(self, going: Run, outcome: Outcome) -> Trajectory:
-        ended_at = timestamp()
-        self.store.end(going.trajectory.id, outcome, ended_at)
-        going.trajectory = replace(going.trajectory, outcome=outcome, ended_at=ended_at)
-        going.tell("ended")
-        return going.trajectory
-
-    def _context(
-        self, run_id: str, task: Task, workspace: Path | None, seen: Sequence[Passage] = ()
-    ) -> ToolContext:
+    def _context(self, run_id: str, task: Task, workspace: Path | None, seen: Sequence[Passage] = ()) -> ToolContext:
         folder = workspace or self.home.workspaces / run_id
         folder.mkdir(parents=True, exist_ok=True)
         return ToolContext(
@@ -382,6 +406,10 @@ class Runtime:
             while len(self._scrubbers) > 4096:
                 self._scrubbers.popitem(last=False)
             return scrubber
+
+    def documents_version(self) -> str:
+        """Changes whenever the documents do."""
+        return "none" if self._retriever() is None else self.memory.version
 
     def clear_workspace(self, run_id: str) -> None:
         """Remove what a run's tools left in its workspace."""

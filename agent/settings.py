@@ -34,9 +34,7 @@ def _key(default: T, expected: str, fits: Callable[[T], bool]) -> T:
 
 
 def _choice(default: str, *choices: str) -> str:
-    return _key(
-        default, "one of " + ", ".join(f'"{choice}"' for choice in choices), lambda value: value in choices
-    )
+    return _key(default, "one of " + ", ".join(f'"{choice}"' for choice in choices), lambda value: value in choices)
 
 
 def _whole(default: int, low: int, high: int | None = None) -> int:
@@ -63,9 +61,7 @@ def _text(default: str) -> str:
 
 def _names(default: tuple[str, ...], *, empty: bool = True) -> tuple[str, ...]:
     expected = "texts that are not empty" + ("" if empty else ", at least one")
-    return _key(
-        default, expected, lambda value: (empty or bool(value)) and all(item.strip() for item in value)
-    )
+    return _key(default, expected, lambda value: (empty or bool(value)) and all(item.strip() for item in value))
 
 
 def _is_device(value: str) -> bool:
@@ -152,18 +148,22 @@ class TuningSettings:
     """Share of the adapter's inputs dropped at random while it trains."""
     targets: tuple[str, ...] = _names(("all-linear",), empty=False)
     """Modules that get an adapter, by name; "all-linear" means every linear layer but the output."""
+    start: str = _choice("base", "base", "active")
+    """What a tuning starts from: "base", or "active" to go on from the adapter that is served."""
+    precision: str = _choice("auto", "auto", "float32", "bfloat16")
+    """Of matrix products while training; "auto" takes whichever is faster on this machine."""
     learning_rate: float = _above_zero(1e-3)
     """Highest learning rate, reached after the warm-up."""
     epochs: int = _whole(4, 1, 1000)
     """Passes over the data, at most."""
-    batch_targets: int = _whole(1500, 1)
-    """Target tokens (what the model is to say) of one optimizer step."""
-    max_tokens_per_pack: int = _whole(2048, 64)
+    batch_targets: int = _whole(400, 1)
+    """Target tokens (what the model is to say) that one optimizer step gathers, at least."""
+    max_tokens_per_pack: int = _whole(1536, 64)
     """Tokens of one packed sequence, prompts included, at most."""
     validation_share: float = _share(0.1)
     """Share of the runs held out to decide when to stop; 0 holds out none and never stops early."""
-    patience: int = _whole(2, 1)
-    """Epochs without a lower held-out loss before the training stops."""
+    patience: int = _whole(2, 0)
+    """Epochs without a lower held-out loss before the training stops; 0 never stops early."""
     warmup_share: float = _share(0.05)
     """Share of the optimizer steps in which the learning rate rises."""
     weight_decay: float = _real(0.0, 0.0)
@@ -178,8 +178,6 @@ class TuningSettings:
 class GateSettings:
     """When a candidate adapter may be served."""
 
-    confidence: float = _key(0.95, "0.5 or more and below 1", lambda value: 0.5 <= value < 1)
-    """Confidence of the paired bootstrap interval that must lie above zero."""
     resamples: int = _whole(10000, 100)
     """Resamples of the bootstrap."""
     margin: float = _real(0.1, 0.0, 1.0)
@@ -381,11 +379,7 @@ def _unknown(name: str, values: object, known: Mapping[str, Any]) -> str:
     if isinstance(values, dict):
         return f"unknown section [{name}]{_meant(name, known) or '; sections are ' + ', '.join(known)}"
     homes = [section for section, default in known.items() if name in {key.name for key in fields(default)}]
-    hint = (
-        f"; it belongs in {' or '.join(f'[{home}]' for home in homes)}"
-        if homes
-        else "; keys stand in a section"
-    )
+    hint = f"; it belongs in {' or '.join(f'[{home}]' for home in homes)}" if homes else "; keys stand in a section"
     return f"unknown key {name} outside a section{hint}"
 
 
@@ -467,10 +461,6 @@ def _notes() -> dict[str, str]:
             continue
         notes[node.name] = ast.get_docstring(node) or ""
         for key, note in zip(node.body, node.body[1:], strict=False):
-            if (
-                isinstance(key, ast.AnnAssign)
-                and isinstance(key.target, ast.Name)
-                and isinstance(note, ast.Expr)
-            ):
+            if isinstance(key, ast.AnnAssign) and isinstance(key.target, ast.Name) and isinstance(note, ast.Expr):
                 notes[f"{node.name}.{key.target.id}"] = " ".join(str(ast.literal_eval(note.value)).split())
     return notes

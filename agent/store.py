@@ -282,14 +282,10 @@ class Store:
         """The correction that counts, by step."""
         return {correction.step: correction for correction in self.corrections(run_id)}
 
-    def _append(
-        self, record: Rating | Correction, kind: Literal["rating", "correction"], step: int | None
-    ) -> None:
+    def _append(self, record: Rating | Correction, kind: Literal["rating", "correction"], step: int | None) -> None:
         with writing(self.engine) as connection:
             if connection.scalar(sa.select(_runs.c.id).where(_runs.c.id == record.run)) is None:
-                raise FeedbackError(
-                    f"there is no run {record.run!r} to give feedback on; `ratchet log` lists runs"
-                )
+                raise FeedbackError(f"there is no run {record.run!r} to give feedback on; `ratchet log` lists runs")
             count = _next_index(connection, record.run)
             if step is not None and not 0 <= step < count:
                 has = f"has steps 0 to {count - 1}" if count else "has no steps"
@@ -302,9 +298,7 @@ class Store:
                 "record": _dump(asdict(record)),
             }
             if connection.scalar(sa.select(_feedback.c.id).where(_feedback.c.id == record.id)) is not None:
-                raise FeedbackError(
-                    f"there is feedback {record.id!r} already; feedback is appended under a new id"
-                )
+                raise FeedbackError(f"there is feedback {record.id!r} already; feedback is appended under a new id")
             connection.execute(_feedback.insert().values(row))
 
     def _records(self, kind: str, run_id: str | None) -> list[dict[str, Any]]:
@@ -337,9 +331,7 @@ def open_engine(path: Path) -> sa.Engine:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
-        raise StoreError(
-            f"cannot make the folder of {path} ({fault.strerror}); check its permissions"
-        ) from fault
+        raise StoreError(f"cannot make the folder of {path} ({fault.strerror}); check its permissions") from fault
     engine = sa.create_engine(
         sa.URL.create("sqlite", database=str(path)),
         connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False},
@@ -413,9 +405,7 @@ def _use_wal(cursor: Any) -> None:
 
 
 def _begin(connection: sa.Connection) -> None:
-    connection.exec_driver_sql(
-        "BEGIN IMMEDIATE" if connection.get_execution_options().get(_WRITE) else "BEGIN"
-    )
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get(_WRITE) else "BEGIN")
 
 
 @contextmanager
@@ -458,9 +448,7 @@ def _resolve(connection: sa.Connection, run_id: str) -> str:
 
 
 def _load(connection: sa.Connection, ids: Sequence[str]) -> list[Trajectory]:
-    runs = {
-        row["id"]: row for row in connection.execute(sa.select(_runs).where(_runs.c.id.in_(ids))).mappings()
-    }
+    runs = {row["id"]: row for row in connection.execute(sa.select(_runs).where(_runs.c.id.in_(ids))).mappings()}
     texts: dict[str, list[str]] = {run: [] for run in ids}
     query = sa.select(_steps.c.run, _steps.c.step).where(_steps.c.run.in_(ids))
     for run, step in connection.execute(query.order_by(_steps.c.run, _steps.c.position)):
@@ -470,17 +458,13 @@ def _load(connection: sa.Connection, ids: Sequence[str]) -> list[Trajectory]:
 
 def _trajectory(row: sa.RowMapping, steps: Sequence[str]) -> Trajectory:
     if row["version"] > RECORD_VERSION:
-        raise RecordError(
-            f"run {row['id']} has version {row['version']}, this code reads {RECORD_VERSION}; upgrade"
-        )
+        raise RecordError(f"run {row['id']} has version {row['version']}, this code reads {RECORD_VERSION}; upgrade")
     try:
         data = {name: row[name] for name in ("id", "started_at", "outcome", "ended_at")}
         data |= {name: json.loads(row[name]) for name in ("task", "provenance", "branch", "error")}
         return trajectory_from_dict({**data, "steps": [json.loads(step) for step in steps]})
     except (ValueError, KeyError, TypeError) as fault:
-        raise RecordError(
-            f"run {row['id']} cannot be read back ({fault!r}); the store holds something else"
-        ) from fault
+        raise RecordError(f"run {row['id']} cannot be read back ({fault!r}); the store holds something else") from fault
 
 
 def _read_step(run: str, text: str) -> Step:

@@ -18,7 +18,6 @@ from tools.context import Passage
 RECORD_VERSION = 1
 
 
-
 class Outcome(StrEnum):
     """Why a run ended. A closed set: a run without one is still going, or was cut off and can be resumed."""
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from agent.llm.local import LocalModel
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -14,3 +19,14 @@ REPOSITORY = Path(__file__).parent.parent
 def models_folder() -> Path:
     """Where converted weights are kept: RATCHET_TEST_MODELS, else `.ratchet/models` of this checkout."""
     return Path(os.environ.get("RATCHET_TEST_MODELS") or REPOSITORY / ".ratchet" / "models").resolve()
+
+
+@pytest.fixture(scope="module")
+def local_model(models_folder: Path) -> Iterator[LocalModel]:
+    """The real base model, converted if it is not yet; its engine is closed after the module's tests."""
+    from agent.llm.catalog import DEFAULT_MODEL
+    from agent.llm.local import LocalModel
+
+    model = LocalModel.load(DEFAULT_MODEL, models_folder)
+    yield model
+    model.close()

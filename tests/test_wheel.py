@@ -62,15 +62,9 @@ def test_it_carries_its_licence_and_its_command(wheel: Path) -> None:
 
 def test_it_carries_the_demo_desk(wheel: Path) -> None:
     desk = REPOSITORY / "examples" / "desk"
-    files = [
-        path
-        for path in desk.rglob("*")
-        if path.is_file() and path.suffix in {".py", ".md", ".toml", ".jsonl"}
-    ]
+    files = [path for path in desk.rglob("*") if path.is_file() and path.suffix in {".py", ".md", ".toml", ".jsonl"}]
     assert files
-    shipped = [
-        path.relative_to(desk) for path in files if not path.relative_to(desk).parts[0].startswith(".")
-    ]
+    shipped = [path.relative_to(desk) for path in files if not path.relative_to(desk).parts[0].startswith(".")]
     assert {f"tuner/_desk/{path.as_posix()}" for path in shipped} <= names_in(wheel)
 
 
@@ -83,9 +77,7 @@ def test_it_runs_where_there_is_no_checkout(wheel: Path, tmp_path: Path) -> None
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     code = "import agent, runpy; print(agent.__file__); runpy.run_module('agent.cli', run_name='__main__')"
-    environment = {
-        key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "RATCHET"))
-    }
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "RATCHET"))}
     done = subprocess.run(
         [sys.executable, "-c", code, "--version"],
         cwd=elsewhere,

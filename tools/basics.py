@@ -24,7 +24,7 @@ from langchain_core.tools import BaseTool, StructuredTool, ToolException
 from pydantic import BaseModel, Field
 
 MAX_EXPRESSION = 80
-MAX_DEPTH = 40
+MAX_DEPTH = 16
 MAX_EXPONENT = 1000
 MAX_RESULT = Decimal("1e30")
 
@@ -92,12 +92,8 @@ def hand_over() -> BaseTool:
 def calculate(expression: str) -> str:
     """The value in plain digits, at most 12 behind the point. Raises ToolException with what is wrong."""
     if len(expression) > MAX_EXPRESSION:
-        raise ToolException(
-            f"the expression has {len(expression)} characters, at most {MAX_EXPRESSION} are read"
-        )
-    with localcontext(
-        Context(prec=34, Emax=9999, Emin=-9999, traps=[DivisionByZero, InvalidOperation, Overflow])
-    ):
+        raise ToolException(f"the expression has {len(expression)} characters, at most {MAX_EXPRESSION} are read")
+    with localcontext(Context(prec=34, Emax=9999, Emin=-9999, traps=[DivisionByZero, InvalidOperation, Overflow])):
         try:
             value = _Parser(expression).value()
             if abs(value) > MAX_RESULT:
@@ -122,9 +118,7 @@ class _Parser:
     """Recursive descent; `**` binds tighter than a sign in front of it, and to the right."""
 
     def __init__(self, expression: str) -> None:
-        self._tokens = [
-            (match.lastgroup, match[match.lastgroup or 0]) for match in _TOKEN.finditer(expression.strip())
-        ]
+        self._tokens = [(match.lastgroup, match[match.lastgroup or 0]) for match in _TOKEN.finditer(expression.strip())]
         self._next = 0
         self._depth = 0
 
@@ -216,9 +210,7 @@ class _Parser:
         return function(values)
 
     def _peek(self) -> str:
-        return (
-            _ALIASES.get(text := self._tokens[self._next][1], text) if self._next < len(self._tokens) else ""
-        )
+        return _ALIASES.get(text := self._tokens[self._next][1], text) if self._next < len(self._tokens) else ""
 
     def _operand_at(self, position: int) -> bool:
         if position >= len(self._tokens):

@@ -22,7 +22,8 @@ class SearchArguments(BaseModel):
 def search_knowledge(context: ToolContext, k: int = 4, *, min_score: float = -1.0) -> BaseTool:
     """The tool for one run. Its artifact is the list of passages this call showed for the first time.
 
-    Passages that score below `min_score` are not shown. One shown before is shown again under its old label. New ones are added to `context.seen`.
+    Passages that score below `min_score` are not shown. One shown before is shown again under its old label;
+    new ones are added to `context.seen`.
     """
 
     def search(query: str) -> tuple[str, list[Passage]]:

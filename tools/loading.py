@@ -48,12 +48,15 @@ def load_tools(
 ) -> list[BaseTool]:
     """Built-ins, then the user's tools in the order named.
 
-    `names_or_files` are `.py` files (relative ones inside `context.project`) or dotted modules. `enabled`,
-    when given, leaves only the tools it names, and those that end a run. `passages` is how many one search
-    shows, and `min_score` what they must score at least. Raises ToolsLoadError.
+    `names_or_files` are `.py` files (relative ones inside `context.project`) or dotted modules. `enabled`, when
+    given, leaves only the tools it names, and the built-in ones that end a run unless a named one does.
+    `passages` is how many one search shows, and `min_score` what they must score at least. Raises ToolsLoadError.
     """
     sources = [
-        ("the built-in tools", [search_knowledge(context, passages, min_score=min_score), calculator(), answer(), hand_over()])
+        (
+            "the built-in tools",
+            [search_knowledge(context, passages, min_score=min_score), calculator(), answer(), hand_over()],
+        )
     ]
     sources += [(str(name), _users(name, context)) for name in names_or_files]
     owners: dict[str, str] = {}
@@ -61,17 +64,20 @@ def load_tools(
     for source, own in sources:
         for tool in own:
             if tool.name in owners:
-                raise ToolsLoadError(
-                    source, None, f"{tool.name!r} is taken by {owners[tool.name]}; rename the tool"
-                )
+                raise ToolsLoadError(source, None, f"{tool.name!r} is taken by {owners[tool.name]}; rename the tool")
             owners[tool.name] = source
             tools.append(tool)
     unknown = [name for name in enabled if name not in owners]
     if unknown:
-        raise ToolsLoadError(
-            "this run", None, f"no tool is named {unknown[0]!r}; there are {', '.join(owners)}"
-        )
-    return [tool for tool in tools if not enabled or tool.name in enabled or "ends" in (tool.metadata or {})]
+        raise ToolsLoadError("this run", None, f"no tool is named {unknown[0]!r}; there are {', '.join(owners)}")
+    if not enabled:
+        return tools
+    own_end = any(tool.name in enabled and _ends(tool) for tool in tools)
+    return [tool for tool in tools if tool.name in enabled or (_ends(tool) and not own_end)]
+
+
+def _ends(tool: BaseTool) -> bool:
+    return "ends" in (tool.metadata or {})
 
 
 def _users(name: str | Path, context: ToolContext) -> list[BaseTool]:
@@ -87,9 +93,7 @@ def _users(name: str | Path, context: ToolContext) -> list[BaseTool]:
         # Whatever the user's code raises, a sys.exit included, is told with its place.
         except (Exception, SystemExit) as fault:
             file, line = _place(fault, path, text)
-            raise ToolsLoadError(
-                file, line, f"{type(fault).__name__}: {fault}; correct it and try again"
-            ) from fault
+            raise ToolsLoadError(file, line, f"{type(fault).__name__}: {fault}; correct it and try again") from fault
     return [_checked(tool, text) for tool in found]
 
 
@@ -98,9 +102,7 @@ def _found(module: types.ModuleType, context: ToolContext, source: str) -> Seque
     found = loader(context) if callable(loader) else getattr(module, "TOOLS", None)
     if not isinstance(found, list | tuple):
         what = (
-            f"load_tools gave {type(found).__name__}"
-            if callable(loader)
-            else "neither load_tools nor TOOLS is there"
+            f"load_tools gave {type(found).__name__}" if callable(loader) else "neither load_tools nor TOOLS is there"
         )
         raise ToolsLoadError(source, None, f"{what}; define load_tools(context) -> list[BaseTool]")
     return found
@@ -108,14 +110,10 @@ def _found(module: types.ModuleType, context: ToolContext, source: str) -> Seque
 
 def _checked(tool: Any, source: str) -> BaseTool:
     if not isinstance(tool, BaseTool):
-        raise ToolsLoadError(
-            source, None, f"found {tool!r:.80}, expected a langchain-core tool; put @tool above it"
-        )
+        raise ToolsLoadError(source, None, f"found {tool!r:.80}, expected a langchain-core tool; put @tool above it")
     effect = (tool.metadata or {}).get("effect", "world")
     if effect not in EFFECTS:
-        raise ToolsLoadError(
-            source, None, f"{tool.name} has effect {effect!r}, expected one of {', '.join(EFFECTS)}"
-        )
+        raise ToolsLoadError(source, None, f"{tool.name} has effect {effect!r}, expected one of {', '.join(EFFECTS)}")
     return tool
 
 
@@ -166,16 +164,15 @@ def _importable(folder: Path, *, keep: bool) -> Iterator[None]:
         if str(folder) in sys.path:
             sys.path.remove(str(folder))
         if not keep:
-            for name in [name for name, module in sys.modules.items() if _is_beside(name, module, folder)]:
+            # A list first: other threads import while this one looks.
+            for name in [name for name, module in list(sys.modules.items()) if _is_beside(name, module, folder)]:
                 del sys.modules[name]
             sys.modules.update(hidden)
 
 
 def _hide(folder: Path) -> dict[str, types.ModuleType]:
     """Take out modules of other places that have the name of one beside the file."""
-    beside = {path.stem for path in folder.glob("*.py")} | {
-        path.parent.name for path in folder.glob("*/__init__.py")
-    }
+    beside = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
     beside -= {*sys.stdlib_module_names, *_OURS}
     return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in beside}
 

@@ -43,9 +43,7 @@ class Scores:
     """Each thing that did not hold, in plain words."""
 
 
-def score(
-    task: SuiteTask, trajectory: Trajectory, workspace: Path, *, pristine: Path | None = None
-) -> Scores:
+def score(task: SuiteTask, trajectory: Trajectory, workspace: Path, *, pristine: Path | None = None) -> Scores:
     """Score a finished run.
 
     `pristine` is the project's own copy of the databases, a file or the folder that holds them: tools copy
@@ -81,9 +79,7 @@ def same_value(expected: Any, found: Any) -> bool:
     if expected is None or found is None:
         return expected is found
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
-        return expected.keys() == found.keys() and all(
-            same_value(value, found[key]) for key, value in expected.items()
-        )
+        return expected.keys() == found.keys() and all(same_value(value, found[key]) for key, value in expected.items())
     if _is_list(expected) and _is_list(found):
         return len(expected) == len(found) and all(map(same_value, expected, found))
     if isinstance(expected, str) and isinstance(found, str):
@@ -198,9 +194,7 @@ def _database(name: str, workspace: Path, pristine: Path | None) -> Path | None:
     return untouched if untouched.is_file() else None
 
 
-_READING = frozenset(
-    {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
-)
+_READING = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
 
 
 def _query(path: Path, query: str) -> list[tuple[Any, ...]]:

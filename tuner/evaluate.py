@@ -114,9 +114,7 @@ class Evaluation:
                 return cls(**{**data, "rows": tuple(_row_from_dict(row) for row in data["rows"])})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
             raise RecordError(f"{path}: not an evaluation ({fault!r}); run `ratchet eval` again") from fault
-        raise RecordError(
-            f"{path}: version {version}, this code reads {EVALUATION_VERSION}; upgrade ratchet-loop"
-        )
+        raise RecordError(f"{path}: version {version}, this code reads {EVALUATION_VERSION}; upgrade ratchet-loop")
 
 
 def evaluate(
@@ -215,9 +213,7 @@ def _run(task: SuiteTask, run_one: RunOne, workspaces: Path, pristine: Path | No
         why = f"the run crashed: {type(fault).__name__}: {fault}"
         scores = Scores(success=False, refusal=False, reasons=(why,))
         seconds = time.perf_counter() - begin
-        row = Row(
-            task.id, task.group, task.task.text, task.check.refusal, scores, Outcome.CRASHED, seconds=seconds
-        )
+        row = Row(task.id, task.group, task.task.text, task.check.refusal, scores, Outcome.CRASHED, seconds=seconds)
         return _Result(row, None)
     finally:
         if not keep:

@@ -86,24 +86,18 @@ def decide(
     pairs = [(old[task], new[task]) for task in sorted(new)]
     names = sorted({row.group for row in new.values()})
     if unknown := sorted(set(policy.watched or ()) - set(names)):
-        raise TuningError(
-            f"watched groups {', '.join(unknown)} are not in the suite, which has {', '.join(names)}"
-        )
+        raise TuningError(f"watched groups {', '.join(unknown)} are not in the suite, which has {', '.join(names)}")
 
     overall = _change("all tasks", pairs, _success, policy)
     base_rows = _by_id(base)
     over_base = _change("all tasks", [(base_rows[task], new[task]) for task in sorted(new)], _success, policy)
-    groups = tuple(
-        _change(name, [pair for pair in pairs if pair[1].group == name], _success, policy) for name in names
-    )
+    groups = tuple(_change(name, [pair for pair in pairs if pair[1].group == name], _success, policy) for name in names)
     due = [pair for pair in pairs if pair[1].expects_refusal]
     refusals = _change("refusals", due, _refused, policy) if due else None
 
     against = [*_against(overall, policy)]
     against += [
-        _loss(group, f"The group {group.name!r}", policy)
-        for group in groups
-        if group.watched and group.too_much
+        _loss(group, f"The group {group.name!r}", policy) for group in groups if group.watched and group.too_much
     ]
     if refusals is not None and refusals.too_much:
         against.append(_loss(refusals, "The share of tasks handed over when due", policy))
@@ -156,9 +150,7 @@ def _refused(row: Row) -> bool:
     return row.scores.refusal is True
 
 
-def _change(
-    name: str, pairs: Iterable[tuple[Row, Row]], holds: Callable[[Row], bool], policy: GatePolicy
-) -> Change:
+def _change(name: str, pairs: Iterable[tuple[Row, Row]], holds: Callable[[Row], bool], policy: GatePolicy) -> Change:
     verdicts = [(holds(old), holds(new)) for old, new in pairs]
     gain = bootstrap_mean([new - old for old, new in verdicts], resamples=policy.resamples, seed=policy.seed)
     return Change(

@@ -173,7 +173,13 @@ class TreeLayout:
         self._positions = torch.from_numpy(pack.positions).to(device)
 
     def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int | None
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        window: int | None,
     ) -> torch.Tensor:
         """Query [heads, T, d], key and value [kv_heads, T, d]; returns [T, heads, d]."""
         import torch
@@ -189,7 +195,11 @@ class TreeLayout:
                 depth = self._positions
                 visible = visible & (depth[block.columns] > depth[block.start : block.end, None] - window)
             out = scaled_dot_product_attention(
-                query[None, :, block.start : block.end], keys[None], values[None], attn_mask=visible, scale=scale
+                query[None, :, block.start : block.end],
+                keys[None],
+                values[None],
+                attn_mask=visible,
+                scale=scale,
             )
             parts.append(out[0].transpose(0, 1))
         return torch.cat(parts)

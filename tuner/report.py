@@ -116,9 +116,7 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
                 row["label"],
                 row["count"],
                 *(
-                    with_interval(
-                        *(row[f"{side}_{end}"] for end in ("mean", "low", "high")), unit=row["unit"]
-                    )
+                    with_interval(*(row[f"{side}_{end}"] for end in ("mean", "low", "high")), unit=row["unit"])
                     for side in ("before", "after")
                 ),
             ]
@@ -205,16 +203,13 @@ def _why(old: Row, new: Row) -> tuple[str, ...]:
     return (old if new.scores.success else new).scores.reasons
 
 
-def _tables(
-    decision: Decision, runs: Mapping[str, Evaluation], flips: Sequence[tuple[Row, Row]]
-) -> tuple[_Table, ...]:
+def _tables(decision: Decision, runs: Mapping[str, Evaluation], flips: Sequence[tuple[Row, Row]]) -> tuple[_Table, ...]:
     summaries = {name: run.summary() for name, run in runs.items()}
     figures = []
     for labels, unit in ((METRICS, "share"), (COSTS, "number")):
         for metric, label in labels.items():
             found = [
-                (summary.metrics if unit == "share" else summary.costs).get(metric)
-                for summary in summaries.values()
+                (summary.metrics if unit == "share" else summary.costs).get(metric) for summary in summaries.values()
             ]
             if any(found):
                 figures.append((label, *(_shown(interval, unit) for interval in found)))
@@ -297,9 +292,7 @@ def _html_table(table: _Table) -> str:
     if not table.rows:
         return f"<h2>{html.escape(table.title)}</h2><p>None.</p>\n"
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in table.headers)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n" for row in table.rows
-    )
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n" for row in table.rows)
     return (
         f'<h2>{html.escape(table.title)}</h2><div class="wide"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>\n"
@@ -349,9 +342,7 @@ def _svg(runs: Mapping[str, Evaluation]) -> str:
     for row, group in enumerate(names):
         top = 34 + block * row
         middle = top + block / 2
-        parts.append(
-            f'<text x="{_LEFT - 12}" y="{middle}" text-anchor="end">{html.escape(_short(group, 26))}</text>'
-        )
+        parts.append(f'<text x="{_LEFT - 12}" y="{middle}" text-anchor="end">{html.escape(_short(group, 26))}</text>')
         for i, (name, summary) in enumerate(summaries.items()):
             interval = summary.metrics["success"] if row == 0 else summary.groups[group]
             parts.append(_mark(interval, name, group, top + _TRACK * i + _TRACK / 2))

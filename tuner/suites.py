@@ -170,9 +170,7 @@ class _Row:
             return None
         identifier = self._text(row, "id")
         if identifier and not _ID.fullmatch(identifier):
-            self.faults.append(
-                f"id {identifier!r}; expected up to 100 letters, digits, '.', '_' or '-', no mark first"
-            )
+            self.faults.append(f"id {identifier!r}; expected up to 100 letters, digits, '.', '_' or '-', no mark first")
         group = self._text(row, "group")
         task = self._object(row.get("task"), "task", ("text", "facts")) or {}
         text = self._text(task, "text", "task.") if task else ""

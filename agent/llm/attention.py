@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 IMPLEMENTATION = "ratchet_ragged"
 
-
 _SMALL = 16
 """New tokens up to which plain products beat the fused kernel, whose set-up costs more than it saves."""
 
@@ -46,7 +45,8 @@ def use_ragged_attention(model: Any) -> None:
 
     if not getattr(model, "_supports_attention_backend", True):
         raise ModelError(
-            f"{type(model).__name__} does not go through the attention interface of transformers; use a Llama, Qwen or Mistral kind of model"
+            f"{type(model).__name__} does not go through the attention interface of transformers; use a "
+            "Llama, Qwen or Mistral kind of model"
         )
     AttentionInterface.register(IMPLEMENTATION, _ragged_attention)
     model.set_attn_implementation(IMPLEMENTATION)
@@ -69,9 +69,7 @@ def _ragged_attention(
     if layout is None:
         raise ModelError("this model runs with ragged attention; pass layout= to its forward")
     if softcap is not None or s_aux is not None:
-        raise ModelError(
-            "soft-capped attention and attention sinks are not supported; use another base model"
-        )
+        raise ModelError("soft-capped attention and attention sinks are not supported; use another base model")
     out = layout.attend(module.layer_idx, query[0], key[0], value[0], scaling, sliding_window)
     return out.unsqueeze(0), None
 
@@ -130,9 +128,7 @@ class KeyValues:
 
     @property
     def bytes(self) -> int:
-        return sum(
-            2 * pair[0].nelement() * pair[0].element_size() for pair in self._buffers if pair is not None
-        )
+        return sum(2 * pair[0].nelement() * pair[0].element_size() for pair in self._buffers if pair is not None)
 
 
 @dataclass(frozen=True)

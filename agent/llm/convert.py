@@ -42,9 +42,7 @@ def check_converted(folder: Path, entry: KnownWeights, *, hashes: bool = True) -
     try:
         manifest = json.loads(path.read_text("utf-8"))
         source, converter = str(manifest["source"]["sha256"]), int(manifest["converter"])
-        files = {
-            str(name): (int(item["size"]), str(item["sha256"])) for name, item in manifest["files"].items()
-        }
+        files = {str(name): (int(item["size"]), str(item["sha256"])) for name, item in manifest["files"].items()}
     except FileNotFoundError:
         raise WeightsError(f"{path} is missing; {remedy}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -56,14 +54,10 @@ def check_converted(folder: Path, entry: KnownWeights, *, hashes: bool = True) -
         )
     missing = {"config.json", "model.safetensors", "tokenizer.json"} - files.keys()
     if missing or any(Path(name).name != name for name in files):
-        raise WeightsError(
-            f"{path} does not list {', '.join(sorted(missing)) or 'plain file names'}; {remedy}"
-        )
+        raise WeightsError(f"{path} does not list {', '.join(sorted(missing)) or 'plain file names'}; {remedy}")
     extra = {item.name for item in folder.iterdir()} - files.keys() - {MANIFEST}
     if extra:
-        raise WeightsError(
-            f"{folder} holds files its manifest does not list: {', '.join(sorted(extra))}; {remedy}"
-        )
+        raise WeightsError(f"{folder} holds files its manifest does not list: {', '.join(sorted(extra))}; {remedy}")
     for name, (size, digest) in sorted(files.items()):
         check_file(folder / name, size=size, sha256=digest if hashes else None, remedy=remedy)
 
@@ -141,9 +135,7 @@ def _convert(source: Path, folder: Path, name: str) -> None:
         read: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             str(source.parent), gguf_file=source.name, local_files_only=True, dtype=torch.float32
         )
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(source.parent), gguf_file=source.name, local_files_only=True
-        )
+        tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name, local_files_only=True)
         # What was read still calls itself quantized, and would be loaded as such; a fresh model does not.
         config = copy.deepcopy(read.config)
         if hasattr(config, "quantization_config"):

@@ -1,8 +1,8 @@
 """Decoding: one worker thread, many sessions in one forward pass.
 
 Each pass takes the new tokens of every session that runs on the same adapter: pieces of prompts, the token
-just sampled, and behind it whatever the grammar forces. Prompts are read once (see `prefix`), forced tokens are
-never sampled. Sessions on different adapters take turns. Results do not depend on who else is in a batch,
+just sampled, and behind it whatever the grammar forces. Prompts are read once (see `prefix`), forced tokens
+are never sampled. Sessions on different adapters take turns. Results do not depend on who else is in a batch,
 but for the rounding of float arithmetic.
 """
 
@@ -73,7 +73,7 @@ class _Job:
     matcher: Any = None
     generator: Any = None
     pending: list[int] = field(default_factory=list)
-    """Ids not yet run through the model: the rest of the prompt, or the last sampled id and what it forces."""
+    """Ids not yet run through the model: the rest of the prompt, or the last sampled id and those forced."""
     said: list[int] = field(default_factory=list)
     cached: int = 0
     forced: int = 0
@@ -101,8 +101,10 @@ class Engine:
         self.adapters = AdapterBank(model)
         self.context: int = int(getattr(model.config, "max_position_embeddings", 2048))
         self._tokenizer = tokenizer
-        self._grammar_tokenizer: Any = None
-        self._grammars: dict[str, Any] = {}
+        self._vocabulary = max(int(model.config.vocab_size), len(tokenizer))
+        self._grammar_tokenizers: dict[int, Any] = {}
+        self._grammars: dict[tuple[str, int], Any] = {}
+        self._making_grammar = threading.Lock()
         self._max_sessions = max_sessions
         self._cache = PrefixCache(model.config.num_hidden_layers, max_tokens=cache_tokens)
         self._inbox: queue.SimpleQueue[_Job | Callable[[], None] | None] = queue.SimpleQueue()
@@ -118,12 +120,12 @@ class Engine:
         """
         if len(request.ids) + 1 >= self.context:
             raise PromptError(
-                f"the prompt has {len(request.ids)} tokens and the model reads {self.context}; shorten the task, "
-                "show fewer passages or allow fewer steps"
+                f"the prompt has {len(request.ids)} tokens and the model reads {self.context}; shorten the "
+                "task, show fewer passages or allow fewer steps"
             )
         job = _Job(request, cancelled or threading.Event(), next(self._count), started=time.perf_counter())
         if request.grammar is not None:
-            job.matcher = self._matcher(request.grammar)
+            job.matcher = self._matcher(request.grammar, request.end)
         self._send(job)
         job.done.wait()
         return job.result()
@@ -146,25 +148,30 @@ class Engine:
         with self._starting:
             self._closed = True
             worker = self._worker
+            if worker is not None:
+                self._inbox.put(None)
         if worker is not None:
-            self._inbox.put(None)
             worker.join()
 
-    def _matcher(self, grammar: str) -> Any:
+    def _matcher(self, grammar: str, end: int) -> Any:
         import llguidance
         import llguidance.hf
 
-        with self._starting:
-            if self._grammar_tokenizer is None:
-                self._grammar_tokenizer = llguidance.hf.from_tokenizer(self._tokenizer)
-            if grammar not in self._grammars:
+        with self._making_grammar:
+            if end not in self._grammar_tokenizers:
+                # The ids of the model, which may be more than the tokenizer's, and its end of turn, which
+                # need not be what the tokenizer takes for the end of a text.
+                self._grammar_tokenizers[end] = llguidance.hf.from_tokenizer(
+                    self._tokenizer, n_vocab=self._vocabulary, eos_token=end
+                )
+            if (grammar, end) not in self._grammars:
                 if len(self._grammars) > 256:
                     self._grammars.clear()
-                matcher = llguidance.LLMatcher(self._grammar_tokenizer, grammar)
+                matcher = llguidance.LLMatcher(self._grammar_tokenizers[end], grammar)
                 if matcher.is_error():
                     raise GrammarError(f"the grammar cannot be used: {matcher.get_error()}")
-                self._grammars[grammar] = matcher
-            return self._grammars[grammar].deep_copy()
+                self._grammars[grammar, end] = matcher
+            return self._grammars[grammar, end].deep_copy()
 
     def _send(self, item: _Job | Callable[[], None]) -> None:
         with self._starting:
@@ -173,7 +180,8 @@ class Engine:
             if self._worker is None:
                 self._worker = threading.Thread(target=self._work, name="ratchet-engine", daemon=True)
                 self._worker.start()
-        self._inbox.put(item)
+            # Inside the lock: what came behind the None of `close` would never be answered.
+            self._inbox.put(item)
 
     def _call(self, action: Callable[[], None]) -> None:
         """Run an action between two passes, in the worker, and wait for it."""
@@ -265,7 +273,7 @@ class Engine:
                 self._choose(job, row)
 
     def _forward(self, adapter: str | None, batch: Sequence[_Job]) -> tuple[list[int], torch.Tensor]:
-        """One forward pass. Returns how many pending ids of each job it took, and logits behind each [B, V]."""
+        """One forward pass. Returns how many pending ids it took of each job, and the logits there [B, V]."""
         import torch
 
         room = PASS_TOKENS
@@ -322,7 +330,7 @@ class Engine:
             job.said += fresh
             job.pending = list(fresh)
             going = request.on_tokens(fresh) if request.on_tokens is not None else True
-            if ended and not cut or not going:
+            if (ended and not cut) or not going:
                 self._finish(job, "stop")
             elif cut:
                 self._finish(job, "length")

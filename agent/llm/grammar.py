@@ -10,6 +10,8 @@ integers are left to the tool. Anything else is refused when the grammar is made
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -78,18 +80,10 @@ def parse_step(text: str) -> ParsedStep:
         data = json.loads(text)
     except ValueError as fault:
         raise ValueError(f"not one JSON object ({fault})") from fault
-    if (
-        not isinstance(data, dict)
-        or not isinstance(data.get("tool"), str)
-        or not isinstance(data.get("args"), dict)
-    ):
+    if not isinstance(data, dict) or not isinstance(data.get("tool"), str) or not isinstance(data.get("args"), dict):
         raise ValueError('a step is {"thought": "...", "tool": "name", "args": {...}}')
     plan, thought = data.get("plan", []), data.get("thought", "")
-    if (
-        not isinstance(plan, list)
-        or not all(isinstance(item, str) for item in plan)
-        or not isinstance(thought, str)
-    ):
+    if not isinstance(plan, list) or not all(isinstance(item, str) for item in plan) or not isinstance(thought, str):
         raise ValueError("plan is a list of strings and thought a string")
     return ParsedStep(ToolCall(data["tool"], data["args"]), thought, tuple(plan))
 
@@ -161,6 +155,8 @@ class _Rules:
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
         self._lines: list[str] = []
+        self._open: list[str] = []
+        """References being followed, from the outermost in."""
 
     def text(self, start: str) -> str:
         return "\n".join([f"start: {start}", *self._lines]) + "\n"
@@ -183,7 +179,7 @@ class _Rules:
     def value(self, schema: Mapping[str, Any], where: str, root: Mapping[str, Any] | None = None) -> str:
         root = schema if root is None else root
         if "$ref" in schema:
-            return self.value(_resolve(schema["$ref"], root, where), where, root)
+            return self._reference(str(schema["$ref"]), where, root)
         if "const" in schema:
             return _quote(canonical(schema["const"]))
         if "enum" in schema:
@@ -211,16 +207,31 @@ class _Rules:
         }.get(str(kind))
         if make is None:
             raise GrammarError(
-                f"{where}: cannot make a grammar of {canonical(dict(schema))[:120]}; expected a type among object, array, "
-                "string, integer, number, boolean, null, or enum, const, anyOf, $ref; give the argument such a type"
+                f"{where}: cannot make a grammar of {canonical(dict(schema))[:120]}; expected a type among "
+                "object, array, string, integer, number, boolean, null, or enum, const, anyOf, $ref; give "
+                "the argument such a type"
             )
         return make(schema, where, root)
+
+    def _reference(self, reference: str, where: str, root: Mapping[str, Any]) -> str:
+        if reference in self._open:
+            raise GrammarError(
+                f"{where}: {reference!r} holds itself; a call cannot be nested without end, so flatten the "
+                "argument or give each level a type of its own"
+            )
+        self._open.append(reference)
+        try:
+            return self.value(_resolve(reference, root, where), where, root)
+        finally:
+            self._open.pop()
 
     def _object(self, schema: Mapping[str, Any], where: str, root: Mapping[str, Any]) -> str:
         properties = schema.get("properties", {})
         if not properties and schema.get("additionalProperties"):
             raise GrammarError(f"{where}: an object with free keys; name its properties")
         required = set(schema.get("required", ()))
+        if unknown := required - set(properties):
+            raise GrammarError(f"{where}: {min(unknown)!r} is required and not among the properties; add it")
         members = [
             (
                 f"{_quote(canonical(name) + ':')} {self.value(inner, f'{where}, argument {name!r}', root)}",
@@ -235,27 +246,34 @@ class _Rules:
         if not members:
             return '""'
         (text, needed), rest = members[0], members[1:]
-        taken = f"{'' if first else _quote(',') + ' '}{text} {self._members(rest, first=False)}"
+        behind = self._members(rest, first=False)
+        taken = f"{'' if first else _quote(',') + ' '}{text} {behind}"
         if needed:
             return self.rule(taken)
-        return self.rule(f"{taken} | {self._members(rest, first=first)}")
+        return self.rule(f"{taken} | {self._members(rest, first=True) if first else behind}")
 
     def _array(self, schema: Mapping[str, Any], where: str, root: Mapping[str, Any]) -> str:
-        shortest, longest = int(schema.get("minItems", 0)), int(schema.get("maxItems", MAX_ITEMS))
+        if "prefixItems" in schema:
+            items = [self.value(one, f"{where}, items", root) for one in schema["prefixItems"]]
+            comma = f" {_quote(',')} "
+            return self.rule(f"{_quote('[')} {comma.join(items)} {_quote(']')}")
+        shortest, longest = _sizes(schema, "Items", MAX_ITEMS, where)
         if longest == 0:
             return _quote("[]")
         item = self.value(schema.get("items", {"type": "string"}), f"{where}, items", root)
-        more = f"{item} ({_quote(',')} {item}){{{max(shortest - 1, 0)},{longest - 1}}}"
+        more = item
+        if longest > 1:
+            more += f" ({_quote(',')} {item}){{{max(shortest - 1, 0)},{longest - 1}}}"
         return self.rule(f"{_quote('[')} {more} {_quote(']')}" + ("" if shortest else f" | {_quote('[]')}"))
 
     def _string(self, schema: Mapping[str, Any], where: str, root: Mapping[str, Any]) -> str:
-        shortest, longest = int(schema.get("minLength", 0)), int(schema.get("maxLength", MAX_STRING))
+        shortest, longest = _sizes(schema, "Length", MAX_STRING, where)
         pattern = schema.get("pattern")
         if pattern is None:
-            return self.string(shortest, max(longest, shortest))
-        if not (pattern.startswith("^") and pattern.endswith("$")) or "/" in pattern:
+            return self.string(shortest, longest)
+        if re.fullmatch(r"\^(?:[^\\/]|\\[^/])*\$", pattern) is None:
             raise GrammarError(
-                f"{where}: pattern {pattern!r} must begin with ^, end with $ and hold no slash"
+                f"{where}: pattern {pattern!r} must begin with ^, end with $ and hold no slash; spell it so"
             )
         plain = rf'/"[^"\\\x00-\x1f\x7f]{{{shortest},{longest}}}"/'
         return self.terminal(f'/"({pattern[1:-1]})"/ & {plain}')
@@ -263,13 +281,13 @@ class _Rules:
     def _integer(self, schema: Mapping[str, Any], where: str, root: Mapping[str, Any]) -> str:
         low, high = schema.get("minimum"), schema.get("maximum")
         if "exclusiveMinimum" in schema:
-            low = int(schema["exclusiveMinimum"]) + 1
+            low = math.floor(schema["exclusiveMinimum"]) + 1
         if "exclusiveMaximum" in schema:
-            high = int(schema["exclusiveMaximum"]) - 1
+            high = math.ceil(schema["exclusiveMaximum"]) - 1
         if low is None and high is None:
             return self.terminal("/0|-?[1-9][0-9]{0,14}/")
-        low = -(10**15) + 1 if low is None else int(low)
-        high = 10**15 - 1 if high is None else int(high)
+        low = -(10**15) + 1 if low is None else math.ceil(low)
+        high = 10**15 - 1 if high is None else math.floor(high)
         if low > high:
             raise GrammarError(f"{where}: no integer lies between {low} and {high}")
         return self.terminal(f"/{integer_pattern(low, high)}/")
@@ -288,7 +306,7 @@ def integer_pattern(low: int, high: int) -> str:
 
 
 def _positive(low: int, high: int) -> str:
-    """The integers from `low` to `high`, both above 0: one alternative for each run of equal leading digits."""
+    """The integers from `low` to `high`, both above 0: an alternative for each run of leading digits."""
     parts = []
     while low <= high:
         block = 1
@@ -300,6 +318,15 @@ def _positive(low: int, high: int) -> str:
         parts.append(f"{head}[{digit}-{last}]" + (f"[0-9]{{{zeros}}}" if zeros else ""))
         low += (last - digit + 1) * block
     return "|".join(parts)
+
+
+def _sizes(schema: Mapping[str, Any], of: str, most: int, where: str) -> tuple[int, int]:
+    """Least and most of a string's characters or an array's elements; `most` where there is no limit."""
+    shortest = int(schema.get(f"min{of}", 0))
+    longest = int(schema.get(f"max{of}", max(most, shortest)))
+    if longest < shortest:
+        raise GrammarError(f"{where}: min{of} {shortest} is above max{of} {longest}; nothing fits")
+    return shortest, longest
 
 
 def _resolve(reference: str, root: Mapping[str, Any], where: str) -> Mapping[str, Any]:

@@ -16,7 +16,8 @@ from typing import Any
 
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolCall as MessageToolCall
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages import ToolCall as MessageToolCall
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
@@ -24,7 +25,7 @@ from langchain_core.runnables import Runnable
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field
 
-from agent.errors import AdapterError
+from agent.errors import ModelError
 from agent.llm.engine import Engine, Generation, Request
 from agent.llm.grammar import ToolSpec, call_grammar, canonical, parse_step, step_grammar
 from agent.llm.messages import from_langchain
@@ -67,7 +68,7 @@ class LocalModel(BaseChatModel):
         progress: Callable[[str], None] | None = None,
         **options: Any,
     ) -> LocalModel:
-        """Load a base by name, folder or hub id; see `agent.llm.weights.resolve_model`. Options are fields."""
+        """Load a base by name, folder or hub id; see `weights.resolve_model`. Options are fields."""
         from agent.llm import weights
 
         folder = weights.resolve_model(name, models, progress=progress)
@@ -76,15 +77,15 @@ class LocalModel(BaseChatModel):
         engine = Engine(model, tokenizer, max_sessions=max_sessions, cache_tokens=cache_tokens)
         return cls(engine=engine, renderer=Renderer(tokenizer), base=folder.name, revision=folder.revision, **options)
 
-    def on_adapter(self, key: str | None, *, folder: Path | None = None, tensors_sha256: str | None = None) -> LocalModel:
-        """The same engine under an adapter, loaded from `folder` if it is not there yet; None for the base."""
+    def on_adapter(
+        self, key: str | None, *, folder: Path | None = None, tensors_sha256: str | None = None
+    ) -> LocalModel:
+        """The same engine under an adapter, loaded from `folder` if it is not there; None for the base."""
         if key is None:
             return self.model_copy(update={"adapter": None, "adapter_hash": None})
         if folder is not None:
             self.engine.load_adapter(key, folder, tensors_sha256=tensors_sha256)
-        if key not in self.engine.adapters:
-            raise AdapterError(f"adapter {key!r} is not loaded; pass its folder")
-        found = self.engine.adapters.live_hash(key)
+        found = self.engine.adapters.hash(key)
         return self.model_copy(update={"adapter": key, "adapter_hash": found})
 
     def close(self) -> None:
@@ -127,7 +128,15 @@ class LocalModel(BaseChatModel):
         said = self.renderer.decode(made.ids)
         if made.end != "stop":
             why = "cancelled" if made.end == "cancelled" else "cut off by the token budget"
-            return Proposal(None, said=said, error=why, end=made.end, token_ids=made.ids, usage=usage, seconds=made.seconds)
+            return Proposal(
+                None,
+                said=said,
+                error=why,
+                end=made.end,
+                token_ids=made.ids,
+                usage=usage,
+                seconds=made.seconds,
+            )
         step = parse_step(said)
         return Proposal(step.call, step.thought, step.plan, token_ids=made.ids, usage=usage, seconds=made.seconds)
 
@@ -139,11 +148,19 @@ class LocalModel(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {"base": self.base, "revision": self.revision, "adapter": self.adapter, "temperature": self.temperature}
+        return {
+            "base": self.base,
+            "revision": self.revision,
+            "adapter": self.adapter,
+            "temperature": self.temperature,
+        }
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> Any:
         params = super()._get_ls_params(stop=stop, **kwargs)
-        params.update(ls_provider="ratchet", ls_model_name=self.base, ls_temperature=self.temperature, ls_max_tokens=self.max_tokens)
+        params["ls_provider"] = "ratchet"
+        params["ls_model_name"] = kwargs.get("model") or self.base
+        params["ls_temperature"] = kwargs.get("temperature", self.temperature)
+        params["ls_max_tokens"] = kwargs.get("max_tokens", self.max_tokens)
         if stop := stop or self.stop:
             params["ls_stop"] = list(stop)
         return params
@@ -151,7 +168,7 @@ class LocalModel(BaseChatModel):
     def bind_tools(
         self, tools: Sequence[Any], *, tool_choice: str | bool | dict[str, Any] | None = None, **kwargs: Any
     ) -> Runnable[Any, AIMessage]:
-        """Tools the model may call. `tool_choice`: "auto", "none", "any"/"required"/True, or a tool's name."""
+        """Tools the model may call. `tool_choice`: "auto", "none", "any", "required", True or a name."""
         formatted = [convert_to_openai_tool(tool) for tool in tools]
         if isinstance(tool_choice, dict):
             tool_choice = tool_choice["function"]["name"]
@@ -171,7 +188,10 @@ class LocalModel(BaseChatModel):
         made = self.engine.generate(prepared.request(prepared.listener.hear), kwargs.get("cancelled"))
         text, calls = prepared.read(made)
         message = AIMessage(
-            content=text, tool_calls=calls, usage_metadata=_usage(made), response_metadata=self._metadata(made)
+            content=text,
+            tool_calls=calls,
+            usage_metadata=_usage(made),
+            response_metadata=self._metadata(made),
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
@@ -184,12 +204,17 @@ class LocalModel(BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         prepared = _Prepared(self, messages, stop, kwargs)
         pieces: SimpleQueue[str | Generation | BaseException] = SimpleQueue()
-        cancelled = kwargs.get("cancelled") or threading.Event()
+        cancelled: threading.Event | None = kwargs.get("cancelled")
+        gone = threading.Event()
         prepared.listener.on_text = None if prepared.tools else pieces.put
+
+        def hear(ids: Sequence[int]) -> bool:
+            return prepared.listener.hear(ids) and not gone.is_set()
 
         def work() -> None:
             try:
-                pieces.put(self.engine.generate(prepared.request(prepared.listener.hear), cancelled))
+                # A caller's own event is only read: it may stand for more than this one answer.
+                pieces.put(self.engine.generate(prepared.request(hear), cancelled or gone))
             except BaseException as fault:
                 pieces.put(fault)
 
@@ -200,7 +225,11 @@ class LocalModel(BaseChatModel):
                 piece = pieces.get()
                 if isinstance(piece, BaseException):
                     raise piece
-                chunk = self._last_chunk(prepared, piece) if isinstance(piece, Generation) else AIMessageChunk(content=piece)
+                chunk = (
+                    self._last_chunk(prepared, piece)
+                    if isinstance(piece, Generation)
+                    else AIMessageChunk(content=piece)
+                )
                 generation = ChatGenerationChunk(message=chunk)
                 if run_manager is not None:
                     run_manager.on_llm_new_token(str(chunk.content), chunk=generation)
@@ -209,7 +238,7 @@ class LocalModel(BaseChatModel):
                     return
         finally:
             # A reader that goes away frees its place.
-            cancelled.set()
+            gone.set()
             worker.join()
 
     def _last_chunk(self, prepared: _Prepared, made: Generation) -> AIMessageChunk:
@@ -241,8 +270,16 @@ class _Prepared:
     """A conversation of langchain messages made ready for the engine."""
 
     def __init__(
-        self, model: LocalModel, conversation: Sequence[BaseMessage], stop: list[str] | None, options: Mapping[str, Any]
+        self,
+        model: LocalModel,
+        conversation: Sequence[BaseMessage],
+        stop: list[str] | None,
+        options: Mapping[str, Any],
     ) -> None:
+        if options.get("model") not in (None, model.base):
+            raise ModelError(
+                f"asked for model {options['model']!r}, but this engine holds {model.base!r}; load the other one"
+            )
         self.model = model
         choice = options.get("tool_choice")
         self.tools = () if choice == "none" else tuple(_spec(tool) for tool in options.get("tools") or ())
@@ -277,7 +314,14 @@ class _Prepared:
             call = parse_step(text).call
         except ValueError:
             return text, []
-        return "", [MessageToolCall(name=call.name, args=dict(call.arguments), id=f"call_{uuid.uuid4().hex[:12]}", type="tool_call")]
+        return "", [
+            MessageToolCall(
+                name=call.name,
+                args=dict(call.arguments),
+                id=f"call_{uuid.uuid4().hex[:12]}",
+                type="tool_call",
+            )
+        ]
 
 
 class _Speaker:
@@ -330,7 +374,10 @@ def _with_tools(shown: list[Message], tools: Sequence[ToolSpec], must_call: bool
     how = "Call a tool" if must_call else "Answer in plain text, or call a tool"
     told = "\n".join(
         [f'{how} by writing {{"tool":"name","args":{{...}}}}. Tools:']
-        + [canonical({"name": tool.name, "description": tool.description, "parameters": tool.parameters}) for tool in tools]
+        + [
+            canonical({"name": tool.name, "description": tool.description, "parameters": tool.parameters})
+            for tool in tools
+        ]
     )
     if shown and shown[0].role == "system":
         return [Message("system", f"{shown[0].text}\n\n{told}"), *shown[1:]]

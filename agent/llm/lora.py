@@ -1,18 +1,21 @@
 """Adapters on a live model: loaded beside each other, switched between passes, checked by hash.
 
 The base weights are never changed: an adapter is added on the side and can be taken off again. Only
-safetensors are read.
+safetensors are read, and only plain LoRA on linear layers is loaded. Not thread-safe but for `hash` and `in`:
+the engine's worker is its only user.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from pathlib import Path
 from typing import Any
 
 from agent.adapters import hash_tensors
 from agent.errors import AdapterError, LivenessError
 
+_WRAPPERS = "base_model.model."
 _SPELLED = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
 
 
@@ -22,77 +25,149 @@ class AdapterBank:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._names: dict[str, str] = {}
+        self._hashes: dict[str, str] = {}
+        self._count = itertools.count()
         self._active: str | None = None
+        self._settled = True
+        """False while the layers may be on something else than `_active`."""
 
     def __contains__(self, key: str) -> bool:
-        return key in self._names
+        return key in self._hashes
+
+    def hash(self, key: str) -> str:
+        """The hash of the adapter's tensors, taken in memory when it was loaded. Raises AdapterError."""
+        if key not in self._hashes:
+            raise AdapterError(f"adapter {key!r} is not loaded; pass its folder")
+        return self._hashes[key]
 
     def load(self, key: str, folder: Path, *, tensors_sha256: str | None = None) -> None:
-        """Put a PEFT folder on the model under `key`. Loading a key again changes nothing.
+        """Put a PEFT folder on the model under `key`. Loading the same tensors again changes nothing.
 
         Raises AdapterError where it does not fit this model, LivenessError where what now lies in memory is
         not what `tensors_sha256` names (see `live_hash`).
         """
-        if key in self._names:
-            return
-        from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
-        from safetensors.torch import load_file
-
-        name = f"a{len(self._names)}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-        try:
-            config = LoraConfig.from_pretrained(str(folder))
-            config.inference_mode = True
-            tensors = load_file(folder / "adapter_model.safetensors")
-            inject_adapter_in_model(config, self._model, adapter_name=name)
-            report = set_peft_model_state_dict(self._model, tensors, adapter_name=name)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as fault:
-            raise AdapterError(f"adapter in {folder} does not fit this base ({fault}); retrain or switch base") from fault
-        unexpected = list(getattr(report, "unexpected_keys", []) or [])
-        if unexpected:
-            raise AdapterError(f"adapter in {folder} holds {unexpected[0]!r}, which this base has no place for; retrain or switch base")
-        self._names[key] = name
-        self._model.eval()
-        self._model.requires_grad_(False)
-        self._active = "?"
-        self.activate(None)
-        found = self.live_hash(key)
-        if tensors_sha256 is not None and found != tensors_sha256:
-            self.unload(key)
-            raise LivenessError(f"adapter {key!r}: in memory lies {found[:12]}, trained was {tensors_sha256[:12]}; load it again, and if that fails roll back")
+        if key not in self._names:
+            self._names[key] = f"a{next(self._count)}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+            try:
+                self._put(self._names[key], Path(folder))
+                found = self.live_hash(key)
+                _check_hash(key, found, tensors_sha256)
+            except BaseException:
+                self.unload(key)
+                raise
+            self._hashes[key] = found
+        _check_hash(key, self._hashes[key], tensors_sha256)
 
     def unload(self, key: str) -> None:
         """Take an adapter off the model."""
-        name = self._names.pop(key)
+        if key not in self._names:
+            raise AdapterError(f"adapter {key!r} is not loaded; loaded are {sorted(self._names) or 'none'}")
+        name = self._names[key]
         for layer in self._layers():
+            # PEFT warns when it must choose itself what follows an active adapter.
+            layer.set_adapter([])
             layer.delete_adapter(name)
-        self._active = "?"
+        getattr(self._model, "peft_config", {}).pop(name, None)
+        del self._names[key]
+        self._hashes.pop(key, None)
+        self._settled = False
         self.activate(None)
 
     def activate(self, key: str | None) -> None:
         """Make one adapter act in the passes to come, or none."""
-        if key == self._active:
+        if self._settled and key == self._active:
             return
         if key is not None and key not in self._names:
             raise AdapterError(f"adapter {key!r} is not loaded; loaded are {sorted(self._names) or 'none'}")
+        self._settled = False
         for layer in self._layers():
             layer.enable_adapters(key is not None)
             if key is not None:
                 layer.set_adapter(self._names[key], inference_mode=True)
-        self._active = key
+        self._active, self._settled = key, True
 
     def live_hash(self, key: str) -> str:
         """The hash of the tensors that act, as `agent.adapters.tensors_hash` computes it from the file."""
-        from peft import get_peft_model_state_dict
+        return hash_tensors(
+            (name, _SPELLED[str(one.dtype)], tuple(one.shape), _bytes(one))
+            for name, one in self._tensors(self._names[key]).items()
+        )
 
-        tensors = get_peft_model_state_dict(self._model, adapter_name=self._names[key])
-        return hash_tensors((name, _SPELLED[str(one.dtype)], tuple(one.shape), _bytes(one)) for name, one in tensors.items())
+    def _tensors(self, name: str) -> dict[str, Any]:
+        """The tensors of one adapter as they act, under the names PEFT saves them by.
+
+        `peft.get_peft_model_state_dict` also gives those of adapters that lie beside it on other layers.
+        """
+        found = {}
+        for key, tensor in self._model.state_dict().items():
+            places = key.split(".")
+            if name in places:
+                places.remove(name)
+                saved = _as_saved(".".join(places))
+                found[saved.removesuffix(".weight") if "lora_magnitude_vector" in places else saved] = tensor
+        return found
+
+    def _put(self, name: str, folder: Path) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft import set_peft_model_state_dict as set_state
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        # PEFT warns about a model that has an adapter already; several are what is meant here.
+        others = self._model.__dict__.pop("peft_config", {})
+        self._settled = False
+        try:
+            config = LoraConfig.from_pretrained(str(folder))
+            _check_plain(config, folder)
+            config.inference_mode = True
+            tensors = load_file(folder / "adapter_model.safetensors")
+            inject_adapter_in_model(config, self._model, adapter_name=name)
+            report = set_state(self._model, tensors, adapter_name=name)
+            needed = set(self._tensors(name))
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as fault:
+            raise AdapterError(
+                f"adapter in {folder} does not fit this base ({fault}); retrain or switch base"
+            ) from fault
+        finally:
+            self._model.peft_config = {**others, **self._model.__dict__.get("peft_config", {})}
+            self._model.eval()
+            self._model.requires_grad_(False)
+        odd = list(getattr(report, "unexpected_keys", []) or []) or sorted(needed ^ set(map(_as_saved, tensors)))
+        if odd:
+            raise AdapterError(
+                f"adapter in {folder}: {odd[0]!r} is on one side alone, in the file or in what its "
+                "configuration asks for on this base; retrain or switch base"
+            )
+        self.activate(None)
 
     def _layers(self) -> list[Any]:
-        if not self._names and self._active is None:
+        if not self._names and self._settled:
             return []
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         return [module for module in self._model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def _as_saved(name: str) -> str:
+    """A tensor's name as PEFT writes it into the file, where the model stands inside its own two wrappers."""
+    return name if name.startswith(_WRAPPERS) else _WRAPPERS + name
+
+
+def _check_plain(config: Any, folder: Path) -> None:
+    """Refuse what acts outside of LoRA layers, which alone are switched."""
+    if config.bias != "none":
+        raise AdapterError(f"adapter in {folder} trains biases ({config.bias!r}); train it with bias='none'")
+    for name in ("modules_to_save", "trainable_token_indices"):
+        if getattr(config, name, None):
+            raise AdapterError(f"adapter in {folder} has {name}; only plain LoRA is served, so leave it out")
+
+
+def _check_hash(key: str, found: str, wanted: str | None) -> None:
+    if wanted is not None and found != wanted:
+        raise LivenessError(
+            f"adapter {key!r}: in memory lies {found[:12]}, trained was {wanted[:12]}; load it again, and if "
+            "that fails roll back"
+        )
 
 
 def _bytes(tensor: Any) -> bytes:

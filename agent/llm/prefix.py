@@ -1,7 +1,8 @@
 """Keeps keys and values of what was read, so that a prompt is read once.
 
 An entry belongs to one adapter (or the base): keys of one never serve another. The longest known prefix of a
-prompt is taken over when nobody else extends it, else copied. Bounded by tokens, the longest unused goes first.
+prompt is taken over when nobody else extends it, else copied. Bounded by tokens, the longest unused goes
+first.
 Not thread-safe: the engine's worker is its only user.
 """
 
@@ -50,7 +51,7 @@ class PrefixCache:
         self._clock = itertools.count(1)
 
     def known(self, adapter: str | None, ids: Sequence[int]) -> int:
-        """Length of the longest known prefix of `ids`, the last id left out: it must be read for its logits."""
+        """Length of the longest known prefix of `ids`; the last id is left out, for its logits are needed."""
         return self._best(adapter, ids)[1]
 
     def take(self, adapter: str | None, ids: Sequence[int]) -> Entry:
@@ -77,9 +78,8 @@ class PrefixCache:
             self._drop(one)
 
     def forget(self, adapter: str | None) -> None:
-        """Drop what was read under an adapter that is gone."""
-        for entry in [one for one in self._entries if one.adapter == adapter and not one.busy]:
-            self._drop(entry)
+        """Drop what was read under an adapter that is gone; what is busy is not kept when it comes back."""
+        self._entries = [one for one in self._entries if one.adapter != adapter]
 
     @property
     def tokens(self) -> int:

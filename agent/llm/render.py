@@ -3,8 +3,8 @@
 Rendering is piecewise: each message is a header, a body and a footer, encoded one by one and laid end to end.
 So the ids of a run's first steps are always a prefix of the ids of the whole run, which is what lets keys and
 values be kept and trajectories be packed as trees. Bodies are encoded with special tokens switched off:
-a document that spells out `<|im_end|>` stays text. A step that the model said is rendered from the very ids it
-said; only what a person wrote is encoded anew.
+a document that spells out `<|im_end|>` stays text. A step that the model said is rendered from the very ids
+it said; only what a person wrote is encoded anew.
 """
 
 from __future__ import annotations
@@ -202,9 +202,7 @@ def _without_special_tokens(tokenizer: Any) -> Any:
     from tokenizers import Tokenizer
 
     if not getattr(tokenizer, "is_fast", False):
-        raise PromptError(
-            "the model has no fast tokenizer (tokenizer.json); convert it with transformers first"
-        )
+        raise PromptError("the model has no fast tokenizer (tokenizer.json); convert it with transformers first")
     plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     plain.encode_special_tokens = True
     plain.no_truncation()
@@ -213,11 +211,9 @@ def _without_special_tokens(tokenizer: Any) -> Any:
 
 
 def _probe(tokenizer: Any) -> dict[Role, tuple[str, str]]:
-    """What the chat template puts before and after each role's body, read off conversations of known bodies."""
+    """What the chat template puts around each role's body, read off conversations of known bodies."""
     if not getattr(tokenizer, "chat_template", None):
-        raise PromptError(
-            "the model has no chat template; use an instruction-tuned model, or add one to its folder"
-        )
+        raise PromptError("the model has no chat template; use an instruction-tuned model, or add one to its folder")
 
     def render(*turns: tuple[str, str], generate: bool = False) -> str:
         shown = [{"role": role, "content": body} for role, body in turns]

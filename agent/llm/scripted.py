@@ -58,7 +58,9 @@ class ScriptedModel(BaseChatModel):
 def call(tool: str, /, *, thought: str = "", plan: Sequence[str] = (), **arguments: Any) -> AIMessage:
     """A reply that calls a tool."""
     text = "\n".join([f"Plan: {'; '.join(plan)}"] * bool(plan) + [thought] * bool(thought))
-    return AIMessage(content=text, tool_calls=[{"name": tool, "args": arguments, "id": "scripted", "type": "tool_call"}])
+    return AIMessage(
+        content=text, tool_calls=[{"name": tool, "args": arguments, "id": "scripted", "type": "tool_call"}]
+    )
 
 
 def answer(text: str, *citations: int, thought: str = "") -> AIMessage:

@@ -1,7 +1,7 @@
 """The seam between the loop and a model: who proposes the next step.
 
-`LocalModel` proposes by itself, under the grammar. `ChatStepper` lets any other langchain-core chat model drive
-the agent: through its own tool calling where it has one, else by reading its text as a step.
+`LocalModel` proposes by itself, under the grammar. `ChatStepper` lets any other langchain-core chat model
+drive the agent: through its own tool calling where it has one, else by reading its text as a step.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from langchain_core.language_models import BaseChatModel
@@ -34,7 +34,7 @@ class Proposal:
     """Why `said` could not be read as a step."""
     end: Literal["stop", "length", "cancelled"] = "stop"
     token_ids: tuple[int, ...] = ()
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     seconds: float = 0.0
 
 
@@ -63,7 +63,7 @@ def as_stepper(model: BaseChatModel | Stepper) -> Stepper:
 
 
 class ChatStepper:
-    """Any langchain-core chat model as the one that drives the agent. Its text is checked, not constrained."""
+    """Any langchain-core chat model as what drives the agent. Its text is checked, not constrained."""
 
     def __init__(self, model: BaseChatModel) -> None:
         self._model = model

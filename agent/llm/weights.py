@@ -186,9 +186,7 @@ def _from_hub(name: str, kind: Kind, progress: Callable[[str], None]) -> tuple[P
         ValueError,
         RuntimeError,
     ) as error:  # what the hub's client raises for no network, name or access
-        cached = (
-            f"what is in the local cache is broken ({fault})" if fault else "it is not in the local cache"
-        )
+        cached = f"what is in the local cache is broken ({fault})" if fault else "it is not in the local cache"
         raise WeightsError(
             f"{name} is neither a known {kind} nor a folder; as a hub id, {cached} and it cannot be fetched "
             f"({_first_line(error)}); {_offer(kind)}"
@@ -244,9 +242,7 @@ def _known_entry(entry: KnownWeights, models: Path) -> ModelEntry:
             return ModelEntry(entry.name, entry.kind, str(folder), size, entry.sha256, "broken", str(error))
         return ModelEntry(entry.name, entry.kind, str(folder), size, entry.sha256, "ready", "")
     if packaged is None:
-        return ModelEntry(
-            entry.name, entry.kind, "", 0, entry.sha256, "not installed", f"run: {entry.install}"
-        )
+        return ModelEntry(entry.name, entry.kind, "", 0, entry.sha256, "not installed", f"run: {entry.install}")
     where = packaged if entry.kind == "model" else packaged.parent
     size = packaged.stat().st_size
     try:
@@ -264,9 +260,7 @@ def _folder_entry(folder: Path) -> ModelEntry:
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     try:
         if (folder / MANIFEST).is_file():
-            raise WeightsError(
-                f"{folder} was converted from another version of its weights; delete the folder"
-            )
+            raise WeightsError(f"{folder} was converted from another version of its weights; delete the folder")
         _check_folder(folder, remedy="fetch or save the model again, or delete the folder")
     except WeightsError as error:
         return ModelEntry(folder.name, kind, str(folder), size, "", "broken", str(error))

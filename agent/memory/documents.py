@@ -146,9 +146,7 @@ def _files(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:
         for name in kept:
             if Path(root, name).is_symlink():
                 inner = Path(root, name).relative_to(folder).as_posix()
-                skipped.append(
-                    Skipped(_printable(f"{inner}/"), "the folder is a link; add its target instead")
-                )
+                skipped.append(Skipped(_printable(f"{inner}/"), "the folder is a link; add its target instead"))
         folders[:] = kept
         yield from (Path(root, name) for name in sorted(files) if not name.startswith("."))
 

@@ -43,17 +43,13 @@ class SentenceEncoder:
     def __init__(self, folder: Path, *, name: str, batch_size: int = 32) -> None:
         """Loads at once. Raises MemoryIndexError on a folder that is no encoder."""
         if not (folder / "modules.json").is_file():
-            raise MemoryIndexError(
-                f"no sentence encoder in {folder}: modules.json is missing; name its local folder"
-            )
+            raise MemoryIndexError(f"no sentence encoder in {folder}: modules.json is missing; name its local folder")
         from sentence_transformers import SentenceTransformer
 
         try:
             self._model: Any = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
         except (OSError, ValueError, KeyError, RuntimeError) as fault:
-            raise MemoryIndexError(
-                f"the encoder in {folder} cannot be loaded ({fault}); install it anew"
-            ) from fault
+            raise MemoryIndexError(f"the encoder in {folder} cannot be loaded ({fault}); install it anew") from fault
         self._name = name
         self._batch_size = batch_size
         # The fast tokenizer refuses two threads at once ("Already borrowed").

@@ -157,9 +157,7 @@ class ChromaIndex:
     def search(self, vector: Vectors, k: int) -> tuple[Hit, ...]:
         """The k nearest of an open index, best first."""
         with _explained("searched"):
-            found = self._collection.query(
-                query_embeddings=vector.reshape(1, -1), n_results=k, include=["distances"]
-            )
+            found = self._collection.query(query_embeddings=vector.reshape(1, -1), n_results=k, include=["distances"])
         pairs = zip(found["ids"][0], found["distances"][0], strict=True)
         return tuple(Hit(key, max(-1.0, min(1.0, 1.0 - float(distance)))) for key, distance in pairs)
 
@@ -196,9 +194,7 @@ class ChromaIndex:
     def _add(self, ids: Sequence[str], vectors: Vectors) -> None:
         size = self._batch()
         for start in range(0, len(ids), size):
-            self._collection.upsert(
-                ids=list(ids[start : start + size]), embeddings=vectors[start : start + size]
-            )
+            self._collection.upsert(ids=list(ids[start : start + size]), embeddings=vectors[start : start + size])
 
     def _batch(self) -> int:
         return int(self._client.get_max_batch_size())

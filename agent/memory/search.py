@@ -8,6 +8,7 @@ Dense search alone; words are not matched.
 from __future__ import annotations
 
 import builtins
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -95,9 +96,7 @@ class Memory:
         count_tokens: TokenCounter = estimate_tokens,
     ) -> Memory:
         """Open the memory of a home. Chroma is opened by the first search or change, and healed then."""
-        return cls(
-            open_engine(database), index, encoder, chunk_tokens=chunk_tokens, count_tokens=count_tokens
-        )
+        return cls(open_engine(database), index, encoder, chunk_tokens=chunk_tokens, count_tokens=count_tokens)
 
     def add_folder(self, folder: Path, *, progress: Progress | None = None) -> SyncReport:
         """Make the shelf hold what the folder holds now: embeds what is new or changed, forgets what went.
@@ -114,9 +113,7 @@ class Memory:
             self._open_index()
             if work.vanished:
                 self._forget(work.vanished)
-            self._shelf.move(
-                [name for name in work.unchanged if known[name].folder != str(folder)], str(folder)
-            )
+            self._shelf.move([name for name in work.unchanged if known[name].folder != str(folder)], str(folder))
             embedded = self._store(work.todo, known, folder, progress)
         return SyncReport(
             added=tuple(document.name for document in work.todo if document.name not in known),
@@ -132,14 +129,19 @@ class Memory:
         """The documents by name."""
         return self._shelf.documents()
 
+    @property
+    def version(self) -> str:
+        """The same for the same documents, split and encoded the same way, wherever they are stored."""
+        parts = [self._encoder.name, self._splitting]
+        parts += [f"{document.name} {document.sha256}" for document in self._shelf.documents()]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
     def remove(self, name: str) -> None:
         """Forget one document; it returns when its folder is added again. Raises if it is unknown."""
         with self._lock.required():
             names = [document.name for document in self._shelf.documents()]
             if name not in names:
-                raise MemoryIndexError(
-                    f"no document is named {name!r} among {len(names)}; see `ratchet docs list`"
-                )
+                raise MemoryIndexError(f"no document is named {name!r} among {len(names)}; see `ratchet docs list`")
             self._open_index()
             self._forget([name])
 
@@ -351,9 +353,7 @@ def _compare(
     for document in reading.documents:
         before = known.get(document.name)
         if before and before.folder != str(folder) and Path(before.folder, document.name).exists():
-            taken = (
-                f"a document of this name was added from {before.folder}; rename one or remove that one first"
-            )
+            taken = f"a document of this name was added from {before.folder}; rename one or remove that one first"
             skipped.append(Skipped(document.name, taken))
         elif (
             before
@@ -375,6 +375,4 @@ def _compare(
 
 
 def _passage(chunk: Chunk, score: float) -> Passage:
-    return Passage(
-        label=0, id=chunk.id, document=chunk.document, heading=chunk.heading, text=chunk.text, score=score
-    )
+    return Passage(label=0, id=chunk.id, document=chunk.document, heading=chunk.heading, text=chunk.text, score=score)

@@ -115,9 +115,9 @@ class Shelf:
         columns = chunks_table.c
         with reading(self._engine) as connection:
             rows = connection.execute(
-                sa.select(
-                    columns.id, columns.document, columns.heading, columns.ordinal, columns.text
-                ).order_by(columns.document, columns.ordinal)
+                sa.select(columns.id, columns.document, columns.heading, columns.ordinal, columns.text).order_by(
+                    columns.document, columns.ordinal
+                )
             ).all()
         return tuple(Chunk(row.id, row.document, row.heading, row.ordinal, row.text) for row in rows)
 
@@ -145,9 +145,7 @@ class Shelf:
         """Names of documents with a vector of another encoder."""
         columns = chunks_table.c
         with reading(self._engine) as connection:
-            found = connection.execute(
-                sa.select(columns.document).where(columns.encoder != encoder).distinct()
-            )
+            found = connection.execute(sa.select(columns.document).where(columns.encoder != encoder).distinct())
             return set(found.scalars())
 
     def put(
@@ -184,10 +182,7 @@ class Shelf:
             .where(chunks_table.c.id == sa.bindparam("chunk"))
             .values(vector=sa.bindparam("data"), encoder=sa.bindparam("by"), embedded_at=sa.bindparam("at"))
         )
-        rows = [
-            {"chunk": key, "data": vector.data, "by": vector.encoder, "at": at}
-            for key, vector in vectors.items()
-        ]
+        rows = [{"chunk": key, "data": vector.data, "by": vector.encoder, "at": at} for key, vector in vectors.items()]
         with writing(self._engine) as connection:
             if rows:
                 connection.execute(statement, rows)
@@ -226,9 +221,7 @@ def _next(connection: sa.Connection) -> ShelfState:
 
 
 def _ids(connection: sa.Connection, document: str) -> set[str]:
-    return set(
-        connection.execute(sa.select(chunks_table.c.id).where(chunks_table.c.document == document)).scalars()
-    )
+    return set(connection.execute(sa.select(chunks_table.c.id).where(chunks_table.c.document == document)).scalars())
 
 
 def _fields(document: StoredDocument) -> dict[str, Any]:

@@ -94,9 +94,7 @@ class Book:
             "from orders o left join returns r on r.order_id = o.id order by o.id"
         )
         items: dict[str, list[Any]] = {}
-        for row in self.query(
-            "select order_id, sku, name, size, price from order_items join products using (sku)"
-        ):
+        for row in self.query("select order_id, sku, name, size, price from order_items join products using (sku)"):
             items.setdefault(row[0], []).append(row)
         orders = []
         for id, customer, status, ordered_on, due_on, delivered_on, returned in self.query(query):
@@ -106,9 +104,7 @@ class Book:
                     last_day = date.fromisoformat(delivered_on) + timedelta(days=self._database.RETURN_DAYS)
                 kind = status if status != "shipped" or due >= self._database.TODAY else "late"
                 if last_day:
-                    kind = (
-                        "returned" if returned else "open" if last_day >= self._database.TODAY else "closed"
-                    )
+                    kind = "returned" if returned else "open" if last_day >= self._database.TODAY else "closed"
                 goods = tuple(Item(row[1], row[2], row[3]) for row in items[id])
                 total = sum(row[4] for row in items[id])
                 orders.append(

@@ -69,9 +69,7 @@ class Script:
 class Cases:
     """Makes tickets of one split."""
 
-    def __init__(
-        self, split: str, rng: random.Random, folder: Path, whys: dict[str, Any], asks: list[Any]
-    ) -> None:
+    def __init__(self, split: str, rng: random.Random, folder: Path, whys: dict[str, Any], asks: list[Any]) -> None:
         self._split, self._rng, self._whys, self._asks = split, rng, whys, asks
         self._database, self._tools = _sibling("desk_database"), _sibling("desk_tools")
         self._project, self._workspace = folder / "project", folder / "workspace"
@@ -117,9 +115,7 @@ class Cases:
     def _stock(self, phrasing: Any, turn: int, slots: dict[str, str]) -> Any:
         rows = self._book.query("select name, stock, restock_on from products order by sku")
         mine = {
-            name
-            for group in (self._database.CLOTHES, self._database.GEAR)
-            for name in group[self._split].split(",")
+            name for group in (self._database.CLOTHES, self._database.GEAR) for name in group[self._split].split(",")
         }
         name, stock, restock = self._book.deal("stock", [row for row in rows if row[0] in mine])
         slots["product"], customer = name, self._book.customer()
@@ -162,9 +158,7 @@ class Cases:
 
     def _email(self, phrasing: Any, turn: int, slots: dict[str, str]) -> Any:
         customer = self._book.customer()
-        first, last = (
-            self._book.query(f"select name from customers where id = '{customer}'")[0][0].lower().split(" ")
-        )
+        first, last = self._book.query(f"select name from customers where id = '{customer}'")[0][0].lower().split(" ")
         name = self._rng.choice((f"{first}.{last}", f"{first}{last[0]}", f"{last}.{first}", f"{first}"))
         email = slots["email"] = f"{name}@{self._rng.choice(DOMAINS[self._split])}"
         script = self._script(customer, "change the email", "answer")
@@ -189,9 +183,7 @@ class Cases:
         day = self._database.spoken(order.last_day)
         state = f"open until {day}" if order.kind == "open" else f"closed on {day}"
         script.answer(f"The return window of order {order.id} {'is ' * (order.kind == 'open')}{state}.")
-        must = [self._day(order.last_day)] + (
-            [["closed", "over", "too late"]] if order.kind == "closed" else []
-        )
+        must = [self._day(order.last_day)] + ([["closed", "over", "too late"]] if order.kind == "closed" else [])
         return order.customer, {**_called("get_order", order_id=order.id), "must": must}, script
 
     def _return(self, phrasing: Any, turn: int, slots: dict[str, str]) -> Any:
@@ -211,9 +203,7 @@ class Cases:
         if order.kind == "closed":
             state = _state(f"select count(*) from returns where order_id = '{order.id}'", 0)
             return order.customer, {**state, "must": [self._day(order.last_day)]}, script
-        state = _state(
-            f"select reason from returns where order_id = '{order.id}' and sku = '{item.sku}'", reason
-        )
+        state = _state(f"select reason from returns where order_id = '{order.id}' and sku = '{item.sku}'", reason)
         done = {**_called("start_return", order_id=order.id, sku=item.sku), **state}
         return order.customer, {**done, "must": [self._day(order.last_day)]}, script
 
@@ -248,14 +238,8 @@ class Cases:
         order = self._book.order("returned", slots)
         script = self._script(order.customer, "look up the return", "answer")
         script.answer(script.call("They ask about a return.", "return_status", order_id=order.id))
-        status, paid = self._book.query(f"select status, paid_on from returns where order_id = '{order.id}'")[
-            0
-        ]
-        must = (
-            [["not arrived", "not yet arrived"]]
-            if status == "awaited"
-            else [self._day(date.fromisoformat(paid))]
-        )
+        status, paid = self._book.query(f"select status, paid_on from returns where order_id = '{order.id}'")[0]
+        must = [["not arrived", "not yet arrived"]] if status == "awaited" else [self._day(date.fromisoformat(paid))]
         return order.customer, {**_called("return_status", order_id=order.id), "must": must}, script
 
     # Policy and several steps
@@ -273,9 +257,7 @@ class Cases:
         script = self._script(order.customer, "cancel the order", "search the articles", "answer")
         said = script.call("They want it cancelled.", "cancel_order", order_id=order.id)
         script.search(bracketed(question.template))
-        script.answer(
-            f"{said} {first_sentence(ask)}", thought="The passage says it.", cite=f"{ask['article']}.md"
-        )
+        script.answer(f"{said} {first_sentence(ask)}", thought="The passage says it.", cite=f"{ask['article']}.md")
         check = self._cancelled(order)
         return order.customer, {**check, **_asked(ask), "must": [*check["must"], *ask["must"]]}, script
 

@@ -128,9 +128,7 @@ def build(path: Path, seed: int = 7) -> None:
         connection.executescript(SCHEMA)
         products = {split: _products(connection, rng, split) for split in ("train", "held_out")}
         ids = iter(rng.sample(range(20000, 99999), 1200))
-        names = rng.sample(
-            [(a, b) for a in FIRST_NAMES for b in LAST_NAMES], TRAIN_CUSTOMERS + HELD_OUT_CUSTOMERS
-        )
+        names = rng.sample([(a, b) for a in FIRST_NAMES for b in LAST_NAMES], TRAIN_CUSTOMERS + HELD_OUT_CUSTOMERS)
         for number, (first, last) in enumerate(names):
             customer = f"C{1000 + number}"
             email = f"{first}.{last}@post.example".lower()
@@ -187,9 +185,7 @@ def _order(
     ago = {"packing": (0, 2), "shipped": (3, 5), "late": (14, 22), "open": (6, 28), "closed": (45, 90)}
     low, high = ago.get(state, (29, 40))
     ordered = TODAY - timedelta(days=rng.randint(low, high))
-    delivered = (
-        ordered + timedelta(days=rng.randint(3, 5)) if state in ("open", "closed", "returned") else None
-    )
+    delivered = ordered + timedelta(days=rng.randint(3, 5)) if state in ("open", "closed", "returned") else None
     due = ordered + timedelta(days=rng.randint(6, 8))
     status = {"packing": "packing", "shipped": "shipped", "late": "shipped"}.get(state, "delivered")
     address = f"{rng.randint(1, 99)} {rng.choice(STREETS)}, {rng.choice(TOWNS)}"

@@ -73,8 +73,7 @@ class Desk:
     def get_order(self, order_id: OrderId) -> str:
         order = self._order(order_id)
         rows = self._rows(
-            "select sku, name, size, price from order_items join products using (sku) "
-            "where order_id = ? order by sku",
+            "select sku, name, size, price from order_items join products using (sku) where order_id = ? order by sku",
             order_id,
         )
         items = ", ".join(f"{name} {sku}" + (f" size {size}" if size else "") for sku, name, size, _ in rows)
@@ -99,8 +98,7 @@ class Desk:
     def return_status(self, order_id: OrderId) -> str:
         self._order(order_id)
         rows = self._rows(
-            "select status, arrived_on, paid_on, price from returns join products using (sku) "
-            "where order_id = ?",
+            "select status, arrived_on, paid_on, price from returns join products using (sku) where order_id = ?",
             order_id,
         )
         if not rows:
@@ -197,9 +195,7 @@ class Desk:
             raise ToolException(f"Order {order_id} is not delivered yet.")
         last_day = self._last_day(order)
         if last_day < self._today:
-            raise ToolException(
-                f"Order {order_id} cannot be {act}: the window closed on {self._spoken(last_day)}."
-            )
+            raise ToolException(f"Order {order_id} cannot be {act}: the window closed on {self._spoken(last_day)}.")
         return names[0][0], self._spoken(last_day)
 
     def _last_day(self, order: sqlite3.Row) -> date:

@@ -60,9 +60,7 @@ def phrasings(split: Split) -> list[Phrasing]:
     for name, group in (("requests", ""), ("refusals", "refuse")):
         for intent, table in _toml(name).items():
             for number, template in enumerate(table.get(split, ())):
-                found.append(
-                    Phrasing(f"{intent}/{split}/{number}", intent, group or str(table["group"]), template)
-                )
+                found.append(Phrasing(f"{intent}/{split}/{number}", intent, group or str(table["group"]), template))
     for ask in _toml(f"policy_{split}")["ask"]:
         for number, template in enumerate(ask["questions"]):
             slug = f"{ask['article']}/{ask['heading']}".lower().replace(" ", "-")
@@ -96,9 +94,7 @@ def _solved_rows(split: Split, seed: int) -> list[dict[str, Any]]:
     used = dict.fromkeys(by_intent, 0)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        desk = _sibling("desk_cases").Cases(
-            split, rng, Path(folder), _toml("requests")["why"], by_intent["policy"]
-        )
+        desk = _sibling("desk_cases").Cases(split, rng, Path(folder), _toml("requests")["why"], by_intent["policy"])
         for _ in range(ROUNDS[split]):
             for intent in rng.sample(slots, len(slots)):
                 phrasing = by_intent[intent][used[intent] % len(by_intent[intent])]

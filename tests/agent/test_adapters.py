@@ -39,9 +39,7 @@ NOW = "2026-01-01T00:00:00Z"
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q"], "auto_mapping": None}
 
 
-def safetensors(
-    tensors: dict[str, tuple[str, list[int], bytes]], metadata: dict[str, str] | None = None
-) -> bytes:
+def safetensors(tensors: dict[str, tuple[str, list[int], bytes]], metadata: dict[str, str] | None = None) -> bytes:
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     data = b""
     for name, (dtype, shape, content) in tensors.items():
@@ -234,9 +232,7 @@ def test_the_layout_hashed_is_the_one_written_down() -> None:
     import hashlib
 
     number = struct.Struct("<Q").pack
-    expected = (
-        b"ratchet-tensors-1\n" + number(1) + b"a" + number(3) + b"F16" + number(2) + number(3) + number(1)
-    )
+    expected = b"ratchet-tensors-1\n" + number(1) + b"a" + number(3) + b"F16" + number(2) + number(3) + number(1)
     expected += number(6) + b"abcdef"
     assert hash_tensors([("a", "F16", (3, 1), b"abcdef")]) == hashlib.sha256(expected).hexdigest()
 
@@ -247,21 +243,13 @@ BROKEN = {
     "a header that is no object": with_header([], b""),
     "an entry that is no object": with_header({"a": 1}, b""),
     "a gap": with_header({"a": {"dtype": "U8", "shape": [1], "data_offsets": [1, 2]}}, b"12"),
-    "data behind the tensors": with_header(
-        {"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}, b"12"
-    ),
+    "data behind the tensors": with_header({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}, b"12"),
     "data cut off": with_header({"a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}}, b"12"),
-    "a shape that does not fit": with_header(
-        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, b"1234"
-    ),
-    "a number below zero": with_header(
-        {"a": {"dtype": "U8", "shape": [-1, -2], "data_offsets": [0, 2]}}, b"12"
-    ),
+    "a shape that does not fit": with_header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, b"1234"),
+    "a number below zero": with_header({"a": {"dtype": "U8", "shape": [-1, -2], "data_offsets": [0, 2]}}, b"12"),
     "an unknown dtype": with_header({"a": {"dtype": "OBJ", "shape": [2], "data_offsets": [0, 2]}}, b"12"),
     "two tensors of one name": struct.pack("<Q", 17) + b'{"a": 1, "a": 2} ',
-    "overlap": with_header(
-        {name: {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]} for name in ("a", "b")}, b"12"
-    ),
+    "overlap": with_header({name: {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]} for name in ("a", "b")}, b"12"),
 }
 
 
@@ -565,9 +553,7 @@ class Life(RuleBasedStateMachine):
     def what_is_served_is_valid_and_the_newest_that_is(self) -> None:
         states = {adapter.id: adapter.state for adapter in self.registry.list()}
         assert [id for id, state in states.items() if state is State.ACTIVE] == self.line[-1:]
-        good = [
-            id for id in self.line if id not in self.broken and states[id] in (State.ACTIVE, State.RETIRED)
-        ]
+        good = [id for id in self.line if id not in self.broken and states[id] in (State.ACTIVE, State.RETIRED)]
         serving = self.registry.serving()
         assert (serving.adapter and serving.adapter.id) == (good[-1] if good else None)
         assert (serving.warning is None) is (good[-1:] == self.line[-1:])

@@ -112,9 +112,7 @@ def test_a_whole_number_will_do_for_a_real_one(tmp_path: Path) -> None:
         st.dictionaries(st.sampled_from(["r", "base", "epochs", "y"]), st.integers() | st.booleans()),
     )
 )
-def test_a_file_is_read_or_refused_but_never_breaks(
-    tmp_path_factory: pytest.TempPathFactory, data: object
-) -> None:
+def test_a_file_is_read_or_refused_but_never_breaks(tmp_path_factory: pytest.TempPathFactory, data: object) -> None:
     assert isinstance(data, dict)
     lines = []
     for section, keys in data.items():

@@ -57,9 +57,7 @@ steps = st.builds(
     notice=st.none() | texts,
     said=texts,
     token_ids=st.lists(counts, max_size=4).map(tuple),
-    passages=st.lists(
-        st.builds(Passage, counts, texts, texts, texts, texts, st.floats(-1, 1)), max_size=2
-    ).map(tuple),
+    passages=st.lists(st.builds(Passage, counts, texts, texts, texts, texts, st.floats(-1, 1)), max_size=2).map(tuple),
     usage=st.builds(Usage, counts, counts, counts, counts),
     model_seconds=st.floats(0, 1e6),
     tool_seconds=st.floats(0, 1e6),
@@ -90,9 +88,7 @@ trajectories = st.builds(
 
 verdicts = st.sampled_from(["up", "down"])
 ratings = st.builds(Rating, st.just(""), st.just(""), verdicts, texts, texts, texts)
-corrections = st.builds(
-    Correction, st.just(""), st.just(""), st.just(0), calls, texts, words, texts, texts, texts
-)
+corrections = st.builds(Correction, st.just(""), st.just(""), st.just(0), calls, texts, words, texts, texts, texts)
 
 
 @pytest.fixture
@@ -347,9 +343,7 @@ def test_no_acknowledged_step_is_lost_when_the_process_is_killed(tmp_path: Path)
         # Beyond what was said to be kept, at most the step each kill caught between disk and word of it.
         assert len(kept - acknowledged) <= 15
         for run in store.trajectories():
-            assert [step.call and step.call.arguments["index"] for step in run.steps] == [
-                *range(len(run.steps))
-            ]
+            assert [step.call and step.call.arguments["index"] for step in run.steps] == [*range(len(run.steps))]
             if run.outcome is None:
                 store.reopen(run.id)
                 store.add_step(run.id, len(run.steps), LOOK)

@@ -36,9 +36,7 @@ values: st.SearchStrategy[Any] = st.recursive(
     max_leaves=5,
 )
 calls = st.builds(ToolCall, name=texts, arguments=st.dictionaries(texts, values, max_size=3))
-passages = st.builds(
-    Passage, label=counts, id=texts, document=texts, heading=texts, text=texts, score=st.floats(-1, 1)
-)
+passages = st.builds(Passage, label=counts, id=texts, document=texts, heading=texts, text=texts, score=st.floats(-1, 1))
 usages = st.builds(Usage, prompt=counts, cached=counts, forced=counts, sampled=counts)
 steps = st.builds(
     Step,

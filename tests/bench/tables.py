@@ -20,9 +20,7 @@ from tuner.report import comparison_table, markdown_table, with_interval
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.tables", description=__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit 1 when a file is out of date"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is out of date")
     parser.add_argument("--root", type=Path, default=ROOT, help="the project's folder")
     options = parser.parse_args(arguments)
     faults: list[str] = []
@@ -61,9 +59,7 @@ def render(text: str, results: Path) -> tuple[str, list[str]]:
             faults.append(f"table {name}: docs/results/{name}.json is missing; run its benchmark")
             return match.group(0)
         except (ValueError, KeyError, TypeError) as fault:
-            faults.append(
-                f"table {name}: docs/results/{name}.json does not fit ({fault!r}); run its benchmark"
-            )
+            faults.append(f"table {name}: docs/results/{name}.json does not fit ({fault!r}); run its benchmark")
             return match.group(0)
         return f"<!-- table:{name} -->\n{table}\n\n{_source(data)}\n<!-- /table -->"
 
@@ -89,9 +85,7 @@ def _banking77(data: Mapping[str, Any]) -> str:
         table.append(
             [
                 corrections,
-                with_interval(
-                    sum(each) / len(each), min(run["low"] for run in runs), max(run["high"] for run in runs)
-                ),
+                with_interval(sum(each) / len(each), min(run["low"] for run in runs), max(run["high"] for run in runs)),
                 ", ".join(f"{accuracy * 100:.1f}" for accuracy in each),
                 runs[0]["tasks"],
             ]
@@ -104,10 +98,7 @@ def _banking77(data: Mapping[str, Any]) -> str:
 def _metrics(data: Mapping[str, Any]) -> str:
     return markdown_table(
         ["figure", "value"],
-        [
-            [name, "not measured" if value is None else f"{value:.4g}"]
-            for name, value in data["metrics"].items()
-        ],
+        [[name, "not measured" if value is None else f"{value:.4g}"] for name, value in data["metrics"].items()],
     )
 
 

@@ -16,9 +16,7 @@ from tuner.report import comparison_rows
 
 
 def test_a_result_says_where_when_and_how_and_names_no_folder_or_host(tmp_path: Path) -> None:
-    path = write_result(
-        "desk", f"make bench-desk {ROOT}/x", {"a": 0.5, "b": None}, [{"n": 1}], folder=tmp_path
-    )
+    path = write_result("desk", f"make bench-desk {ROOT}/x", {"a": 0.5, "b": None}, [{"n": 1}], folder=tmp_path)
     data = json.loads(path.read_text())
     assert list(data) == ["commit", "date", "machine", "command", "metrics", "rows"]
     assert data["metrics"] == {"a": 0.5, "b": None}
@@ -68,9 +66,7 @@ def test_tables_are_made_again_and_checked(tmp_path: Path, capsys: pytest.Captur
     write_result("other", "make bench", {"speed": 12.5, "none": None}, [], folder=results)
     readme, page = tmp_path / "README.md", tmp_path / "docs" / "page.md"
     readme.write_text("A\n<!-- table:desk -->\nold\n<!-- /table -->\nB\n")
-    page.write_text(
-        "<!-- table:banking77 --><!-- /table -->\nbetween\n<!-- table:other -->\n<!-- /table -->\nend\n"
-    )
+    page.write_text("<!-- table:banking77 --><!-- /table -->\nbetween\n<!-- table:other -->\n<!-- /table -->\nend\n")
     where = ["--root", str(tmp_path)]
     assert main(["--check", *where]) == 1
     assert "README.md: tables are out of date" in capsys.readouterr().err

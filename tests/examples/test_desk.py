@@ -39,9 +39,7 @@ class WordOverlap:
             title, *sections = re.split(r"^##? ", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
             for section in sections:
                 heading, text = section.split("\n", 1)
-                passage = Passage(
-                    0, f"{path.name} {heading}", path.name, f"{title.strip()} > {heading}", text.strip()
-                )
+                passage = Passage(0, f"{path.name} {heading}", path.name, f"{title.strip()} > {heading}", text.strip())
                 self._sections.append((passage, _stems(f"{title} {section}")))
         spread = Counter(stem for _, stems in self._sections for stem in stems)
         self._weights = {stem: math.log(len(self._sections) / count) ** 2 for stem, count in spread.items()}
@@ -120,9 +118,7 @@ def test_the_two_halves_share_no_ticket_text_customer_order_or_product(
 
 
 def test_the_two_halves_ask_about_different_articles(rows: dict[str, list[Row]]) -> None:
-    train, held_out = (
-        {cited for row in rows[split] for cited in row["check"].get("cites", ())} for split in SPLITS
-    )
+    train, held_out = ({cited for row in rows[split] for cited in row["check"].get("cites", ())} for split in SPLITS)
     assert not train & held_out
     assert len(held_out) >= 20
     assert all((DESK / "articles" / name).exists() for name in train | held_out)
@@ -165,9 +161,7 @@ def test_every_ticket_is_solved_by_its_solution(
     assert wrong == []
 
 
-def test_every_solution_searches_with_words_of_the_customer(
-    desk: ModuleType, rows: dict[str, list[Row]]
-) -> None:
+def test_every_solution_searches_with_words_of_the_customer(desk: ModuleType, rows: dict[str, list[Row]]) -> None:
     for row in rows["train"] + rows["held_out"]:
         for step in desk.solve(row):
             if step["tool"] == "search_knowledge":
@@ -191,13 +185,9 @@ def test_every_solution_fits_the_schemas_of_the_tools(
 def test_a_run_changes_its_own_copy_of_the_shop_alone(project: Path, tmp_path: Path) -> None:
     before = _dump(project / "shop.db")
     with closing(sqlite3.connect(project / "shop.db")) as shop:
-        order, customer = shop.execute(
-            "select id, customer_id from orders where status = 'packing'"
-        ).fetchone()
+        order, customer = shop.execute("select id, customer_id from orders where status = 'packing'").fetchone()
     facts = {"customer_id": customer, "today": "2026-05-14"}
-    tools = {
-        tool.name: tool for tool in _load("desk_tools").load_tools(ToolContext(tmp_path, project, facts))
-    }
+    tools = {tool.name: tool for tool in _load("desk_tools").load_tools(ToolContext(tmp_path, project, facts))}
     assert tools["cancel_order"].invoke({"order_id": order}) == f"Order {order} is cancelled."
     assert _dump(tmp_path / "shop.db") != before
     assert _dump(project / "shop.db") == before

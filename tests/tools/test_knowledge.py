@@ -14,10 +14,7 @@ class Shelf:
     """Gives back what a query names, in its order."""
 
     def search(self, query: str, k: int) -> Sequence[Passage]:
-        return [
-            Passage(0, key, f"{key}.md", "A > B" if key == "a" else "", f"text {key}")
-            for key in query.split()
-        ][:k]
+        return [Passage(0, key, f"{key}.md", "A > B" if key == "a" else "", f"text {key}") for key in query.split()][:k]
 
 
 def call(query: str) -> dict[str, object]:

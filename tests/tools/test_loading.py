@@ -120,10 +120,6 @@ def test_a_missing_file_or_module_and_an_unknown_effect_are_refused(tmp_path: Pa
     with pytest.raises(ToolsLoadError, match="No module named 'no_such_module_here'"):
         load_tools(["no_such_module_here"], context)
     file = tmp_path / "a" / "shop.py"
-    file.write_text(
-        file.read_text().replace("return [say]", "say.metadata = {'effect': 'magic'}\n    return [say]")
-    )
-    with pytest.raises(
-        ToolsLoadError, match="say has effect 'magic', expected one of read, workspace, world"
-    ):
+    file.write_text(file.read_text().replace("return [say]", "say.metadata = {'effect': 'magic'}\n    return [say]"))
+    with pytest.raises(ToolsLoadError, match="say has effect 'magic', expected one of read, workspace, world"):
         load_tools(["shop.py"], context)

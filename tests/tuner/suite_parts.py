@@ -68,6 +68,4 @@ def evaluation(
         )
         for identifier, good in verdicts.items()
     )
-    return Evaluation(
-        "suite-hash", "small", "r1", adapter, None if adapter is None else f"{adapter}-hash", rows
-    )
+    return Evaluation("suite-hash", "small", "r1", adapter, None if adapter is None else f"{adapter}-hash", rows)

@@ -27,12 +27,8 @@ def shop(folder: Path, status: str) -> Path:
 
 
 def test_all_expected_calls_with_their_arguments_make_a_success(tmp_path: Path) -> None:
-    task = suite_task(
-        calls=(ToolCall("start_return", {"order_id": "48213", "sku": "TL-20"}),), must=(("9 May",),)
-    )
-    run = answered(
-        "By 9  may.", step("start_return", {"order_id": 48213, "sku": " tl\u201320", "note": "free"})
-    )
+    task = suite_task(calls=(ToolCall("start_return", {"order_id": "48213", "sku": "TL-20"}),), must=(("9 May",),))
+    run = answered("By 9  may.", step("start_return", {"order_id": 48213, "sku": " tl\u201320", "note": "free"}))
     scores = score(task, run, tmp_path)
     assert scores.success
     assert (scores.tool, scores.arguments, scores.facts, scores.refusal) == (True, True, True, True)

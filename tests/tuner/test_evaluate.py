@@ -22,8 +22,7 @@ from tuner.suites import Suite, SuiteTask
 
 SUITE = Suite(
     tuple(
-        suite_task(f"t-{i}", group="even" if i % 2 == 0 else "odd", must=(("done",),), refusal=i == 5)
-        for i in range(6)
+        suite_task(f"t-{i}", group="even" if i % 2 == 0 else "odd", must=(("done",),), refusal=i == 5) for i in range(6)
     )
 )
 

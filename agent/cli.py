@@ -1,0 +1,255 @@
+"""The command `ratchet`: reads arguments, calls what does the work, makes a line and an exit code of errors.
+
+Exit codes: 0 done, 1 an error this project explains, 2 wrong usage, 3 a run that ended without an answer or a
+hand-over, 4 a candidate that the gate refused, 130 interrupted. Nothing heavy is imported until
+a command needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from agent.commands.session import OpenRuntime, Session, UsageError
+from agent.errors import RatchetError
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+Handler = Callable[[argparse.Namespace, Session], int]
+
+
+def main(argv: Sequence[str] | None = None, *, open_runtime: OpenRuntime | None = None) -> int:
+    """Run one command and return its exit code. `open_runtime` makes runtimes of another kind, for tests."""
+    try:
+        arguments = build_parser().parse_args(argv)
+    except SystemExit as end:  # how argparse ends after --help, --version and wrong usage
+        return end.code if isinstance(end.code, int) else USAGE
+    try:
+        code: int = arguments.handler(arguments, Session(arguments, open_runtime))
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone; what is left in the buffer must not be written at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except RatchetError as fault:
+        if arguments.debug:
+            raise
+        print(f"ratchet: {fault}", file=sys.stderr)
+        return USAGE if isinstance(fault, UsageError) else FAILED
+    except Exception as fault:
+        if arguments.debug:
+            raise
+        said = f"{type(fault).__name__}: {fault}"
+        print(f"ratchet: unexpected failure ({said}); run it again with --debug to see where", file=sys.stderr)
+        return FAILED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
+    parser = argparse.ArgumentParser(
+        prog="ratchet",
+        description="A local agent that learns from corrections and only turns one way: better.",
+    )
+    parser.add_argument("--project", metavar="DIR", help="look for ratchet.toml from here up (default: here)")
+    parser.add_argument("--debug", action="store_true", help="show where an error came from")
+    parser.add_argument("--quiet", action="store_true", help="no progress and no confirmations")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for add in (_add_run_commands, _add_feedback_commands, _add_tuner_commands, _add_adapter_commands):
+        add(commands)
+    _add_project_commands(commands)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from agent.commands.project import version_text
+
+        print(version_text())
+        parser.exit()
+
+
+def _command(
+    commands: Commands,
+    name: str,
+    summary: str,
+    handler: Handler,
+    *,
+    as_json: bool = True,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    # May also stand behind the command; left out there, it keeps what stood in front.
+    parser.add_argument("--project", metavar="DIR", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    for option in ("--debug", "--quiet"):
+        parser.add_argument(option, action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    if as_json:
+        parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _lazy(module: str, name: str) -> Handler:
+    """A handler in `agent.commands`, imported when it is called."""
+
+    def handle(arguments: argparse.Namespace, session: Session) -> int:
+        function: Handler = getattr(importlib.import_module(f"agent.commands.{module}"), name)
+        return function(arguments, session)
+
+    return handle
+
+
+# -- runs ----------------------------------------------------------------------------------------------------
+
+
+def _add_run_commands(commands: Commands) -> None:
+    run = _command(commands, "run", "do one task", _lazy("runs", "run"))
+    run.add_argument("task", metavar="TASK")
+    chat = _command(commands, "chat", "do tasks as they are typed, one a line", _lazy("runs", "chat"))
+    for parser in (run, chat):
+        parser.add_argument(
+            "--fact", action="append", default=[], metavar="NAME=VALUE", help="what is known of the sender"
+        )
+        parser.add_argument("--adapter", metavar="ID", help="an adapter's id, or base (default: the active one)")
+    resume = _command(
+        commands,
+        "resume",
+        "go on with a run that was cut off, or behind its correction",
+        _lazy("runs", "resume"),
+    )
+    _add_run_name(resume)
+    log = _command(commands, "log", "list the newest runs", _lazy("runs", "log"))
+    log.add_argument("--limit", type=_count, default=20, metavar="N", help="how many (default: 20)")
+    log.add_argument("--unfinished", action="store_true", help="only those that were cut off")
+    _add_run_name(_command(commands, "show", "show every step of a run", _lazy("runs", "show")))
+
+
+def _add_run_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run's id, the beginning of one, or last")
+
+
+# -- feedback ------------------------------------------------------------------------------------------------
+
+
+def _add_feedback_commands(commands: Commands) -> None:
+    rate = _command(commands, "rate", "say whether a run was good", _lazy("feedback", "rate"))
+    _add_run_name(rate)
+    rate.add_argument("verdict", choices=("up", "down"))
+    correct = _command(commands, "correct", "say what a step should have been", _lazy("feedback", "correct"))
+    _add_run_name(correct)
+    correct.add_argument("step", metavar="STEP", type=int, help="as `ratchet show` numbers it, from 0")
+    correct.add_argument("--thought", metavar="TEXT")
+    correct.add_argument("--plan", metavar="PARTS", help='parts with ; between: "find the order; cancel it"')
+    correct.add_argument("--tool", metavar="NAME")
+    correct.add_argument("--args", metavar="JSON", help="all arguments of the call, as a JSON object")
+    correct.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="one argument of it")
+    correct.add_argument("--answer", metavar="TEXT", help="the step should have answered this")
+    correct.add_argument("--cite", action="append", type=int, metavar="N", help="a passage the answer cites")
+    for parser in (rate, correct):
+        parser.add_argument("--reviewer", metavar="NAME", help="who says so (default: your user name)")
+        parser.add_argument("--reason", default="", metavar="TEXT")
+
+
+# -- tuning: the tuner has its own arguments -----------------------------------------------------------------
+
+
+def _add_tuner_commands(commands: Commands) -> None:
+    from tuner import cli as tuner
+
+    add = _command(commands, "tune", "train an adapter from what was accepted and corrected", _tune, as_json=False)
+    tuner.add_tune(add)
+    add = _command(commands, "eval", "run a suite of tasks and score it", _evaluate, as_json=False)
+    tuner.add_eval(add)
+    add = _command(commands, "demo", "show the whole loop on the demo desk", _demo, as_json=False)
+    tuner.add_demo(add)
+
+
+def _tune(arguments: argparse.Namespace, session: Session) -> int:
+    from tuner import cli as tuner
+
+    return tuner.tune(arguments, session.project)
+
+
+def _evaluate(arguments: argparse.Namespace, session: Session) -> int:
+    from tuner import cli as tuner
+
+    return tuner.evaluate(arguments, session.project)
+
+
+def _demo(arguments: argparse.Namespace, session: Session) -> int:
+    from tuner import cli as tuner
+
+    return tuner.demo(arguments, main)
+
+
+# -- adapters ------------------------------------------------------------------------------------------------
+
+
+def _add_adapter_commands(commands: Commands) -> None:
+    from tuner import cli as tuner
+
+    _command(commands, "adapters", "list the adapters and say which one is served", _lazy("project", "adapters"))
+    promote = _command(commands, "promote", "gate an adapter and serve it if it is better", _promote, as_json=False)
+    tuner.add_promote(promote)
+    promote.add_argument("--force", action="store_true", help="serve it without asking the gate")
+    rollback = _command(commands, "rollback", "serve what was served before", _lazy("project", "rollback"))
+    for parser, reason in ((promote, "promoted by hand"), (rollback, "rolled back by hand")):
+        parser.add_argument("--reason", default=reason, metavar="TEXT", help="kept in the registry's history")
+
+
+def _promote(arguments: argparse.Namespace, session: Session) -> int:
+    from agent.commands import project
+    from tuner import cli as tuner
+
+    if project.is_gated(arguments.adapter, session) or arguments.force:
+        return project.promote(arguments, session)
+    return tuner.promote(arguments, session.project)
+
+
+# -- the project ---------------------------------------------------------------------------------------------
+
+
+def _add_project_commands(commands: Commands) -> None:
+    docs = _command(commands, "docs", "add, list, search and remove documents", _lazy("project", "docs"), as_json=False)
+    actions = docs.add_subparsers(dest="action", metavar="ACTION", required=True)
+    add = _command(actions, "add", "read a folder of documents, or what changed in it", _lazy("project", "docs"))
+    add.add_argument("folder", nargs="?", metavar="FOLDER", help="default: those of ratchet.toml")
+    _command(actions, "list", "list the documents", _lazy("project", "docs"))
+    _command(actions, "remove", "forget a document", _lazy("project", "docs")).add_argument("name", metavar="NAME")
+    search = _command(actions, "search", "find passages", _lazy("project", "docs"))
+    search.add_argument("query", metavar="QUERY")
+    search.add_argument("--limit", type=_count, metavar="N", help="how many passages (default: as in ratchet.toml)")
+    _command(actions, "rebuild", "make the index anew", _lazy("project", "docs"))
+    _command(commands, "models", "list the models that are there", _lazy("project", "models"))
+    _command(commands, "doctor", "say what is there, what is missing and what to do", _lazy("project", "doctor"))
+    init = _command(
+        commands, "init", "write a ratchet.toml with every setting", _lazy("project", "init"), as_json=False
+    )
+    init.add_argument("--print", action="store_true", help="print it instead")
+    serve = _command(commands, "serve", "answer over HTTP", _lazy("project", "serve"), as_json=False)
+    serve.add_argument("--host", metavar="HOST", help="address to listen on (default: as in ratchet.toml)")
+    serve.add_argument("--port", type=int, metavar="PORT", help="0 takes a free one (default: as in ratchet.toml)")
+    _command(commands, "version", "show the version", _lazy("project", "version"), as_json=False)
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {number}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

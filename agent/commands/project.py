@@ -1,0 +1,303 @@
+"""Everything around the runs: `init`, `doctor`, `models`, `docs`, the adapters, `serve` and `version`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent.commands.console import note, result, result_json, speaker, table
+from agent.commands.session import Session, UsageError
+from agent.errors import RatchetError, SettingsError
+from agent.settings import SETTINGS_FILE, settings_template
+
+if TYPE_CHECKING:
+    from agent.memory.search import Memory
+
+
+def version_text() -> str:
+    try:
+        return f"ratchet {importlib.metadata.version('ratchet-loop')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "ratchet (not installed; run from a checkout)"
+
+
+def version(arguments: Namespace, session: Session) -> int:
+    result(version_text())
+    return 0
+
+
+def init(arguments: Namespace, session: Session) -> int:
+    """Write a `ratchet.toml` with every key, unless there is one."""
+    text = settings_template()
+    if arguments.print:
+        print(text, end="")
+        return 0
+    path = session.folder / SETTINGS_FILE
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise SettingsError(str(path), ["exists already; edit it, or look at `ratchet init --print`"]) from None
+    except OSError as fault:
+        raise SettingsError(str(path), [f"cannot be written ({fault.strerror})"]) from fault
+    result(f"wrote {path}")
+    return 0
+
+
+def doctor(arguments: Namespace, session: Session) -> int:
+    """What is there and what is missing. Exit code 1 when something is missing."""
+    from agent.doctor import diagnose
+
+    findings = diagnose(session.project)
+    if arguments.json:
+        result_json([asdict(one) for one in findings])
+    else:
+        say = speaker(sys.stdout)
+        width = max(len(one.what) for one in findings)
+        styles = {"ok": "", "warn": "yellow", "missing": "bold red"}
+        for one in findings:
+            say(f"{one.level:<8}{one.what:<{width}}  {one.found}", styles[one.level])
+            if one.advice:
+                say(f"{'':<{width + 10}}-> {one.advice}", styles[one.level])
+    return 1 if any(one.level == "missing" for one in findings) else 0
+
+
+def models(arguments: Namespace, session: Session) -> int:
+    from agent.llm.weights import list_models
+
+    entries = list_models(session.project.home.models)
+    if arguments.json:
+        result_json([asdict(one) for one in entries])
+        return 0
+    chosen = session.project.settings.model
+    rows = [
+        [
+            ("* " if one.name in (chosen.base, chosen.encoder) else "  ") + one.name,
+            one.kind,
+            one.state,
+            f"{one.size / 10**6:,.0f} MB",
+            one.advice or one.where,
+        ]
+        for one in entries
+    ]
+    result(table(rows, ["  name", "kind", "state", "size", "where, or what to do"]))
+    return 0
+
+
+# -- documents -----------------------------------------------------------------------------------------------
+
+
+def docs(arguments: Namespace, session: Session) -> int:
+    return {
+        "add": _docs_add,
+        "list": _docs_list,
+        "remove": _docs_remove,
+        "search": _docs_search,
+        "rebuild": _docs_rebuild,
+    }[arguments.action](arguments, session)
+
+
+@contextmanager
+def _memory(session: Session) -> Iterator[Memory]:
+    with session.runtime() as runtime:
+        yield runtime.memory
+
+
+def _docs_add(arguments: Namespace, session: Session) -> int:
+    project = session.project
+    folders = (
+        [Path(arguments.folder)]
+        if arguments.folder
+        else [project.resolve(name) for name in project.settings.memory.folders]
+    )
+    if not folders:
+        raise UsageError("no folder of documents is named; give one, or set [memory] folders in ratchet.toml")
+    with _memory(session) as memory:
+        reports = [
+            (
+                folder,
+                memory.add_folder(folder, progress=lambda done, of, name: session.note(f"{done}/{of} {name}")),
+            )
+            for folder in folders
+        ]
+    if arguments.json:
+        result_json([{"folder": str(folder), **asdict(report)} for folder, report in reports])
+        return 0
+    for folder, report in reports:
+        for skipped in report.skipped:
+            note(f"skipped {skipped.name}: {skipped.reason}")
+        result(
+            f"{folder}: {len(report.added)} added, {len(report.changed)} changed, {len(report.unchanged)} "
+            f"unchanged, {len(report.removed)} removed, {len(report.skipped)} skipped; "
+            f"{report.chunks_embedded} passages embedded in {report.seconds:.1f} s"
+        )
+    return 0
+
+
+def _docs_list(arguments: Namespace, session: Session) -> int:
+    from agent.memory.shelf import Shelf
+    from agent.store import open_engine
+
+    path = session.project.home.database
+    documents: tuple[Any, ...] = ()
+    if path.is_file():
+        engine = open_engine(path)
+        try:
+            documents = Shelf(engine).documents()
+        finally:
+            engine.dispose()
+    if arguments.json:
+        result_json([asdict(one) for one in documents])
+    elif not documents:
+        note("There are no documents yet; add a folder with `ratchet docs add FOLDER`.")
+    else:
+        rows = [[one.name, str(one.chunks), one.changed_at, one.folder] for one in documents]
+        result(table(rows, ["document", "passages", "changed", "folder"]))
+    return 0
+
+
+def _docs_remove(arguments: Namespace, session: Session) -> int:
+    with _memory(session) as memory:
+        memory.remove(arguments.name)
+    if arguments.json:
+        result_json({"removed": arguments.name})
+    else:
+        result(f"removed {arguments.name}")
+    return 0
+
+
+def _docs_search(arguments: Namespace, session: Session) -> int:
+    wanted = arguments.limit or session.project.settings.memory.passages
+    with _memory(session) as memory:
+        found = memory.search(arguments.query, wanted)
+    if arguments.json:
+        result_json([asdict(one) for one in found])
+        return 0
+    if not found:
+        note("Nothing found.")
+    for passage in found:
+        place = f"{passage.document} > {passage.heading}" if passage.heading else passage.document
+        result(f"{passage.score:.2f}  {place}\n{passage.text}\n")
+    return 0
+
+
+def _docs_rebuild(arguments: Namespace, session: Session) -> int:
+    with _memory(session) as memory:
+        embedded = memory.rebuild()
+        documents = len(memory.list())
+    if arguments.json:
+        result_json({"documents": documents, "embedded": embedded})
+    else:
+        result(f"index of {documents} documents made anew, {embedded} passages embedded anew")
+    return 0
+
+
+# -- adapters ------------------------------------------------------------------------------------------------
+
+
+def adapters(arguments: Namespace, session: Session) -> int:
+    """What was trained, in what state, and what the next run will use."""
+    from agent.adapters import Registry
+
+    registry = Registry(session.project.home.adapters)
+    known, serving = registry.list(), registry.serving()
+    served = None if serving.adapter is None else serving.adapter.id
+    if serving.warning:
+        note(serving.warning)
+    if arguments.json:
+        rows: list[dict[str, Any]] = [{**asdict(one), "served": one.id == served} for one in known]
+        result_json({"served": served, "adapters": rows, "history": [asdict(one) for one in registry.history()]})
+        return 0
+    if known:
+        cells = [
+            [
+                "* " + one.id if one.id == served else "  " + one.id,
+                one.state,
+                one.parent or "base",
+                one.added_at,
+                one.tensors_sha256[:12],
+            ]
+            for one in known
+        ]
+        result(table(cells, ["  adapter", "state", "trained from", "added", "tensors"]))
+    result(f"served: {served or 'the base'}")
+    return 0
+
+
+def is_gated(name: str, session: Session) -> bool:
+    """Whether an adapter has passed the gate and waits to be served."""
+    from agent.adapters import Registry, State
+
+    return Registry(session.project.home.adapters).get(name).state in (State.GATED, State.CANARY)
+
+
+def promote(arguments: Namespace, session: Session) -> int:
+    """Serve a gated adapter from the next run on, or with `--force` one the gate was not asked about."""
+    from agent.adapters import Registry, State
+
+    registry = Registry(session.project.home.adapters)
+    adapter = registry.get(arguments.adapter)
+    if adapter.state in (State.TRAINED, State.RETIRED):
+        registry.transition(adapter.id, State.GATED, f"forced past the gate: {arguments.reason}", _now())
+    done = registry.promote(adapter.id, arguments.reason, _now())
+    if arguments.json:
+        result_json(asdict(done))
+    elif not arguments.quiet:
+        result(f"adapter {done.id} is served from the next run on")
+    return 0
+
+
+def rollback(arguments: Namespace, session: Session) -> int:
+    """Serve what was served before."""
+    from agent.adapters import Registry
+
+    done = Registry(session.project.home.adapters).rollback(arguments.reason, _now())
+    if arguments.json:
+        result_json({"served": None if done is None else done.id})
+    elif not arguments.quiet:
+        result(f"{'the base' if done is None else f'adapter {done.id}'} is served from the next run on")
+    return 0
+
+
+def _now() -> str:
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+# -- service -------------------------------------------------------------------------------------------------
+
+
+def serve(arguments: Namespace, session: Session) -> int:
+    """The HTTP service, until Ctrl-C."""
+    try:
+        import uvicorn
+
+        from agent.serve.app import check_bind, create_app, read_key
+    except ModuleNotFoundError as fault:
+        raise RatchetError(
+            f"the service needs {fault.name}, which is not installed; pip install ratchet-loop[serve]"
+        ) from None
+    project = session.project
+    chosen = project.settings.serve
+    host = arguments.host or chosen.host
+    port = chosen.port if arguments.port is None else arguments.port
+    key = read_key(project.resolve(chosen.key_file)) if chosen.key_file else None
+    check_bind(host, key)
+    with closing(session.runtime()) as runtime:
+        runtime.stepper()
+        note(f"serving on http://{host}:{port}{'' if key is None else ' (a key is asked for)'}; Ctrl-C ends it")
+        uvicorn.run(
+            create_app(runtime, key=key),
+            host=host,
+            port=port,
+            log_level="warning",
+            timeout_graceful_shutdown=5,
+        )
+    return 0

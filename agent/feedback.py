@@ -1,0 +1,221 @@
+"""A person's word on a run, checked before it is kept: what would not be a step is no correction.
+
+A corrected step must be one the model itself could have said at that point, so the same schema and the same
+grammar hold for it as for the model. Whether it is the better step is the reviewer's to know. Pure: ids and
+times are arguments, and nothing is written here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, Literal
+
+from langchain_core.tools import BaseTool
+from pydantic import BaseModel, ValidationError
+
+from agent.errors import FeedbackError
+from agent.llm.grammar import MAX_PLAN_ITEM, MAX_PLAN_ITEMS, MAX_THOUGHT, ParsedStep, step_grammar, write_step
+from agent.llm.render import Frame
+from agent.loop import describe
+from agent.trajectory import Correction, Rating, Step, ToolCall, Trajectory
+
+
+def make_rating(trajectory: Trajectory, verdict: str, *, reviewer: str, reason: str = "", id: str, at: str) -> Rating:
+    """A verdict on a whole run. Raises FeedbackError on anything but up and down."""
+    if verdict not in ("up", "down"):
+        raise FeedbackError(f"a rating is up or down, found {verdict!r}")
+    said: Literal["up", "down"] = "up" if verdict == "up" else "down"
+    return Rating(id, trajectory.id, said, _reviewer(reviewer), reason, at)
+
+
+def make_correction(
+    trajectory: Trajectory,
+    step: int,
+    *,
+    tools: Sequence[BaseTool],
+    frame: Frame,
+    tool: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    changes: Mapping[str, str] | None = None,
+    answer: str | None = None,
+    citations: Sequence[int] | None = None,
+    thought: str | None = None,
+    plan: Sequence[str] | None = None,
+    reviewer: str,
+    reason: str = "",
+    id: str,
+    at: str,
+) -> Correction:
+    """What a step should have been; what is left out is taken from the step as it was.
+
+    `arguments` replaces all arguments of the call, `changes` (as text) single ones; `answer` with `citations`
+    stands for a call of the tool that answers. `tools` and `frame` are those of the project. Raises
+    FeedbackError, which names what was expected.
+    """
+    if not 0 <= step < len(trajectory.steps):
+        has = f"steps 0 to {len(trajectory.steps) - 1}" if trajectory.steps else "no steps"
+        raise FeedbackError(f"run {trajectory.id} has no step {step}; it has {has}")
+    was, before = trajectory.steps[step], trajectory.steps[:step]
+    known = {one.name: one for one in tools if _had(trajectory, one.name)}
+    frame = frame.only(list(known))
+    if answer is not None or citations is not None:
+        if tool is not None or arguments is not None or changes:
+            raise FeedbackError("an answer is a call of its own; give it without --tool, --args and --arg")
+        tool, arguments = _answer(was, known, answer, citations)
+    name = tool if tool is not None else was.call.name if was.call is not None else None
+    if name is None:
+        raise FeedbackError(f"step {step} could not be read and has no call; name the tool it should have called")
+    chosen = known.get(name)
+    if chosen is None:
+        raise FeedbackError(f"there is no tool {name!r} in this run; tools: {', '.join(known)}")
+    call = ToolCall(name, _checked(chosen, _arguments(chosen, was, arguments, changes or {})))
+    labels = [passage.label for one in before for passage in one.passages]
+    _check_citations(chosen, call, labels)
+    shape = frame.shape(before, labels)
+    said = ParsedStep(
+        call,
+        (was.thought if thought is None else thought).strip() if shape.thought else "",
+        tuple(item.strip() for item in (was.plan if plan is None else plan)) if shape.plan else (),
+    )
+    _check_words(said, plan=shape.plan, thought=shape.thought)
+    _check_grammar(said, step_grammar(shape), chosen)
+    return Correction(id, trajectory.id, step, call, said.thought, said.plan, _reviewer(reviewer), reason, at)
+
+
+def expected_arguments(tool: BaseTool) -> str:
+    """The arguments of a tool in one line, for a person."""
+    parameters = describe(tool).parameters
+    required = set(parameters.get("required", ()))
+    names = []
+    for name, schema in parameters.get("properties", {}).items():
+        kind = " | ".join(map(str, schema["enum"])) if "enum" in schema else schema.get("type", "any")
+        limits = [
+            f"{key} {schema[key]}"
+            for key in ("minLength", "maxLength", "minimum", "maximum", "pattern")
+            if key in schema
+        ]
+        note = ", ".join([*limits, *(["optional"] if name not in required else [])])
+        names.append(f"{name}: {kind}" + (f" ({note})" if note else ""))
+    return f"{tool.name} takes {'; '.join(names) or 'no arguments'}"
+
+
+def _reviewer(name: str) -> str:
+    if not name.strip():
+        raise FeedbackError("feedback needs the name of who gives it; give --reviewer")
+    return name.strip()
+
+
+def _had(trajectory: Trajectory, name: str) -> bool:
+    """Whether the run had this tool; a record that names none is taken to have had all."""
+    return not trajectory.provenance.tools or name in trajectory.provenance.tools
+
+
+def _answer(
+    was: Step, known: Mapping[str, BaseTool], text: str | None, citations: Sequence[int] | None
+) -> tuple[str, dict[str, Any]]:
+    """The call that answers. Text or citations that are left out are those of the answer as it was."""
+    name = next((one.name for one in known.values() if (one.metadata or {}).get("ends") == "answered"), None)
+    if name is None:
+        raise FeedbackError("this run had no tool that answers; name a tool of its own")
+    old = was.call.arguments if was.call is not None and was.call.name == name else {}
+    if text is None and "text" not in old:
+        raise FeedbackError("citations belong to an answer, which this step was not; give --answer as well")
+    cited = old.get("citations", []) if citations is None else list(citations)
+    return name, {"text": old.get("text") if text is None else text, "citations": cited}
+
+
+def _arguments(
+    tool: BaseTool, was: Step, arguments: Mapping[str, Any] | None, changes: Mapping[str, str]
+) -> dict[str, Any]:
+    properties = describe(tool).parameters.get("properties", {})
+    if arguments is not None:
+        base = dict(arguments)
+    else:
+        old = {} if was.call is None else dict(was.call.arguments)
+        same = was.call is not None and was.call.name == tool.name
+        base = old if same else {name: value for name, value in old.items() if name in properties}
+    for name, text in changes.items():
+        base[name] = _value(text, properties.get(name, {}))
+    return base
+
+
+def _value(text: str, schema: Mapping[str, Any]) -> Any:
+    """A value given as text: a text where the tool wants one, JSON where it wants something else."""
+    kinds = {schema.get("type"), *(one.get("type") for one in schema.get("anyOf", ()))}
+    if "string" in kinds and (text != "null" or "null" not in kinds):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _checked(tool: BaseTool, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments in the order and the types of the tool's schema."""
+    parameters = describe(tool).parameters
+    properties = parameters.get("properties", {})
+    unknown = [name for name in arguments if name not in properties]
+    absent = [name for name in parameters.get("required", ()) if name not in arguments]
+    if unknown:
+        raise FeedbackError(f"{tool.name} has no argument {unknown[0]!r}; {expected_arguments(tool)}")
+    if absent:
+        raise FeedbackError(f"{tool.name} lacks {', '.join(absent)}; {expected_arguments(tool)}")
+    schema: Any = tool.args_schema
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        try:
+            made = schema.model_validate(dict(arguments))
+        except ValidationError as fault:
+            faults = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in fault.errors())
+            raise FeedbackError(f"wrong arguments ({faults}); {expected_arguments(tool)}") from fault
+        return made.model_dump(mode="json", exclude_unset=True, by_alias=True)
+    return {name: arguments[name] for name in properties if name in arguments}
+
+
+def _check_citations(tool: BaseTool, call: ToolCall, labels: Sequence[int]) -> None:
+    if (tool.metadata or {}).get("ends") != "answered":
+        return
+    wrong = [label for label in call.arguments.get("citations") or () if label not in labels]
+    if wrong:
+        shown = f"shown were {', '.join(map(str, labels))}" if labels else "none was shown"
+        raise FeedbackError(f"passage {wrong[0]} was not shown before this step; {shown}")
+
+
+def _check_words(said: ParsedStep, *, plan: bool, thought: bool) -> None:
+    if thought and not 0 < len(said.thought) <= MAX_THOUGHT:
+        raise FeedbackError(
+            f"the thought has {len(said.thought)} characters, expected 1 to {MAX_THOUGHT}; give --thought"
+        )
+    fits = 0 < len(said.plan) <= MAX_PLAN_ITEMS and all(0 < len(item) <= MAX_PLAN_ITEM for item in said.plan)
+    if plan and not fits:
+        raise FeedbackError(
+            f"this step needs a plan of 1 to {MAX_PLAN_ITEMS} parts, each of 1 to {MAX_PLAN_ITEM} "
+            f'characters, found {list(said.plan)}; give --plan "first; second"'
+        )
+
+
+def _check_grammar(said: ParsedStep, grammar: str, tool: BaseTool) -> None:
+    from llguidance import LLMatcher
+
+    text = write_step(said)
+    tokenizer = _bytes_tokenizer()
+    matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(grammar))
+    tokens = tokenizer.tokenize_str(text)
+    taken = matcher.try_consume_tokens(tokens)
+    if matcher.get_error():
+        raise FeedbackError(f"the grammar of this step does not hold ({matcher.get_error().splitlines()[0]})")
+    if taken < len(tokens) or not matcher.is_accepting():
+        at = len(text.encode()[:taken].decode(errors="ignore"))
+        raise FeedbackError(
+            f"the model could not say this step: it breaks off before {text[at : at + 30]!r} "
+            f"(behind {text[max(0, at - 30) : at]!r}); {expected_arguments(tool)}"
+        )
+
+
+@cache
+def _bytes_tokenizer() -> Any:
+    """One token a byte: what a grammar admits does not depend on the model's own tokens."""
+    from llguidance import LLTokenizer
+
+    return LLTokenizer("byte")

@@ -1,0 +1,386 @@
+"""The HTTP service: tasks in, runs out, feedback on them, over one runtime that is shared by all requests.
+
+A run goes on in a thread; when its caller hangs up it is cancelled, and kept. Loopback and no key is the
+default: then only programs of this machine are answered, and no web page on behalf of its reader. One
+process; accounts, rate limits and TLS are left to a proxy in front.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import anyio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from agent.errors import AdapterError, FeedbackError, RatchetError, SettingsError, StoreError, TaskError
+from agent.feedback import make_correction, make_rating
+from agent.loop import Event, make_frame, new_id, timestamp
+from agent.runtime import Runtime
+from agent.trajectory import Task, Trajectory
+from agent.views import event_view, result_view, run_view, summary_view
+
+MAX_BODY = 1_000_000
+"""Bytes of a request's body."""
+MAX_RUNS = 64
+"""Runs at once; further ones wait."""
+QUIET_SECONDS = 15.0
+"""A stream without events says something this often, so that nobody in between closes it."""
+
+STATUS: Mapping[type[RatchetError], int] = {
+    TaskError: 400,
+    FeedbackError: 422,
+    AdapterError: 409,
+    StoreError: 503,
+    RatchetError: 500,
+}
+"""HTTP status of each error, by its nearest class."""
+
+T = TypeVar("T")
+
+
+def create_app(runtime: Runtime, *, key: str | None) -> Starlette:
+    """The service of a runtime, which stays the caller's. With a key, it is asked for as a bearer token."""
+    service = _Service(runtime)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            service.cancel_all()
+
+    routes = [
+        Route("/v1/runs", service.start, methods=["POST"]),
+        Route("/v1/runs", service.list_runs, methods=["GET"]),
+        Route("/v1/runs/{id}", service.get_run, methods=["GET"]),
+        Route("/v1/runs/{id}/ratings", service.rate, methods=["POST"]),
+        Route("/v1/runs/{id}/corrections", service.correct, methods=["POST"]),
+        Route("/v1/adapter", service.adapter, methods=["GET"]),
+        Route("/healthz", _health, methods=["GET"]),
+    ]
+    handlers: Mapping[Any, Callable[[Request, Any], Response]] = {
+        HTTPException: _http_error,
+        RatchetError: _known_error,
+        Exception: _unknown_error,
+    }
+    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+    app.add_middleware(_Guard, key=key)
+    return app
+
+
+def check_bind(host: str, key: str | None) -> None:
+    """Refuse to be open to other machines without a key. Raises SettingsError."""
+    if key is None and not _is_loopback(host):
+        raise SettingsError(
+            "serve", [f"{host} is open to other machines; set [serve] key_file, or listen on 127.0.0.1"]
+        )
+
+
+def read_key(path: Path) -> str:
+    """The key callers must send. Raises SettingsError when the file holds none."""
+    try:
+        key = path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as fault:
+        raise SettingsError("serve", [f"key_file {path} cannot be read ({fault}); write a key into it"]) from None
+    if not key or not key.isascii() or len(key.split()) != 1:
+        raise SettingsError("serve", [f"key_file {path} must hold one word of ASCII letters, digits and signs"])
+    return key
+
+
+def status_of(fault: RatchetError) -> int:
+    """The HTTP status of an error."""
+    return next(STATUS[kind] for kind in type(fault).__mro__ if kind in STATUS)
+
+
+class _Service:
+    """The endpoints, over one runtime."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._running: set[threading.Event] = set()
+        self._limiter: anyio.CapacityLimiter | None = None
+
+    def cancel_all(self) -> None:
+        for cancelled in list(self._running):
+            cancelled.set()
+
+    async def start(self, request: Request) -> Any:
+        body = await _body(request, {"task": str}, {"facts": dict, "stream": bool, "adapter": str})
+        facts = body.get("facts", {})
+        if not body["task"].strip():
+            raise HTTPException(400, "task is empty; say what is to be done")
+        if not all(isinstance(value, str) for value in facts.values()):
+            raise HTTPException(400, "facts must be an object of texts")
+        run_id = new_id()
+        do = partial(self._do, Task(run_id, body["task"], facts), body.get("adapter"))
+        if body.get("stream", False):
+            return _EventStream(self, do)
+        cancelled = threading.Event()
+        finished: Trajectory = await self._watched(request.receive, partial(do, cancelled, None), cancelled)
+        return JSONResponse(result_view(finished))
+
+    async def list_runs(self, request: Request) -> Response:
+        text = request.query_params.get("limit", "20")
+        if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:6]) <= 1000:
+            raise HTTPException(400, f"limit is {text!r}; expected 1 to 1000")
+        unfinished = request.query_params.get("unfinished", "false") == "true"
+        found = await _threaded(self._runtime.store.runs, int(text), unfinished)
+        return JSONResponse({"runs": [summary_view(one) for one in found]})
+
+    async def get_run(self, request: Request) -> Response:
+        store = self._runtime.store
+
+        def read() -> dict[str, Any]:
+            trajectory = self._find(request.path_params["id"])
+            return run_view(trajectory, store.corrections(trajectory.id), store.ratings(trajectory.id))
+
+        return JSONResponse(await _threaded(read))
+
+    async def rate(self, request: Request) -> Response:
+        body = await _body(request, {"verdict": str, "reviewer": str}, {"reason": str})
+
+        def append() -> dict[str, Any]:
+            trajectory = self._find(request.path_params["id"])
+            rating = make_rating(trajectory, **body, id=uuid4().hex, at=timestamp())
+            self._runtime.store.rate(rating)
+            return {"id": rating.id, "run": rating.run}
+
+        return JSONResponse(await _threaded(append), 201)
+
+    async def correct(self, request: Request) -> Response:
+        optional = {
+            "tool": str,
+            "arguments": dict,
+            "answer": str,
+            "citations": list,
+            "thought": str,
+            "plan": list,
+            "reason": str,
+        }
+        body = await _body(request, {"step": int, "reviewer": str}, optional)
+        if not all(isinstance(item, str) for item in body.get("plan", [])):
+            raise HTTPException(400, "plan must be a list of texts")
+
+        def append() -> dict[str, Any]:
+            trajectory = self._find(request.path_params["id"])
+            with self._runtime.checking_tools(trajectory.task) as tools:
+                correction = make_correction(
+                    trajectory,
+                    tools=tools,
+                    frame=make_frame(tools, self._runtime.options),
+                    **body,
+                    id=uuid4().hex,
+                    at=timestamp(),
+                )
+            self._runtime.store.correct(correction)
+            return {"id": correction.id, "run": correction.run, "step": correction.step}
+
+        return JSONResponse(await _threaded(append), 201)
+
+    async def adapter(self, request: Request) -> Response:
+        """What the next run will use, and what the model holds in memory now."""
+
+        def look() -> dict[str, Any]:
+            entry = self._runtime.serving()
+            served = None if entry is None else {"id": entry.id, "tensors_sha256": entry.tensors_sha256}
+            return {
+                "next": served,
+                "base": self._runtime.project.settings.model.base,
+                "loaded": self._runtime.loaded(),
+                "warnings": self._runtime.warnings,
+            }
+
+        return JSONResponse(await _threaded(look))
+
+    def _find(self, name: str) -> Trajectory:
+        store = self._runtime.store
+        try:
+            return store.get(name)
+        except StoreError as fault:
+            store.runs(1)  # raises where the store itself is at fault
+            raise HTTPException(404, str(fault)) from None
+
+    def _do(
+        self,
+        task: Task,
+        adapter: str | None,
+        cancelled: threading.Event,
+        on_event: Callable[[Event], None] | None,
+    ) -> Trajectory:
+        chosen: dict[str, Any] = {} if adapter is None else {"adapter": None if adapter == "base" else adapter}
+        done = self._runtime.run(task, run_id=task.id, cancelled=cancelled, on_event=on_event, **chosen)
+        return self._runtime.reveal(done)
+
+    async def _watched(self, receive: Receive, work: Callable[[], T], cancelled: threading.Event) -> T:
+        """Do the work in a thread; a caller who hangs up, or the end of the service, cancels it."""
+        if self._limiter is None:
+            self._limiter = anyio.CapacityLimiter(MAX_RUNS)
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            cancelled.set()
+
+        self._running.add(cancelled)
+        fault: RatchetError | None = None
+        made: list[T] = []
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(watch)
+                try:
+                    made.append(await anyio.to_thread.run_sync(work, limiter=self._limiter, abandon_on_cancel=True))
+                except RatchetError as known:  # outside of the group, which would wrap it
+                    fault = known
+                group.cancel_scope.cancel()
+        finally:
+            cancelled.set()
+            self._running.discard(cancelled)
+        if fault is not None:
+            raise fault
+        return made[0]
+
+
+class _EventStream:
+    """Server-sent events of one run, ended by `ended` or, when the run could not be done, `error`."""
+
+    def __init__(self, service: _Service, do: Callable[..., Trajectory]) -> None:
+        self._service = service
+        self._do = do
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[bytes | None] = asyncio.Queue()
+        cancelled = threading.Event()
+
+        def put(data: bytes | None) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, data)
+
+        def tell(event: Event) -> None:
+            if event.kind != "ended":  # told below, with what was scrubbed put back
+                put(_sse(event.kind, event_view(event)))
+
+        async def work() -> None:
+            try:
+                done = await self._service._watched(receive, partial(self._do, cancelled, tell), cancelled)
+                put(_sse("ended", event_view(Event("ended", done))))
+            except RatchetError as fault:
+                put(_sse("error", {"kind": "error", "error": str(fault)}))
+            finally:
+                put(None)
+
+        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        async with anyio.create_task_group() as group:
+            group.start_soon(work)
+            while True:
+                data: bytes | None = b": still at it\n\n"
+                with anyio.move_on_after(QUIET_SECONDS):
+                    data = await events.get()
+                if data is None:
+                    break
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class _Guard:
+    """Asks for the key; where there is none, answers to loopback names and JSON alone."""
+
+    def __init__(self, app: ASGIApp, key: str | None) -> None:
+        self._app = app
+        self._key = key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        refusal = self._refusal(scope, headers)
+        await (refusal or self._app)(scope, receive, send)
+
+    def _refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Response | None:
+        if self._key is None:
+            # A page that has its name lead here must not speak for whoever reads it.
+            host = headers.get(b"host", b"").decode("latin-1")
+            if not _is_loopback(urlsplit(f"//{host}").hostname or ""):
+                return _error(421, f"host {host!r} is not of this machine; use 127.0.0.1, or set a key")
+        elif scope["path"] != "/healthz":
+            expected, sent = b"Bearer " + self._key.encode(), headers.get(b"authorization", b"")
+            if not hmac.compare_digest(expected, sent):
+                return _error(401, "send the key as `Authorization: Bearer KEY`", {"WWW-Authenticate": "Bearer"})
+        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        if scope["method"] == "POST" and kind != b"application/json":
+            return _error(415, "send JSON, with Content-Type: application/json")
+        return None
+
+
+async def _health(request: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+async def _body(request: Request, required: Mapping[str, type], optional: Mapping[str, type]) -> dict[str, Any]:
+    """The request's JSON object, its keys checked."""
+    raw = b""
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > MAX_BODY:
+            raise HTTPException(413, f"the body is longer than {MAX_BODY} bytes")
+    try:
+        body = json.loads(raw)
+    except ValueError as fault:
+        raise HTTPException(400, f"the body is not JSON ({fault})") from None
+    if not isinstance(body, dict):
+        raise HTTPException(400, f"the body is a JSON {type(body).__name__}; expected an object")
+    kinds = {**required, **optional}
+    unknown = [name for name in body if name not in kinds]
+    absent = [name for name in required if name not in body]
+    wrong = [name for name in body if name in kinds and type(body[name]) is not kinds[name]]
+    if unknown or absent or wrong:
+        keys = ", ".join(
+            f"{name} ({kind.__name__}{'' if name in required else ', optional'})" for name, kind in kinds.items()
+        )
+        found = f"unknown {unknown[0]}" if unknown else f"missing {absent[0]}" if absent else f"wrong {wrong[0]}"
+        raise HTTPException(400, f"{found}; expected {keys}")
+    return body
+
+
+async def _threaded(work: Callable[..., T], *arguments: Any) -> T:
+    return await anyio.to_thread.run_sync(work, *arguments)
+
+
+def _sse(kind: str, data: Mapping[str, Any]) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode("utf-8", "replace")
+
+
+def _error(status: int, text: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": text}, status, headers)
+
+
+def _http_error(request: Request, fault: HTTPException) -> Response:
+    return _error(fault.status_code, fault.detail, fault.headers)
+
+
+def _known_error(request: Request, fault: RatchetError) -> Response:
+    return _error(status_of(fault), str(fault))
+
+
+def _unknown_error(request: Request, fault: Exception) -> Response:
+    return _error(500, "the service failed; its log says why")
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1", "[::1]") or host.startswith("127.")

@@ -1,0 +1,93 @@
+"""Runs as plain JSON for whoever asks from outside, the same from the command line and over HTTP.
+
+These forms are for reading; the record itself is written by `agent.trajectory` alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from agent.store import RunSummary
+from agent.trajectory import Correction, Rating, Step, Trajectory, to_json
+from tools.context import Passage
+
+if TYPE_CHECKING:
+    from agent.loop import Event
+
+
+def result_view(trajectory: Trajectory) -> dict[str, Any]:
+    """How a run came out."""
+    return {
+        "id": trajectory.id,
+        "outcome": trajectory.outcome,
+        "meaning": "" if trajectory.outcome is None else trajectory.outcome.meaning,
+        "answer": last_words(trajectory),
+        "citations": [citation_view(passage) for passage in trajectory.citations],
+        "adapter": trajectory.provenance.adapter,
+        "adapter_hash": trajectory.provenance.adapter_hash,
+        "steps": len(trajectory.steps),
+        "tokens": trajectory.tokens,
+        "error": None if trajectory.error is None else trajectory.error.strip().rpartition("\n")[2],
+    }
+
+
+def run_view(
+    trajectory: Trajectory, corrections: Sequence[Correction] = (), ratings: Sequence[Rating] = ()
+) -> dict[str, Any]:
+    """The whole run, with what people said of it."""
+    record: dict[str, Any] = json.loads(to_json(trajectory))
+    return {
+        **record,
+        "answer": last_words(trajectory),
+        "citations": [citation_view(passage) for passage in trajectory.citations],
+        "corrections": [asdict(one) for one in corrections],
+        "ratings": [asdict(one) for one in ratings],
+    }
+
+
+def summary_view(summary: RunSummary) -> dict[str, Any]:
+    return asdict(summary)
+
+
+def event_view(event: Event) -> dict[str, Any]:
+    """Something that happened in a run; the step's token ids and texts of passages are left to the record."""
+    view: dict[str, Any] = {"kind": event.kind, "run": event.trajectory.id}
+    if event.kind == "text":
+        view["text"] = event.text
+    if event.step is not None:
+        view["step"] = _step_view(event.step, observed=event.kind == "observed")
+    return {**view, **result_view(event.trajectory)} if event.kind == "ended" else view
+
+
+def citation_view(passage: Passage) -> dict[str, Any]:
+    return {"label": passage.label, "document": passage.document, "heading": passage.heading}
+
+
+def last_words(trajectory: Trajectory) -> str | None:
+    """The answer, or the reason for which the run was handed over; None for a run that ended otherwise."""
+    if trajectory.outcome not in ("answered", "refused") or not trajectory.steps:
+        return None
+    call = trajectory.steps[-1].call
+    arguments = {} if call is None else call.arguments
+    words = arguments.get("text", arguments.get("reason", trajectory.steps[-1].observation))
+    return str(words)
+
+
+def _step_view(step: Step, *, observed: bool) -> dict[str, Any]:
+    view: dict[str, Any] = {
+        "plan": list(step.plan),
+        "thought": step.thought,
+        "call": None if step.call is None else asdict(step.call),
+    }
+    if observed:
+        view |= {
+            "observation": step.observation,
+            "error": step.error,
+            "notice": step.notice,
+            "passages": [citation_view(passage) for passage in step.passages],
+            "tokens": step.usage.total,
+        }
+    return view

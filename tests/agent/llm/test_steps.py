@@ -1,0 +1,137 @@
+"""A thousand steps of the untuned base at a high temperature: every one is a step, and is what it says."""
+
+from __future__ import annotations
+
+import json
+import random
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+
+import pytest
+from langchain_core.tools import BaseTool
+
+from agent.llm.grammar import ParsedStep, parse_step, write_step
+from agent.llm.local import LocalModel
+from agent.llm.render import Frame
+from agent.llm.stepper import Proposal
+from agent.loop import Options, make_frame
+from agent.trajectory import Provenance, Step, Task, ToolCall, Trajectory
+from tools.context import Passage, ToolContext
+from tools.loading import load_tools
+
+DESK = Path(__file__).parents[3] / "examples" / "desk"
+STEPS = 1000
+SEEDS = 5
+TEMPERATURE = 1.5
+
+
+def passages(count: int) -> tuple[Passage, ...]:
+    return tuple(
+        Passage(label, f"p{label}", "returns.md", "Returns", f"Gear may come back within {30 * label} days.")
+        for label in range(1, count + 1)
+    )
+
+
+BEFORE: tuple[tuple[Step, ...], ...] = (
+    (),
+    (Step(ToolCall("list_orders", {}), "Tent: 48213 shipped", thought="Which order is it?", plan=("look",)),),
+    (Step(ToolCall("get_order", {"order_id": "48213"}), error="There is no order 48213.", thought="Look."),),
+    (
+        Step(
+            ToolCall("search_knowledge", {"query": "returns"}),
+            "[1] returns.md > Returns\nGear may come back within 30 days.",
+            thought="The articles know.",
+            plan=("search", "answer"),
+            passages=passages(3),
+        ),
+    ),
+)
+"""What happened before the step: nothing, a success, an error (so a plan is due), passages to be cited."""
+
+
+@pytest.fixture(scope="module")
+def desk_tools(tmp_path_factory: pytest.TempPathFactory) -> list[BaseTool]:
+    context = ToolContext(tmp_path_factory.mktemp("workspace"), DESK)
+    return load_tools([DESK / "desk_tools.py"], context)
+
+
+@pytest.fixture(scope="module")
+def frames(desk_tools: list[BaseTool]) -> list[Frame]:
+    """With thoughts and plans, with one of them, and with neither."""
+    settings = tomllib.loads((DESK / "ratchet.toml").read_text("utf-8"))
+    options = Options(instructions=settings["agent"]["instructions"])
+    shapes = [(True, True), (False, True), (True, False), (False, False)]
+    return [make_frame(desk_tools, replace(options, plan=plan, thought=thought)) for plan, thought in shapes]
+
+
+def tickets() -> list[Task]:
+    lines = (DESK / "tickets" / "train.jsonl").read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [Task(row["id"], row["task"]["text"], row["task"]["facts"]) for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_of_a_thousand_steps_at_temperature_1_5_every_one_parses_fits_its_schema_and_is_written_back_the_same(
+    local_model: LocalModel, desk_tools: list[BaseTool], frames: list[Frame]
+) -> None:
+    random.seed(0)
+    tasks = tickets()
+    # Each prompt is asked with several seeds, so that most of the time goes into steps and not into reading.
+    prompts = [
+        (frames[number % len(frames)], random.choice(BEFORE), random.choice(tasks)) for number in range(STEPS // SEEDS)
+    ]
+    asked = [prompt for prompt in prompts for _ in range(SEEDS)]
+
+    def propose(number: int) -> Proposal:
+        frame, before, task = asked[number]
+        return local_model.propose(
+            Trajectory("run", task, Provenance(), "", before),
+            frame,
+            temperature=TEMPERATURE,
+            seed=number,
+            max_tokens=4000,
+            cancelled=Event(),
+        )
+
+    with ThreadPoolExecutor(32) as pool:
+        proposals = list(pool.map(propose, range(STEPS)))
+
+    by_name = {tool.name: tool for tool in desk_tools}
+    called = set()
+    for (frame, before, _), proposal in zip(asked, proposals, strict=True):
+        check(local_model, frame, before, proposal)
+        assert proposal.call is not None
+        called.add(proposal.call.name)
+        by_name[proposal.call.name].get_input_schema().model_validate(dict(proposal.call.arguments))
+    assert len(called) >= 10, f"only {called} were called; this shows little"
+
+
+def check(model: LocalModel, frame: Frame, before: tuple[Step, ...], proposal: Proposal) -> None:
+    """What holds of every step: its text is canonical, its ids spell that text, its form is the one due."""
+    assert proposal.end == "stop"
+    assert proposal.error is None
+    assert proposal.call is not None
+    assert proposal.token_ids[-1] == model.renderer.end_of_turn
+    assert model.renderer.end_of_turn not in proposal.token_ids[:-1]
+    spelled = bytes_of(model, proposal.token_ids[:-1])
+    said = ParsedStep(proposal.call, proposal.thought, proposal.plan)
+    assert write_step(said).encode() == spelled
+    assert parse_step(spelled.decode()) == said
+    shape = frame.shape(before, [passage.label for step in before for passage in step.passages])
+    assert bool(proposal.plan) == shape.plan
+    assert bool(proposal.thought) == shape.thought
+    if proposal.call.name == "answer":
+        assert set(proposal.call.arguments.get("citations", [])) <= set(shape.labels)
+
+
+def bytes_of(model: LocalModel, ids: tuple[int, ...]) -> bytes:
+    """The bytes of ids, put together from the vocabulary itself and not by the decoder under test."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    alphabet = {chr(byte): byte for byte in plain} | {chr(256 + at): byte for at, byte in enumerate(others)}
+    pieces = model.renderer.tokenizer.convert_ids_to_tokens(list(ids))
+    return bytes(alphabet[character] for piece in pieces for character in piece)

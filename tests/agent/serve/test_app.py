@@ -1,0 +1,224 @@
+"""The HTTP service on a real server: runs, streams, feedback, who may ask, and what an error looks like."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from langchain_core.messages import AIMessage
+
+from agent import errors
+from agent.errors import AdapterError, FeedbackError, RatchetError, SettingsError
+from agent.llm.render import Frame
+from agent.llm.scripted import ScriptedModel, answer, call
+from agent.llm.stepper import Proposal, Stepper
+from agent.runtime import Runtime
+from agent.serve.app import check_bind, create_app, read_key, status_of
+from agent.settings import find_project
+from agent.trajectory import Provenance, ToolCall, Trajectory
+
+TOOLS = '''
+from langchain_core.tools import tool
+
+
+@tool
+def look(order: int) -> str:
+    """Look an order up."""
+    return f"Order {order} is on its way."
+
+
+TOOLS = [look]
+'''
+
+
+class Endless:
+    """Looks one order up after another, slowly, until it is cancelled."""
+
+    def provenance(self) -> Provenance:
+        return Provenance(base="endless")
+
+    def propose(
+        self,
+        trajectory: Trajectory,
+        frame: Frame,
+        *,
+        temperature: float,
+        seed: int,
+        max_tokens: int,
+        cancelled: threading.Event,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Proposal:
+        if cancelled.wait(0.05):
+            return Proposal(None, end="cancelled")
+        return Proposal(ToolCall("look", {"order": len(trajectory.steps)}))
+
+
+@contextmanager
+def serving(folder: Path, model: Sequence[AIMessage] | Stepper, *, key: str | None = None) -> Iterator[httpx.Client]:
+    """A client of a service with this model, which is ended afterwards."""
+    (folder / "ratchet.toml").write_text('[tools]\nfiles = ["own.py"]\n[agent]\nmax_steps = 1000\n')
+    (folder / "own.py").write_text(TOOLS)
+    chosen = model if isinstance(model, Stepper) else ScriptedModel(model)
+    with Runtime(find_project(folder, {}), model=chosen) as runtime:
+        config = uvicorn.Config(create_app(runtime, key=key), host="127.0.0.1", port=0, log_level="critical", ws="none")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=30) as client:
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+
+def test_a_task_is_done_looked_at_rated_and_corrected(tmp_path: Path) -> None:
+    script = [
+        call("look", order=1, plan=["look"], thought="Look."),
+        answer("Mail ann@example.com.", thought="Say."),
+    ]
+    with serving(tmp_path, script) as client:
+        assert client.get("/healthz").json() == {"status": "ok"}
+        task = {"task": "Where is order 1? I am ann@example.com.", "facts": {"customer": "C1"}}
+        made = client.post("/v1/runs", json=task).json()
+        assert (made["outcome"], made["answer"], made["adapter"]) == (
+            "answered",
+            "Mail ann@example.com.",
+            None,
+        )
+        assert client.get("/v1/runs").json()["runs"][0]["id"] == made["id"]
+        url = f"/v1/runs/{made['id']}"
+        rating = {"verdict": "down", "reviewer": "ann", "reason": "wrong order"}
+        assert client.post(f"{url}/ratings", json=rating).status_code == 201
+        fix = {"step": 0, "reviewer": "ann", "arguments": {"order": 2}}
+        assert client.post(f"{url}/corrections", json=fix).json()["step"] == 0
+        shown = client.get(url).json()
+        assert shown["task"]["facts"] == {"customer": "C1"}
+        assert shown["steps"][0]["observation"] == "Order 1 is on its way."
+        assert [one["verdict"] for one in shown["ratings"]] == ["down"]
+        assert [one["call"]["arguments"] for one in shown["corrections"]] == [{"order": 2}]
+        assert client.get("/v1/adapter").json()["next"] is None
+
+
+def test_a_stream_tells_each_step_as_it_comes(tmp_path: Path) -> None:
+    script = [call("look", order=1), answer("Yes.")]
+    with serving(tmp_path, script) as client:
+        text = client.post("/v1/runs", json={"task": "Where?", "stream": True}).text
+    events = [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
+    kinds = ["started", "proposed", "observed", "proposed", "observed", "ended"]
+    assert [event["kind"] for event in events if event["kind"] != "text"] == kinds
+    assert (events[-1]["outcome"], events[-1]["answer"]) == ("answered", "Yes.")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_caller_who_hangs_up_cancels_the_run_and_it_is_kept(tmp_path: Path, stream: bool) -> None:
+    with serving(tmp_path, Endless()) as client:
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/runs", json={"task": "Where?", "stream": stream}, timeout=0.5)
+        for _ in range(100):
+            newest = client.get("/v1/runs").json()["runs"][0]
+            if newest["outcome"]:
+                break
+            time.sleep(0.05)
+        assert newest["outcome"] == "cancelled"
+        assert newest["steps"] > 0
+
+
+def test_the_end_of_the_service_cancels_what_runs(tmp_path: Path) -> None:
+    with serving(tmp_path, Endless()) as client:
+        caller = threading.Thread(target=lambda: _ignore(client))
+        caller.start()
+        while not client.get("/v1/runs").json()["runs"]:
+            time.sleep(0.02)
+        client.post("/v1/runs", json={"task": ""})
+        client.close()
+        caller.join(20)
+
+
+def _ignore(client: httpx.Client) -> None:
+    try:
+        client.post("/v1/runs", json={"task": "Where?"})
+    except (httpx.HTTPError, RuntimeError):
+        return
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "said"),
+    [
+        ("POST", "/v1/runs", {}, 400, "missing task"),
+        ("POST", "/v1/runs", {"task": " "}, 400, "task is empty"),
+        ("POST", "/v1/runs", {"task": "x", "fact": {}}, 400, "unknown fact; expected task (str), facts"),
+        ("POST", "/v1/runs", {"task": "x", "facts": {"a": 1}}, 400, "facts must be an object of texts"),
+        ("POST", "/v1/runs", {"task": "x", "adapter": "a-1"}, 409, "needs the local model"),
+        ("POST", "/v1/runs", [], 400, "expected an object"),
+        ("GET", "/v1/runs/none", None, 404, "there is no run"),
+        ("GET", "/v1/runs?limit=0", None, 400, "expected 1 to 1000"),
+        ("POST", "/v1/runs/last/ratings", {"verdict": "fine", "reviewer": "a"}, 422, "up or down"),
+        ("POST", "/v1/runs/last/corrections", {"step": 9, "reviewer": "a"}, 422, "has no step 9"),
+        ("POST", "/v1/runs/last/corrections", {"step": True, "reviewer": "a"}, 400, "wrong step"),
+        ("GET", "/v2", None, 404, "Not Found"),
+    ],
+)
+def test_an_error_has_a_status_and_says_what_is_wrong(
+    tmp_path: Path, method: str, path: str, body: Any, status: int, said: str
+) -> None:
+    with serving(tmp_path, [answer("Yes.")]) as client:
+        client.post("/v1/runs", json={"task": "first"})
+        reply = client.request(method, path, json=body) if body is not None else client.request(method, path)
+        assert reply.status_code == status
+        assert said in reply.json()["error"]
+
+
+def test_what_is_not_json_or_too_long_is_refused(tmp_path: Path) -> None:
+    with serving(tmp_path, []) as client:
+        assert client.post("/v1/runs", content=b'{"task": "x"}').status_code == 415
+        headers = {"Content-Type": "application/json"}
+        assert client.post("/v1/runs", content=b"{", headers=headers).status_code == 400
+        assert client.post("/v1/runs", content=b" " * 1_000_001, headers=headers).status_code == 413
+
+
+def test_a_key_is_asked_for_when_it_is_set(tmp_path: Path) -> None:
+    with serving(tmp_path, [], key="s3cret") as client:
+        assert client.get("/v1/runs").status_code == 200
+        assert client.get("/v1/runs", headers={"Authorization": "Bearer other"}).status_code == 401
+        assert client.get("/v1/runs", headers={"Authorization": ""}).json()["error"].startswith("send the key")
+        assert client.get("/healthz", headers={"Authorization": ""}).status_code == 200
+
+
+def test_without_a_key_only_names_of_this_machine_are_answered(tmp_path: Path) -> None:
+    with serving(tmp_path, []) as client:
+        assert client.get("/v1/runs", headers={"Host": "evil.example"}).status_code == 421
+        assert client.get("/v1/runs", headers={"Host": "localhost:8777"}).status_code == 200
+
+
+def test_a_public_bind_needs_a_key(tmp_path: Path) -> None:
+    check_bind("127.0.0.1", None)
+    check_bind("0.0.0.0", "key")
+    with pytest.raises(SettingsError, match="open to other machines"):
+        check_bind("0.0.0.0", None)
+    (tmp_path / "key").write_text("s3cret\n")
+    assert read_key(tmp_path / "key") == "s3cret"
+    (tmp_path / "key").write_text(" \n")
+    with pytest.raises(SettingsError, match="one word"):
+        read_key(tmp_path / "key")
+    with pytest.raises(SettingsError, match="cannot be read"):
+        read_key(tmp_path / "none")
+
+
+def test_every_error_of_ours_has_a_status() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, RatchetError)]
+    made = [kind("here", ["x"]) if kind is SettingsError else kind("x") for kind in kinds]
+    assert all(400 <= status_of(fault) < 600 for fault in made)
+    assert (status_of(FeedbackError("x")), status_of(AdapterError("x"))) == (422, 409)

@@ -1,0 +1,387 @@
+"""The command line: what it prints where, how it exits, and that what it keeps can be seen and corrected."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from langchain_core.messages import AIMessage
+
+from agent.adapters import Registry, State, seal
+from agent.cli import main
+from agent.llm.scripted import ScriptedModel, answer, call
+from agent.memory.encoder import HashEncoder
+from agent.runtime import Runtime
+from agent.settings import Project, load_settings
+from agent.store import Store
+
+REPOSITORY = Path(__file__).parent.parent.parent
+
+TOOLS = '''
+import time
+from langchain_core.tools import tool
+
+
+@tool
+def look(order: int, slow: float = 0) -> str:
+    """Look an order up."""
+    time.sleep(slow)
+    return f"Order {order} is on its way.\\x1b[31m"
+
+
+TOOLS = [look]
+'''
+
+LOOK = call("look", order=1, plan=["look", "answer"], thought="Look it up.")
+SAY = answer("It is on its way.", thought="Say so.")
+
+Ratchet = Callable[..., int]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "ratchet.toml").write_text('[tools]\nfiles = ["own.py"]\n')
+    (tmp_path / "own.py").write_text(TOOLS)
+    return tmp_path
+
+
+@pytest.fixture
+def ratchet(folder: Path) -> Ratchet:
+    """Runs a command in the project, with a model that says the given replies."""
+
+    def command(*words: str, replies: Sequence[AIMessage] = ()) -> int:
+        def opened(project: Project, progress: Callable[[str], None]) -> Runtime:
+            return Runtime(project, model=ScriptedModel(replies), encoder=HashEncoder(), progress=progress)
+
+        return main(["--project", str(folder), *words], open_runtime=opened)
+
+    return command
+
+
+def test_a_run_prints_its_answer_on_stdout_and_its_steps_on_stderr(
+    ratchet: Ratchet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ratchet("run", "Where is order 1?", "--fact", "customer=C1", replies=[LOOK, SAY]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "It is on its way.\n"
+    assert "  plan: look; answer\n  thought: Look it up.\n  call: look {" in shown.err
+    assert "  result: Order 1 is on its way." in shown.err
+    assert "\x1b" not in shown.err
+    assert ratchet("show", "last", "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["task"]["facts"] == {"customer": "C1"}
+    assert record["outcome"] == "answered"
+
+
+def test_a_run_as_json(ratchet: Ratchet, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ratchet("run", "Where?", "--json", replies=[LOOK, SAY]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["outcome"], made["answer"], made["steps"]) == ("answered", "It is on its way.", 2)
+    assert ratchet("run", "Where?", "--json", replies=[call("hand_over", reason="No.")]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["outcome"], made["answer"]) == ("refused", "No.")
+
+
+def test_a_run_without_an_answer_exits_3(ratchet: Ratchet, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ratchet("run", "Where?", replies=[LOOK]) == 3
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "No answer: crashed (our own code failed" in shown.err
+
+
+def test_log_and_show_tell_everything_that_is_kept(ratchet: Ratchet, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ratchet("log") == 0
+    assert "no runs yet" in capsys.readouterr().err
+    ratchet("run", "Where is order 1?", replies=[LOOK, SAY])
+    ratchet("rate", "last", "down", "--reviewer", "ann", "--reason", "too short")
+    ratchet("correct", "last", "1", "--answer", "Tomorrow.", "--reviewer", "ann", "--reason", "says when")
+    capsys.readouterr()
+    assert ratchet("log") == 0
+    assert "answered" in capsys.readouterr().out
+    assert ratchet("log", "--unfinished", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == []
+    assert ratchet("show", "last") == 0
+    shown = capsys.readouterr().out
+    for expected in (
+        "task: Where is order 1?",
+        "made by: base scripted; no adapter; prompt 1-",
+        "step 0: 0 tokens",
+        '  call: look {"order": 1}',
+        "  result: Order 1 is on its way.",
+        "  corrected by ann at ",
+        '    call: answer {"text": "Tomorrow.", "citations": []}',
+        "outcome: answered (the agent gave its answer)",
+        "rated down by ann at ",
+        ": too short",
+    ):
+        assert expected in shown
+
+
+def test_a_correction_takes_what_is_left_out_and_is_taken_up_by_resume(
+    ratchet: Ratchet, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ratchet("run", "Where?", replies=[LOOK, SAY])
+    capsys.readouterr()
+    assert ratchet("correct", "last", "0", "--arg", "order=2", "--json") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["call"], made["thought"], made["plan"]) == (
+        {"name": "look", "arguments": {"order": 2}},
+        "Look it up.",
+        ["look", "answer"],
+    )
+    assert made["reviewer"] == getpass.getuser()
+    assert ratchet("resume", made["run"], "--json", replies=[SAY]) == 0
+    branch = json.loads(capsys.readouterr().out)
+    with Store(folder / ".ratchet" / "ratchet.db") as store:
+        kept = store.get(branch["id"])
+    assert kept.branch is not None
+    assert kept.branch.run == made["run"]
+    assert kept.steps[0].observation.startswith("Order 2")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["show", "nothing"], 1, "there is no run 'nothing'"),
+        (["correct", "last", "0", "--tool", "fly"], 1, "there is no tool 'fly' in this run; tools: "),
+        (["correct", "last", "0", "--arg", "order=x"], 1, "look takes order: integer"),
+        (["correct", "last", "7", "--thought", "x"], 1, "has no step 7; it has steps 0 to 1"),
+        (["correct", "last", "0"], 2, "nothing to correct"),
+        (["correct", "last", "0", "--args", "{"], 2, "--args is not JSON"),
+        (["correct", "last", "0", "--args", "[]"], 2, "--args is a JSON list"),
+        (["correct", "last", "0", "--args", "{}", "--arg", "order=1"], 2, "give one kind"),
+        (["rate", "last", "fine"], 2, "invalid choice"),
+        (["resume", "last"], 1, "has ended (answered)"),
+        (["run", " "], 2, "the task is empty"),
+        (["run", "x", "--fact", "customer"], 2, "expected name=value"),
+        (["run", "x", "--adapter", "a-1"], 1, "needs the local model"),
+        (["docs", "add"], 2, "no folder of documents is named"),
+        (["docs", "remove", "x.md"], 1, "no document is named 'x.md'"),
+        (["promote", "a-1"], 1, "there is no adapter 'a-1'"),
+        (["rollback"], 1, "the base is served"),
+        (["serve", "--host", "0.0.0.0"], 1, "open to other machines"),
+        (["init"], 1, "exists already"),
+        (["fly"], 2, "invalid choice"),
+        ([], 2, "required: COMMAND"),
+    ],
+)
+def test_an_error_is_one_clear_message_and_an_exit_code(
+    ratchet: Ratchet, capsys: pytest.CaptureFixture[str], words: list[str], code: int, said: str
+) -> None:
+    ratchet("run", "Where?", replies=[LOOK, SAY])
+    capsys.readouterr()
+    assert ratchet(*words) == code
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert shown.out == ""
+    assert "Traceback" not in shown.err
+
+
+def test_every_fault_of_the_settings_is_told(
+    ratchet: Ratchet, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "ratchet.toml").write_text("[agent]\nmax_steps = 0\nplann = true\n")
+    assert ratchet("log") == 1
+    assert "2 fault(s)" in capsys.readouterr().err
+
+
+def test_init_writes_settings_that_hold_and_never_over_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", "--project", str(tmp_path)]) == 0
+    load_settings(tmp_path / "ratchet.toml")
+    assert main(["--project", str(tmp_path), "init"]) == 1
+    capsys.readouterr()
+    assert main(["init", "--print", "--project", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == (tmp_path / "ratchet.toml").read_text()
+    assert main(["init", "--project", str(tmp_path / "none")]) == 1
+    assert "is not a folder" in capsys.readouterr().err
+
+
+def test_documents_are_added_listed_found_and_removed(
+    ratchet: Ratchet, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    articles = folder / "articles"
+    articles.mkdir()
+    (articles / "returns.md").write_text("# Returns\n\nSend a tent back within thirty days.\n")
+    assert ratchet("docs", "list", "--json") == 0
+    assert ratchet("docs", "add", str(articles)) == 0
+    assert ratchet("docs", "add", str(articles), "--json") == 0
+    assert ratchet("docs", "list") == 0
+    assert ratchet("docs", "search", "send a tent back") == 0
+    assert ratchet("docs", "rebuild") == 0
+    assert ratchet("docs", "remove", "returns.md") == 0
+    assert ratchet("docs", "search", "tent", "--json") == 0
+    out = capsys.readouterr().out
+    assert "1 added, 0 changed, 0 unchanged" in out
+    assert '"unchanged": ["returns.md"]' in out
+    assert "returns.md > Returns\nSend a tent back" in out
+    assert "removed returns.md\n[]" in out
+    assert ratchet("run", "Back?", replies=[call("search_knowledge", query="x"), answer("No.", 1)]) == 3
+
+
+def sealed_adapter(folder: Path, id: str) -> None:
+    made = folder / id
+    made.mkdir(parents=True)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q"], "auto_mapping": None}
+    (made / "adapter_config.json").write_text(json.dumps(config))
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    (made / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"12345678")
+    seal(
+        made,
+        id=id,
+        base="b",
+        base_revision="1",
+        dataset_hash="d",
+        parent=None,
+        tuning="t",
+        created_at="2026-01-01T00:00:00Z",
+        code_version="0",
+    )
+    Registry(folder).add(made)
+
+
+def test_adapters_are_listed_promoted_and_rolled_back(
+    ratchet: Ratchet, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = folder / ".ratchet" / "adapters"
+    for id in ("a-1", "a-2"):
+        sealed_adapter(home, id)
+    Registry(home).transition("a-1", State.GATED, "better", "now")
+    assert ratchet("promote", "a-1") == 0
+    assert ratchet("promote", "a-2", "--force", "--reason", "urgent") == 0
+    assert ratchet("adapters") == 0
+    assert "* a-2      active" in capsys.readouterr().out
+    assert ratchet("rollback") == 0
+    assert ratchet("adapters", "--json") == 0
+    listed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert listed["served"] == "a-1"
+    assert [one["state"] for one in listed["adapters"]] == ["active", "retired"]
+    assert any(one["reason"] == "forced past the gate: urgent" for one in listed["history"])
+
+
+def test_models_and_doctor_look_without_loading(ratchet: Ratchet, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ratchet("models") == 0
+    assert "* smollm2-135m-instruct" in capsys.readouterr().out
+    assert ratchet("models", "--json") == 0
+    assert {one["kind"] for one in json.loads(capsys.readouterr().out)} == {"model", "encoder"}
+    assert ratchet("doctor", "--json") in (0, 1)
+    assert json.loads(capsys.readouterr().out)[0]["what"] == "Python"
+
+
+def test_the_tuning_commands_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("tune", "eval", "demo", "promote"):
+        assert main([command, "--help"]) == 0
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("ratchet")
+
+
+def test_chat_does_one_task_a_line(ratchet: Ratchet, folder: Path) -> None:
+    done = chat(folder, "Where?\n\nAnd now?\n")
+    assert done.returncode == 0
+    for expected in ("  thought: Look it up.", "  call: look {", "  result: Order 1", "It is on its way."):
+        assert done.stdout.count(expected) == 2
+    lines = chat(folder, "Where?\n", "--json").stdout.splitlines()
+    assert [json.loads(line)["kind"] for line in lines][-1] == "ended"
+
+
+CHAT = """
+import sys
+from agent.cli import main
+from agent.llm.scripted import ScriptedModel, answer, call
+from agent.runtime import Runtime
+
+slow = float(sys.argv[2])
+look, say = call("look", order=1, slow=slow, thought="Look it up."), answer("It is on its way.")
+script = [look, say, say] if slow else [look, say] * 2
+
+def opened(project, progress):
+    return Runtime(project, model=ScriptedModel(script), progress=progress)
+
+sys.exit(main(["--project", sys.argv[1], "chat", *sys.argv[3:]], open_runtime=opened))
+"""
+
+
+def chat(folder: Path, lines: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", CHAT, str(folder), "0", *words],
+        input=lines,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_ctrl_c_cancels_the_task_keeps_it_and_returns_to_the_prompt(folder: Path) -> None:
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHAT, str(folder), "1.5"],
+        cwd=REPOSITORY,
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+    )
+    os.close(follower)
+    heard = Heard(leader)
+    with os.fdopen(leader, "wb", buffering=0) as terminal:
+        heard.wait_for("> ")
+        terminal.write(b"Where?\n")
+        heard.wait_for("call: look")
+        process.send_signal(signal.SIGINT)
+        heard.wait_for("No answer: cancelled")
+        heard.wait_for("> ")
+        terminal.write(b"And now?\n")
+        heard.wait_for("It is on its way.")
+        heard.wait_for("> ")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    with Store(folder / ".ratchet" / "ratchet.db") as store:
+        assert [one.outcome for one in store.runs()] == ["answered", "cancelled"]
+        assert [len(one.steps) for one in store.trajectories()] == [1, 1]
+
+
+class Heard:
+    """What a terminal has shown."""
+
+    def __init__(self, terminal: int) -> None:
+        self._terminal = terminal
+        self._text = ""
+
+    def wait_for(self, expected: str) -> None:
+        deadline = time.monotonic() + 30
+        while expected not in self._text:
+            assert time.monotonic() < deadline, self._text
+            self._text += os.read(self._terminal, 4096).decode(errors="replace")
+        self._text = self._text.partition(expected)[2]
+
+
+def test_a_reader_that_goes_away_is_no_traceback(folder: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "agent.cli", "init", "--print"],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    with process.stderr as errors:
+        said = errors.read()
+    process.wait(20)
+    assert b"Traceback" not in said
+
+
+def test_debug_shows_where_an_error_came_from(ratchet: Ratchet) -> None:
+    with pytest.raises(Exception, match="there are no runs yet"):
+        ratchet("--debug", "show", "last")

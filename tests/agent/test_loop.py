@@ -1,0 +1,285 @@
+"""The loop: what the model does wrong goes back to it, what we do wrong ends the run, and every end has a name."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage
+from langchain_core.tools import BaseTool, StructuredTool, ToolException
+
+from agent.errors import ModelError
+from agent.llm.render import Frame
+from agent.llm.scripted import ScriptedModel, answer, call
+from agent.llm.stepper import Proposal, Stepper
+from agent.loop import Event, Options, run, stream
+from agent.planner import REPEATED, Budget
+from agent.scrub import Scrubber
+from agent.store import Store
+from agent.trajectory import Outcome, Provenance, Task, ToolCall, Trajectory, Usage
+from tools.basics import answer as answer_tool
+from tools.basics import hand_over
+from tools.context import Passage, ToolContext
+from tools.knowledge import search_knowledge
+
+TASK = Task("t-1", "Where is order 7?")
+
+
+class Shelf:
+    """Two passages, whatever is asked."""
+
+    def search(self, query: str, k: int) -> Sequence[Passage]:
+        found = [("a", "returns.md", "Returns", "Thirty days."), ("b", "parcels.md", "", "Two days.")]
+        return [Passage(0, *one, score=0.9) for one in found][:k]
+
+
+class Slow:
+    """A stepper that calls the same tool with another number each time, and uses the tokens it is told to."""
+
+    def __init__(self, *, tokens: int = 1, seconds: float = 0.0, end: Any = "stop") -> None:
+        self._usage = Usage(sampled=tokens)
+        self._seconds = seconds
+        self._end = end
+
+    def provenance(self) -> Provenance:
+        return Provenance(base="slow")
+
+    def propose(
+        self,
+        trajectory: Trajectory,
+        frame: Frame,
+        *,
+        temperature: float,
+        seed: int,
+        max_tokens: int,
+        cancelled: threading.Event,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Proposal:
+        if cancelled.wait(self._seconds):
+            return Proposal(None, end="cancelled")
+        if on_text is not None:
+            on_text("{")
+        number = len(trajectory.steps)
+        return Proposal(ToolCall("look", {"order": number}), usage=self._usage, end=self._end)
+
+
+def look(order: int) -> str:
+    """Look an order up."""
+    if order == 404:
+        raise ToolException("There is no order 404.")
+    if order == 500:
+        raise RuntimeError("the database is on fire")
+    return f"Order {order} is on its way."
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "ratchet.db") as store:
+        yield store
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> list[BaseTool]:
+    context = ToolContext(tmp_path, tmp_path, retriever=Shelf())
+    looking = StructuredTool.from_function(look, metadata={"effect": "read"})
+    return [looking, search_knowledge(context), answer_tool(), hand_over()]
+
+
+def done(replies: Sequence[AIMessage], tools: Sequence[BaseTool], **rest: Any) -> Trajectory:
+    return run(TASK, ScriptedModel(replies), tools, **rest)
+
+
+def test_an_answer_ends_the_run_with_its_citations(tools: list[BaseTool], store: Store) -> None:
+    replies = [
+        call("search_knowledge", query="order", plan=["search", "answer"], thought="Look first."),
+        answer("On its way.", 2, 1),
+    ]
+    made = done(replies, tools, recorder=store)
+    assert (made.outcome, made.answer) == (Outcome.ANSWERED, "On its way.")
+    assert [passage.document for passage in made.citations] == ["parcels.md", "returns.md"]
+    assert (made.steps[0].plan, made.steps[0].thought) == (("search", "answer"), "Look first.")
+    assert [passage.label for passage in made.steps[0].passages] == [1, 2]
+    assert store.get(made.id) == made
+
+
+def test_a_hand_over_ends_the_run_as_refused(tools: list[BaseTool]) -> None:
+    made = done([call("hand_over", reason="Not mine to say.")], tools)
+    assert (made.outcome, made.answer) == (Outcome.REFUSED, None)
+
+
+def test_a_tools_refusal_goes_back_to_the_model(tools: list[BaseTool]) -> None:
+    model = ScriptedModel([call("look", order=404), answer("There is none.")])
+    made = run(TASK, model, tools)
+    assert made.steps[0].error == "There is no order 404."
+    assert made.outcome is Outcome.ANSWERED
+    assert model.asked[1][-1].content == "Error: There is no order 404."
+
+
+def test_arguments_that_do_not_fit_go_back_to_the_model(tools: list[BaseTool]) -> None:
+    made = done([call("look", order="seven"), call("look"), answer("Sorry.")], tools)
+    assert made.steps[0].error is not None
+    assert "order: Input should be a valid integer" in made.steps[0].error
+    assert made.steps[1].error == "order: Field required"
+    assert made.outcome is Outcome.ANSWERED
+
+
+def test_an_unknown_tool_goes_back_to_the_model_with_those_there_are(tools: list[BaseTool]) -> None:
+    made = done([call("fly"), answer("Sorry.")], tools)
+    assert made.steps[0].error == "There is no tool 'fly'. Tools: look, search_knowledge, answer, hand_over."
+
+
+def test_an_answer_may_cite_only_what_was_shown(tools: list[BaseTool]) -> None:
+    replies = [
+        answer("Yes.", 1),
+        call("search_knowledge", query="order"),
+        answer("Yes.", 1, 9),
+        answer("Yes.", 1),
+    ]
+    made = done(replies, tools)
+    assert made.steps[0].error == "No passage 1 was shown; cite none."
+    assert made.steps[2].error == "No passage 9 was shown; cite 1, 2."
+    assert made.outcome is Outcome.ANSWERED
+    assert len(made.steps) == 4
+
+
+def test_our_own_failure_ends_the_run_as_crashed_with_the_error_recorded(tools: list[BaseTool], store: Store) -> None:
+    made = done([call("look", order=1), call("look", order=500)], tools, recorder=store)
+    assert made.outcome is Outcome.CRASHED
+    assert made.error is not None
+    assert "RuntimeError: the database is on fire" in made.error
+    kept = store.get(made.id)
+    assert (kept.outcome, kept.error, len(kept.steps)) == (Outcome.CRASHED, made.error, 1)
+
+
+def test_a_model_that_fails_ends_the_run_as_crashed(tools: list[BaseTool]) -> None:
+    made = done([call("look", order=1)], tools)
+    assert made.outcome is Outcome.CRASHED
+    assert made.error is not None
+    assert ModelError.__name__ in made.error
+
+
+@pytest.mark.parametrize(
+    ("budget", "stepper", "outcome", "steps"),
+    [
+        (Budget(steps=3), Slow(), Outcome.OUT_OF_STEPS, 3),
+        (Budget(steps=99, tokens=25), Slow(tokens=10), Outcome.OUT_OF_TOKENS, 3),
+        (Budget(steps=99), Slow(end="length"), Outcome.OUT_OF_TOKENS, 0),
+        (Budget(steps=99, seconds=0.05), Slow(seconds=0.03), Outcome.OUT_OF_TIME, 2),
+    ],
+)
+def test_a_budget_that_is_used_up_ends_the_run_by_name(
+    tools: list[BaseTool], budget: Budget, stepper: Stepper, outcome: Outcome, steps: int
+) -> None:
+    made = run(TASK, stepper, tools, options=Options(budget=budget))
+    assert (made.outcome, len(made.steps)) == (outcome, steps)
+
+
+def test_a_repeated_call_is_noticed_the_second_time_and_ends_the_run_the_third(tools: list[BaseTool]) -> None:
+    model = ScriptedModel([call("look", order=1), call("look", order=2), call("look", order=1), call("look", order=1)])
+    made = run(TASK, model, tools)
+    assert [step.notice for step in made.steps] == [None, None, REPEATED, REPEATED]
+    assert made.outcome is Outcome.LOOPING
+    assert str(model.asked[3][-1].content).endswith(REPEATED)
+
+
+def test_three_steps_in_a_row_that_cannot_be_read_fail_the_run(tools: list[BaseTool]) -> None:
+    hello, think, so = (AIMessage(text) for text in ("hello", "I think", "so"))
+    made = done([hello, think, so], tools)
+    assert (made.outcome, len(made.steps)) == (Outcome.FAILED, 3)
+    assert made.steps[0].said == "hello"
+    assert made.steps[0].error is not None
+    again = done([hello, think, call("look", order=1), so, answer("Yes.")], tools)
+    assert again.outcome is Outcome.ANSWERED
+
+
+def test_a_step_written_as_text_is_read(tools: list[BaseTool]) -> None:
+    text = '{"plan":["look"],"thought":"t","tool":"look","args":{"order":1}}'
+    made = done([AIMessage(text), answer("Yes.")], tools)
+    assert made.steps[0].observation == "Order 1 is on its way."
+
+
+def test_a_cancelled_run_ends_within_its_step_and_keeps_what_was_done(tools: list[BaseTool], store: Store) -> None:
+    cancelled = threading.Event()
+
+    def stop(event: Event) -> None:
+        if event.kind == "observed" and len(event.trajectory.steps) == 2:
+            cancelled.set()
+
+    made = run(TASK, Slow(), tools, recorder=store, cancelled=cancelled, on_event=stop)
+    assert made.outcome is Outcome.CANCELLED
+    assert len(store.get(made.id).steps) == 2
+    cancelled = threading.Event()
+    threading.Timer(0.1, cancelled.set).start()
+    started = time.monotonic()
+    made = run(TASK, Slow(seconds=30), tools, cancelled=cancelled)
+    assert made.outcome is Outcome.CANCELLED
+    assert time.monotonic() - started < 5
+
+
+def test_events_come_in_order(tools: list[BaseTool]) -> None:
+    events = list(stream(TASK, ScriptedModel([call("look", order=1, thought="Look."), answer("Yes.")]), tools))
+    kinds = ["started", "text", "proposed", "observed", "proposed", "observed", "ended"]
+    assert [event.kind for event in events] == kinds
+    proposed, observed = events[2].step, events[3].step
+    assert proposed is not None
+    assert observed is not None
+    assert (proposed.observation, observed.observation) == ("", "Order 1 is on its way.")
+    assert events[-1].trajectory.outcome is Outcome.ANSWERED
+
+
+def test_a_reader_of_the_stream_that_stops_early_cancels_the_run(tools: list[BaseTool], store: Store) -> None:
+    events = stream(TASK, Slow(seconds=0.01), tools, recorder=store, options=Options(budget=Budget(steps=999)))
+    for event in events:
+        if event.kind == "observed":
+            break
+    events.close()  # type: ignore[attr-defined]
+    assert store.get("last").outcome is Outcome.CANCELLED
+
+
+def test_the_log_is_scrubbed_and_the_tool_gets_the_real_value(tools: list[BaseTool], store: Store) -> None:
+    sent: list[str] = []
+
+    def mail(address: str) -> str:
+        """Send a mail."""
+        sent.append(address)
+        return f"Sent to {address}."
+
+    mailing = StructuredTool.from_function(mail)
+    task = Task("t-2", "Write to ann@example.com.", {"mail": "ann@example.com"})
+    model = ScriptedModel([call("mail", address="<email_1>"), answer("Sent to <email_1>.")])
+    made = run(task, model, [mailing, *tools], scrubber=Scrubber(), recorder=store)
+    assert sent == ["ann@example.com"]
+    assert made.steps[0].observation == "Sent to <email_1>."
+    assert "ann@example.com" not in repr(store.get(made.id))
+    assert "ann@example.com" not in repr(model.asked)
+
+
+def test_a_long_result_is_cut_and_says_so(tools: list[BaseTool]) -> None:
+    def tell() -> str:
+        """Tell a lot."""
+        return "x" * 5000
+
+    made = done([call("tell"), answer("Yes.")], [StructuredTool.from_function(tell), *tools])
+    assert made.steps[0].observation.endswith("[cut: 2600 more characters]")
+
+
+def test_the_intent_is_kept_before_the_tool_runs(tools: list[BaseTool], store: Store) -> None:
+    seen: list[object] = []
+
+    def peek() -> str:
+        """Look into the store."""
+        seen.append(store.open_intent("run-1"))
+        return "seen"
+
+    done(
+        [call("peek"), answer("Yes.")],
+        [StructuredTool.from_function(peek), *tools],
+        recorder=store,
+        run_id="run-1",
+    )
+    assert getattr(seen[0], "call", None) == ToolCall("peek", {})
+    assert store.open_intent("run-1") is None

@@ -1,0 +1,45 @@
+"""`make bench-desk`: the whole loop on the demo desk, every held-out ticket, at most 300 corrections."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from agent import cli
+from tests.bench.results import write_result
+from tuner import demo
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--plan", choices=("bench", "demo", "quick"), default="bench")
+    parser.add_argument("--home", type=Path, default=ROOT / ".ratchet" / "bench-desk")
+    args = parser.parse_args()
+    plan = {"bench": demo.BENCH, "demo": demo.FULL, "quick": demo.QUICK}[args.plan]
+    shutil.rmtree(args.home / "desk", ignore_errors=True)
+    project = demo.prepare_desk(ROOT / "examples" / "desk", args.home)
+    with demo.Watcher(lambda text: print(text, file=sys.stderr, flush=True)) as watcher:
+        result, runtime = demo.turn(project, demo.commands(cli.main), plan, watcher)
+        runtime.close()
+    print(demo.tell(result))
+    tuned = result.tuned.summary().metrics
+    metrics = {
+        "held_out_success_base": result.base.success,
+        "held_out_success_tuned": result.tuned.success,
+        "refusals_tuned": tuned["refusal"].mean,
+        "corrections": float(sum(review.corrections for review in result.reviews)),
+        "tuning_minutes": sum(tuning.trained.seconds for tuning in result.tunings) / 60,
+        "demo_minutes": result.minutes,
+    }
+    name = "desk" if args.plan == "bench" else f"desk_{args.plan}"
+    command = "make bench-desk" if args.plan == "bench" else f"python -m tests.bench.desk --plan {args.plan}"
+    print(write_result(name, command, metrics, result.rows))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,44 @@
+"""The model card of an adapter: what it was made from, how, and what is known of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from agent.settings import TuningSettings
+from tuner.datasets import Dataset
+from tuner.train import Trained
+
+
+def model_card(name: str, base: str, dataset: Dataset, trained: Trained, settings: TuningSettings) -> str:
+    """Markdown, with the front matter that PEFT folders carry."""
+    counts = dataset.manifest
+    held = (
+        f"{trained.first_held_out_loss:.3f} before, {trained.held_out_loss:.3f} after"
+        if trained.first_held_out_loss is not None and trained.held_out_loss is not None
+        else "not measured: too few tasks to hold any out"
+    )
+    table = "\n".join(f"| {key} | {value} |" for key, value in asdict(settings).items())
+    return f"""---
+base_model: {base}
+library_name: peft
+tags: [lora, ratchet]
+---
+
+# {name}
+
+A LoRA adapter of {base}, trained by Ratchet from people's feedback on the agent's own runs.
+
+- Made from dataset `{dataset.hash[:16]}`: {counts["corrections"]} corrections and {counts["accepted_runs"]} accepted
+  runs over {counts["tasks"]} tasks, by {", ".join(counts["reviewers"])}.
+- {trained.target_tokens} target tokens in {trained.steps} optimizer steps, {trained.seconds / 60:.1f} minutes;
+  {trained.packed_tokens} tokens as trees, which as rows would have been {trained.row_tokens}.
+- Loss on held-out rows: {held}. Best epoch {trained.best_epoch + 1} of {trained.epochs}.
+- Trained parameters: {trained.parameters}.
+
+Whether it is better than what was served before is the gate's to say: see `report/`. It was trained for this
+project's tools and instructions, and nothing is known of it outside them.
+
+| setting | value |
+|---|---|
+{table}
+"""

@@ -1,0 +1,212 @@
+"""The commands of the tuning half: tune, eval, promote, demo. Imported by `agent.cli` when one is called."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agent.settings import Project
+    from tuner.pipeline import Gated
+    from tuner.train import Progress
+
+NOT_SHIPPED = 4
+"""Exit code of a promotion that the gate refused."""
+
+
+def add_tune(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--promote", action="store_true", help="gate the new adapter and promote it if it is better")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def add_eval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("suite", nargs="?", type=Path, help="a suite file; left out: gate.suite of the settings")
+    parser.add_argument("--adapter", default="active", help="an adapter's id, `active` (default) or `base`")
+    parser.add_argument("--limit", type=int, help="an even share of each group, this many tasks in all")
+    parser.add_argument("--fresh", action="store_true", help="run again even if the same was evaluated before")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def add_promote(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", help="id of the candidate")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="fewer tickets and corrections: five minutes")
+    parser.add_argument("--desk", type=Path, help="a desk's folder; left out: the one that comes along")
+    parser.add_argument("--home", type=Path, default=Path(".ratchet/demo"), help="where the demo keeps its files")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def tune(args: argparse.Namespace, project: Project) -> int:
+    """Train a candidate from the feedback in the store."""
+    from agent.runtime import Runtime
+    from tuner import pipeline
+
+    with Runtime(project, progress=_note) as runtime, _Bar() as bar:
+        made = pipeline.tune(runtime, on_progress=bar.training, say=_note)
+        gated = pipeline.promote(runtime, made.adapter.id, progress=bar.tasks) if args.promote else None
+    data = {
+        "adapter": made.adapter.id,
+        "tensors_sha256": made.adapter.tensors_sha256,
+        "dataset": made.dataset.hash,
+        "folder": str(made.adapter.folder),
+        "metrics": str(made.folder / "metrics.jsonl"),
+        "loss": made.trained.loss,
+        "held_out_loss": made.trained.held_out_loss,
+        "minutes": round(made.trained.seconds / 60, 2),
+        "promoted": gated is not None and gated.decision.ship,
+    }
+    text = f"adapter {made.adapter.id} in {made.adapter.folder}\nnext: ratchet promote {made.adapter.id}"
+    _print(data if args.json else (_told(gated) if gated else text))
+    return NOT_SHIPPED if gated is not None and not gated.decision.ship else 0
+
+
+def evaluate(args: argparse.Namespace, project: Project) -> int:
+    """Run a suite under one adapter and print how it went."""
+    from dataclasses import asdict
+
+    from agent.runtime import Runtime
+    from tuner import pipeline
+    from tuner.report import markdown_table, with_interval
+    from tuner.suites import load_suite
+
+    suite = (
+        load_suite(args.suite, limit=args.limit) if args.suite else pipeline.project_suite(project, limit=args.limit)
+    )
+    with Runtime(project, progress=_note) as runtime, _Bar() as bar:
+        served = runtime.serving()
+        adapter = (served.id if served else None) if args.adapter == "active" else args.adapter
+        adapter = None if adapter in (None, "base") else runtime.registry.get(adapter).id
+        result = pipeline.evaluate_adapter(
+            runtime,
+            suite,
+            adapter,
+            fresh=args.fresh,
+            progress=lambda done, of: bar.tasks(adapter or "base", done, of),
+        )
+    summary = result.summary()
+    if args.json:
+        _print({"suite": suite.hash, "adapter": adapter, **asdict(summary)})
+        return 0
+    shares = [(name, with_interval(one.mean, one.low, one.high), one.count) for name, one in summary.metrics.items()]
+    groups = [(name, with_interval(one.mean, one.low, one.high), one.count) for name, one in summary.groups.items()]
+    _print(
+        markdown_table(("metric", "share", "tasks"), shares)
+        + "\n\n"
+        + markdown_table(("group", "success", "tasks"), groups)
+    )
+    return 0
+
+
+def promote(args: argparse.Namespace, project: Project) -> int:
+    """Gate a candidate, and serve it if it is better than what is served."""
+    from agent.runtime import Runtime
+    from tuner import pipeline
+
+    with Runtime(project, progress=_note) as runtime, _Bar() as bar:
+        gated = pipeline.promote(runtime, args.adapter, progress=bar.tasks)
+    decision = gated.decision
+    data = {
+        "promoted": decision.ship,
+        "gain": decision.gain,
+        "interval": [decision.low, decision.high],
+        "reasons": list(decision.reasons),
+        "report": str(gated.report),
+    }
+    _print(data if args.json else _told(gated))
+    return 0 if decision.ship else NOT_SHIPPED
+
+
+def demo(args: argparse.Namespace, main: Callable[[Sequence[str]], int]) -> int:
+    """Turn the whole loop on the demo desk."""
+    from tuner import demo as loop
+
+    source = args.desk or _packaged_desk()
+    project = loop.prepare_desk(source.resolve(), args.home.resolve())
+    plan = loop.QUICK if args.quick else loop.FULL
+    with loop.Watcher(_note) as watcher:
+        result, runtime = loop.turn(project, loop.commands(main), plan, watcher)
+        runtime.close()
+    if args.json:
+        _print({"minutes": result.minutes, "rows": result.rows})
+    else:
+        _print(f"\n{loop.tell(result)}")
+        watcher.say(f"the gate's report: {result.gates[-1].report / 'gate.html'}")
+        watcher.say(
+            f"go on with it: ratchet --project {project.folder} chat --fact customer_id=C1040 --fact today=2026-05-14"
+        )
+    return 0
+
+
+def _packaged_desk() -> Path:
+    from agent.errors import TaskError
+
+    here = Path(__file__).resolve().parent
+    for folder in (here / "_desk", here.parent / "examples" / "desk"):
+        if folder.is_dir():
+            return folder
+    raise TaskError("the demo desk is not installed; name a desk's folder with --desk")
+
+
+def _told(gated: Gated) -> str:
+    verdict = "promoted" if gated.decision.ship else "not promoted"
+    return "\n".join([verdict, *(f"- {reason}" for reason in gated.decision.reasons), f"report: {gated.report}"])
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _print(data: Any) -> None:
+    print(data if isinstance(data, str) else json.dumps(data, indent=1, ensure_ascii=False))
+
+
+class _Bar:
+    """A progress bar on stderr with the time left; plain lines where stderr is no terminal."""
+
+    def __enter__(self) -> _Bar:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        self._plain = not console.is_terminal
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=self._plain,
+        )
+        self._ids: dict[str, Any] = {}
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def training(self, progress: Progress) -> None:
+        held = "" if progress.held_out_loss is None else f" held-out {progress.held_out_loss:.3f}"
+        note = f"loss {progress.loss:.3f}{held} {progress.tokens_per_second:.0f} tok/s"
+        self._show("training", progress.step, progress.steps, note, left=progress.seconds_left)
+
+    def tasks(self, name: str, done: int, of: int) -> None:
+        self._show(name, done, of, "")
+
+    def _show(self, name: str, done: int, of: int, note: str, *, left: float | None = None) -> None:
+        if self._plain:
+            if done == of or done % 10 == 0:
+                rest = "" if left is None else f", {left:.0f} s left"
+                _note(f"{name} {done}/{of} {note}{rest}".strip())
+            return
+        if name not in self._ids:
+            self._ids[name] = self._bars.add_task(name, total=of, note="")
+        self._bars.update(self._ids[name], completed=done, total=of, note=note)

@@ -1,0 +1,292 @@
+"""From feedback to a served adapter: curate, dataset, train, check that it lives, gate, promote.
+
+Each stage leaves its result on disk under a hash or an id, and none can do nothing in silence: see `_check_lives`.
+Training runs in this process, on weights of its own; a service starts it as another process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from agent.adapters import Adapter, State, add_documents, seal, tensors_hash, verify
+from agent.errors import AdapterError, LivenessError, TuningError
+from agent.llm import weights
+from agent.llm.lora import AdapterBank
+from agent.llm.render import Frame, Renderer
+from agent.loop import Unrecorded, timestamp
+from agent.runtime import Runtime
+from agent.settings import Project
+from agent.trajectory import Trajectory
+from tuner.card import model_card
+from tuner.curate import curate
+from tuner.datasets import Dataset, write_dataset
+from tuner.evaluate import Evaluation, evaluate
+from tuner.gate import Decision, GatePolicy, decide
+from tuner.packing import Example, build_pack
+from tuner.prepare import prepare
+from tuner.report import loss_plot, write_gate_report
+from tuner.suites import Suite, SuiteTask, load_suite
+from tuner.train import Progress, Trained, TrainSettings, loss_of, train
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What one tuning made."""
+
+    adapter: Adapter
+    dataset: Dataset
+    trained: Trained
+    folder: Path
+    """`tunings/<id>`: metrics.jsonl and loss.png."""
+
+
+@dataclass(frozen=True)
+class Gated:
+    """What the gate said of a candidate, and the evaluations behind it."""
+
+    decision: Decision
+    base: Evaluation
+    active: Evaluation | None
+    candidate: Evaluation
+    report: Path
+
+
+def tune(
+    runtime: Runtime, *, on_progress: Callable[[Progress], None] | None = None, say: Say = lambda text: None
+) -> Tuning:
+    """Train a candidate from all feedback in the store, and put it into the registry as trained."""
+    project = runtime.project
+    settings = project.settings.tuning
+    frame = runtime.frame()
+    created_at = timestamp()
+    dataset = write_dataset(
+        curate(runtime.store),
+        project.home.datasets,
+        validation_share=settings.validation_share,
+        created_at=created_at,
+        provenance={"prompt_version": frame.version, "base": project.settings.model.base},
+    )
+    counts = dataset.manifest
+    say(f"dataset {dataset.hash[:12]}: {counts['corrections']} corrections, {counts['accepted_runs']} accepted runs")
+    tuning = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:6]}"
+    folder = project.home.tunings / tuning
+    folder.mkdir(parents=True)
+    base = weights.resolve_model(project.settings.model.base, project.home.models, progress=say)
+    renderer = Renderer(weights.load_tokenizer(base))
+    limit = settings.max_tokens_per_pack
+    examples = prepare(dataset.train, frame, renderer, max_tokens=limit)
+    held_out = prepare(dataset.held_out, frame, renderer, max_tokens=limit)
+    parent = runtime.serving() if settings.start == "active" else None
+    model = _load(project, base)
+    trained = train(
+        model,
+        examples,
+        held_out,
+        _train_settings(project),
+        folder=folder / "adapter",
+        start_from=parent.folder if parent is not None else None,
+        metrics=folder / "metrics.jsonl",
+        on_progress=on_progress,
+    )
+    del model
+    loss_plot(folder / "metrics.jsonl", folder / "loss.png")
+    _check_lives(_load(project, base), folder / "adapter", examples[0])
+    adapter = _keep(runtime, folder, base, dataset, trained, tuning, created_at, parent)
+    return Tuning(adapter, dataset, trained, folder)
+
+
+def evaluate_adapter(
+    runtime: Runtime,
+    suite: Suite,
+    adapter: str | None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    fresh: bool = False,
+) -> Evaluation:
+    """Run a suite under an adapter (its id; None is the base). The same question is answered from disk."""
+    kept = runtime.home.evaluations / f"{_question(runtime, suite, adapter)}.json"
+    if kept.is_file() and not fresh:
+        return Evaluation.load(kept)
+
+    def run_one(task: SuiteTask, workspace: Path) -> Trajectory:
+        done = runtime.run(task.task, adapter=adapter, tools=task.tools, workspace=workspace, recorder=Unrecorded())
+        return runtime.reveal(done)
+
+    runtime.stepper(adapter)  # loaded before the clock of the first task starts
+    result = evaluate(
+        suite,
+        run_one,
+        workspaces=runtime.home.workspaces,
+        pristine=runtime.project.folder,
+        concurrency=runtime.project.settings.model.max_sessions,
+        progress=progress,
+    )
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    result.save(kept)
+    return result
+
+
+def gate(
+    runtime: Runtime,
+    candidate: Adapter,
+    suite: Suite,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Gated:
+    """Compare base, active and candidate on a suite, write the report beside the adapter, move the candidate on."""
+
+    def run(name: str, adapter: str | None) -> Evaluation:
+        return evaluate_adapter(
+            runtime,
+            suite,
+            adapter,
+            progress=None if progress is None else lambda done, of: progress(name, done, of),
+        )
+
+    served = runtime.serving()
+    base = run("base", None)
+    active = run("active", served.id) if served is not None else None
+    made = run("candidate", candidate.id)
+    chosen = runtime.project.settings.gate
+    policy = GatePolicy(margin=chosen.margin, min_tasks=chosen.min_tasks, resamples=chosen.resamples)
+    decision = decide(base, active, made, policy)
+    scratch = runtime.home.evaluations / f"gate-{candidate.id}"
+    report = write_gate_report(scratch, decision, base, active, made)
+    documents = {f"report/{path.name}": path.read_bytes() for path in sorted(report.iterdir())}
+    add_documents(candidate.folder, documents)
+    shutil.rmtree(scratch)
+    if candidate.state in (State.TRAINED, State.RETIRED) and decision.ship:
+        runtime.registry.transition(candidate.id, State.GATED, decision.reasons[0], timestamp())
+    elif not decision.ship and candidate.state is not State.RETIRED:
+        runtime.registry.reject(candidate.id, decision.reasons[0], timestamp())
+    return Gated(decision, base, active, made, candidate.folder / "report")
+
+
+def promote(
+    runtime: Runtime,
+    adapter: str,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+    suite: Suite | None = None,
+) -> Gated:
+    """Gate a candidate and, if it ships, make it the one that is served."""
+    candidate = runtime.registry.get(adapter)
+    if candidate.state in (State.ACTIVE, State.REJECTED):
+        raise AdapterError(
+            f"adapter {candidate.id} is {candidate.state}; only a trained, gated or retired one can be promoted"
+        )
+    result = gate(runtime, candidate, suite or project_suite(runtime.project), progress=progress)
+    if result.decision.ship:
+        runtime.registry.promote(candidate.id, result.decision.reasons[0], timestamp())
+    return result
+
+
+def project_suite(project: Project, *, limit: int | None = None) -> Suite:
+    """The held-out suite that the settings name."""
+    if not project.settings.gate.suite:
+        raise TuningError("no held-out suite is named; set gate.suite in ratchet.toml to a file of tasks with checks")
+    return load_suite(project.resolve(project.settings.gate.suite), limit=limit)
+
+
+def _train_settings(project: Project) -> TrainSettings:
+    known = asdict(project.settings.tuning)
+    return TrainSettings(**{name: known[name] for name in TrainSettings.__dataclass_fields__})
+
+
+def _load(project: Project, base: weights.ModelFolder) -> Any:
+    chosen = project.settings.model
+    return weights.load_model(base, device=chosen.device, dtype=chosen.dtype, threads=chosen.threads)
+
+
+def _check_lives(model: Any, folder: Path, example: Example) -> None:
+    """Load what was saved onto fresh weights: it must be what was trained, and change what the model says."""
+    import torch
+
+    from agent.llm.attention import use_ragged_attention
+
+    use_ragged_attention(model)
+    pack = build_pack([example])
+    with torch.inference_mode():
+        before = float(loss_of(model, pack)[0])
+        bank = AdapterBank(model)
+        bank.load("candidate", folder, tensors_sha256=tensors_hash(folder / "adapter_model.safetensors"))
+        bank.activate("candidate")
+        after = float(loss_of(model, pack)[0])
+    if before == after:
+        raise LivenessError(
+            f"the adapter changes no output: the loss of a training example is {before:.4f} with and without it; "
+            "check tuning.targets and the learning rate"
+        )
+
+
+def _keep(
+    runtime: Runtime,
+    folder: Path,
+    base: weights.ModelFolder,
+    dataset: Dataset,
+    trained: Trained,
+    tuning: str,
+    created_at: str,
+    parent: Adapter | None,
+) -> Adapter:
+    """Move the trained folder into the registry, with model card and manifest, and take it in."""
+    made = folder / "adapter"
+    digest = tensors_hash(made / "adapter_model.safetensors")
+    name = f"{created_at[:10].replace('-', '')}-{digest[:8]}"
+    served = runtime.serving()
+    card = model_card(name, base.name, dataset, trained, runtime.project.settings.tuning)
+    (made / "README.md").write_text(card, encoding="utf-8")
+    (made / "report").mkdir()
+    shutil.copyfile(folder / "loss.png", made / "report" / "loss.png")
+    target = runtime.home.adapters / name
+    if target.exists():
+        return runtime.registry.get(name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    seal(
+        made,
+        id=name,
+        base=base.name,
+        base_revision=base.revision,
+        dataset_hash=dataset.hash,
+        parent=parent.id if parent is not None else None,
+        tuning=tuning,
+        created_at=created_at,
+        code_version=code_version(),
+    )
+    made.rename(target)
+    verify(target)
+    reason = f"tuning {tuning}" if served is None else f"tuning {tuning}, beside active {served.id}"
+    return runtime.registry.add(target, reason=reason)
+
+
+def code_version() -> str:
+    try:
+        return version("ratchet-loop")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _question(runtime: Runtime, suite: Suite, adapter: str | None) -> str:
+    """Names what an evaluation answers: suite, adapter, prompt, settings, documents and code."""
+    entry = None if adapter is None else runtime.registry.get(adapter)
+    frame: Frame = runtime.frame()
+    settings = runtime.project.settings
+    parts = [
+        suite.hash,
+        entry.tensors_sha256 if entry else "base",
+        frame.version,
+        code_version(),
+        repr((settings.model.base, settings.model.dtype, settings.agent, settings.memory, settings.privacy)),
+        runtime.documents_version(),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
