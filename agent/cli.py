@@ -203,18 +203,15 @@ def _add_adapter_commands(commands: Commands) -> None:
     _command(commands, "adapters", "list the adapters and say which one is served", _lazy("project", "adapters"))
     promote = _command(commands, "promote", "gate an adapter and serve it if it is better", _promote, as_json=False)
     tuner.add_promote(promote)
-    promote.add_argument("--force", action="store_true", help="serve it without asking the gate")
     rollback = _command(commands, "rollback", "serve what was served before", _lazy("project", "rollback"))
-    for parser, reason in ((promote, "promoted by hand"), (rollback, "rolled back by hand")):
-        parser.add_argument("--reason", default=reason, metavar="TEXT", help="kept in the registry's history")
+    rollback.add_argument(
+        "--reason", default="rolled back by hand", metavar="TEXT", help="kept in the registry's history"
+    )
 
 
 def _promote(arguments: argparse.Namespace, session: Session) -> int:
-    from agent.commands import project
     from tuner import cli as tuner
 
-    if project.is_gated(arguments.adapter, session) or arguments.force:
-        return project.promote(arguments, session)
     return tuner.promote(arguments, session.project)
 
 

@@ -49,7 +49,8 @@ def curate(store: Store) -> Curated:
         corrections.setdefault(correction.run, {})[correction.step] = correction
     rows: list[TrainingRow] = []
     left_out: dict[str, str] = {}
-    for trajectory in store.trajectories(sorted(set(verdicts) | set(corrections))):
+    judged = {*verdicts, *corrections}
+    for trajectory in store.trajectories(one.id for one in reversed(store.runs(limit=None)) if one.id in judged):
         fixes = corrections.get(trajectory.id, {})
         rating = verdicts.get(trajectory.id)
         if rating is not None and rating.verdict == "up":
@@ -79,8 +80,9 @@ def _accepted(trajectory: Trajectory, fixes: Mapping[int, Correction], reviewer:
         targets[end] = corrected_step(trajectory.steps[end], fixes[end])
     if not targets:
         return None
+    reviewers = tuple(dict.fromkeys([reviewer, *([fixes[end].reviewer] if fixes else [])]))
     return TrainingRow(
-        trajectory.id, trajectory.task.id, "accepted", _cut(trajectory, max(targets)), targets, (reviewer,)
+        trajectory.id, trajectory.task.id, "accepted", _cut(trajectory, max(targets)), targets, reviewers
     )
 
 

@@ -77,7 +77,7 @@ def read_dataset(folder: Path) -> Dataset:
             raise DatasetError(
                 f"{folder} has version {manifest['version']}, this code reads {DATASET_VERSION}; upgrade"
             )
-        lines = {name: (folder / f"{name}.jsonl").read_text("utf-8").splitlines() for name in ("train", "held_out")}
+        lines = {name: _lines(folder / f"{name}.jsonl") for name in ("train", "held_out")}
         digest = hashlib.sha256(canonical([DATASET_VERSION, lines]).encode()).hexdigest()
         if digest != manifest["hash"]:
             raise DatasetError(f"{folder} is not what was written (hash {digest[:12]}); delete it and tune again")
@@ -85,6 +85,11 @@ def read_dataset(folder: Path) -> Dataset:
     except (OSError, ValueError, KeyError, TypeError, RecordError) as fault:
         raise DatasetError(f"{folder} is no whole dataset ({fault}); delete it and tune again") from fault
     return Dataset(folder, digest, parts["train"], parts["held_out"], manifest)
+
+
+def _lines(path: Path) -> list[str]:
+    """The rows of a file. What a customer wrote may hold marks that `splitlines` takes for the end of a line."""
+    return path.read_text("utf-8").split("\n")[:-1]
 
 
 def _split(rows: Sequence[TrainingRow], share: float) -> dict[str, list[TrainingRow]]:

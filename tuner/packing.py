@@ -66,7 +66,8 @@ def pack_examples(examples: Sequence[Example], *, max_tokens: int, seed: int | N
     Raises DatasetError for an example without targets or longer than a pack.
     """
     for example in examples:
-        if not any(example.targets):
+        # The first token has none before it that could say it.
+        if not any(example.targets[1:]):
             raise DatasetError(f"the example of {example.group!r} has no target token; nothing could be learnt from it")
         if len(example.ids) > max_tokens:
             raise DatasetError(

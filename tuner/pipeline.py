@@ -28,7 +28,7 @@ from agent.trajectory import Trajectory
 from tuner.card import model_card
 from tuner.curate import curate
 from tuner.datasets import Dataset, write_dataset
-from tuner.evaluate import Evaluation, evaluate
+from tuner.evaluate import Evaluation, evaluate, reveal_all
 from tuner.gate import Decision, GatePolicy, decide
 from tuner.packing import Example, build_pack
 from tuner.prepare import prepare
@@ -120,7 +120,7 @@ def evaluate_adapter(
 
     def run_one(task: SuiteTask, workspace: Path) -> Trajectory:
         done = runtime.run(task.task, adapter=adapter, tools=task.tools, workspace=workspace, recorder=Unrecorded())
-        return runtime.reveal(done)
+        return reveal_all(done, runtime.reveal)
 
     runtime.stepper(adapter)  # loaded before the clock of the first task starts
     result = evaluate(
@@ -249,8 +249,10 @@ def _keep(
     (made / "report").mkdir()
     shutil.copyfile(folder / "loss.png", made / "report" / "loss.png")
     target = runtime.home.adapters / name
-    if target.exists():
+    if name in {one.id for one in runtime.registry.list()}:
         return runtime.registry.get(name)
+    # What lies here without an entry was left by a crash between the move and the entry.
+    shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     seal(
         made,
@@ -277,7 +279,7 @@ def code_version() -> str:
 
 
 def _question(runtime: Runtime, suite: Suite, adapter: str | None) -> str:
-    """Names what an evaluation answers: suite, adapter, prompt, settings, documents and code."""
+    """Names what an evaluation answers: suite, adapter, prompt, settings, documents, code and tool files."""
     entry = None if adapter is None else runtime.registry.get(adapter)
     frame: Frame = runtime.frame()
     settings = runtime.project.settings
@@ -288,5 +290,10 @@ def _question(runtime: Runtime, suite: Suite, adapter: str | None) -> str:
         code_version(),
         repr((settings.model.base, settings.model.dtype, settings.agent, settings.memory, settings.privacy)),
         runtime.documents_version(),
+        *(_hash_of(runtime.project.resolve(name)) for name in settings.tools.files if name.endswith(".py")),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+
+
+def _hash_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "missing"

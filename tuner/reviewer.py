@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent.errors import TuningError
 from agent.loop import Event, new_id
 from agent.runtime import Runtime
-from agent.trajectory import Outcome, Step, Trajectory
+from agent.scrub import Scrubber
+from agent.trajectory import Step, ToolCall, Trajectory
 from tuner.checks import same_value, score
+from tuner.evaluate import reveal_all
 from tuner.suites import SolutionStep, SuiteTask
 
 Command = Callable[[Sequence[str]], int]
@@ -83,14 +86,16 @@ class Reviewer:
         while (wrong := first_wrong(ticket, trajectory)) is not None:
             with self._hand:
                 if self._left <= 0:
+                    self._runtime.clear_workspace(trajectory.id)
                     return count, False
                 self._left -= 1
-                self._correct(trajectory, wrong, ticket.solution[wrong])
+                self._correct(trajectory, wrong, as_shown(ticket.solution[wrong], ticket, trajectory))
                 self._progress(self._allowed - self._left, self._allowed)
             count += 1
             trajectory = self._watch(ticket, trajectory.id)
         workspace = self._runtime.home.workspaces / trajectory.id
-        verdict = score(ticket, self._runtime.reveal(trajectory), workspace, pristine=self._runtime.project.folder)
+        shown = reveal_all(trajectory, self._runtime.reveal)
+        verdict = score(ticket, shown, workspace, pristine=self._runtime.project.folder)
         self._runtime.clear_workspace(trajectory.id)
         with self._hand:
             reason = "; ".join(verdict.reasons) or "solved"
@@ -112,6 +117,7 @@ class Reviewer:
         return done
 
     def _correct(self, trajectory: Trajectory, index: int, right: SolutionStep) -> None:
+        """`right` is the solution's step `as_shown` in this run."""
         arguments = resolve_citations(right.call.arguments, trajectory, index)
         command = [
             "correct",
@@ -130,18 +136,31 @@ class Reviewer:
     def _run(self, command: list[str]) -> None:
         code = self._command([*command, "--reviewer", REVIEWER])
         if code != 0:
-            raise RuntimeError(f"`ratchet {' '.join(command)}` ended with {code}")
+            raise TuningError(f"`ratchet {' '.join(command)}` ended with {code}; run it by hand to see why")
 
 
 def first_wrong(ticket: SuiteTask, trajectory: Trajectory) -> int | None:
     """Index of the first step that is not as the solution has it; None when all so far are right."""
-    masked = trajectory.task.text != ticket.task.text
+    masked = _is_masked(ticket, trajectory)
     for index, step in enumerate(trajectory.steps):
-        if index >= len(ticket.solution) or not _is_right(ticket.solution[index], step, trajectory, index, masked):
-            return min(index, len(ticket.solution) - 1)
-    if trajectory.outcome not in (None, Outcome.ANSWERED, Outcome.REFUSED, Outcome.CANCELLED):
-        return min(len(trajectory.steps), len(ticket.solution)) - 1
+        if index >= len(ticket.solution):
+            return len(ticket.solution) - 1
+        if not _is_right(as_shown(ticket.solution[index], ticket, trajectory), step, trajectory, index, masked):
+            return index
+    # A run that used up its budget behind right steps has no step that a correction would better.
     return None
+
+
+def as_shown(right: SolutionStep, ticket: SuiteTask, trajectory: Trajectory) -> SolutionStep:
+    """The solution's step in the words of a scrubbed run: the model can only say what it was shown."""
+    if not _is_masked(ticket, trajectory):
+        return right
+    scrubber = Scrubber()
+    # In the order in which the run masked them, for placeholders are numbered as they are met.
+    for text in (*ticket.task.facts.values(), ticket.task.text):
+        scrubber.mask(text)
+    call = ToolCall(right.call.name, _mask(dict(right.call.arguments), scrubber))
+    return SolutionStep(call, scrubber.mask(right.thought), tuple(map(scrubber.mask, right.plan)))
 
 
 def resolve_citations(arguments: Any, trajectory: Trajectory, index: int) -> dict[str, Any]:
@@ -153,6 +172,20 @@ def resolve_citations(arguments: Any, trajectory: Trajectory, index: int) -> dic
         if found is not None:
             resolved[name] = [passage.label for passage in shown if passage.document == found.group(1)][:1]
     return resolved
+
+
+def _is_masked(ticket: SuiteTask, trajectory: Trajectory) -> bool:
+    return (trajectory.task.text, dict(trajectory.task.facts)) != (ticket.task.text, dict(ticket.task.facts))
+
+
+def _mask(value: Any, scrubber: Scrubber) -> Any:
+    if isinstance(value, str):
+        return scrubber.mask(value)
+    if isinstance(value, list | tuple):
+        return [_mask(item, scrubber) for item in value]
+    if isinstance(value, dict):
+        return {key: _mask(item, scrubber) for key, item in value.items()}
+    return value
 
 
 def _is_right(right: SolutionStep, step: Step, trajectory: Trajectory, index: int, masked: bool) -> bool:

@@ -11,6 +11,7 @@ import json
 import math
 import random
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -199,12 +200,17 @@ def _products_in(precision: str, device: str) -> Any:
 
 
 def _load_state(model: Any, folder: Path) -> None:
-    from peft import set_peft_model_state_dict
+    from peft import LoraConfig, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    report: Any = set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
-    if report.unexpected_keys:
-        raise TuningError(f'the adapter in {folder} has other targets than tuning.targets; set tuning.start to "base"')
+    theirs, ours = LoraConfig.from_pretrained(str(folder)), model.peft_config["default"]
+    for name in ("r", "lora_alpha", "target_modules"):
+        if getattr(theirs, name) != getattr(ours, name):
+            raise TuningError(
+                f"the adapter in {folder} has {name} {getattr(theirs, name)}, the settings give "
+                f'{getattr(ours, name)}; set them alike, or set tuning.start to "base"'
+            )
+    set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
 
 
 def _check(examples: Sequence[Example]) -> None:
@@ -226,7 +232,16 @@ def _with_lora(model: Any, settings: TrainSettings) -> tuple[Any, list[torch.nn.
         target_modules=names[0] if names == ("all-linear",) else list(names),
         task_type="CAUSAL_LM",
     )
-    peft_model = get_peft_model(model, config)
+    try:
+        with warnings.catch_warnings():
+            # peft 0.21 asks transformers by a name that is going away.
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+            peft_model = get_peft_model(model, config)
+    except ValueError as fault:
+        raise TuningError(
+            f"tuning.targets {list(names)} do not fit this model ({fault}); "
+            'set tuning.targets to names of its linear layers, or to ["all-linear"]'
+        ) from fault
     return peft_model, [one for one in peft_model.parameters() if one.requires_grad]
 
 

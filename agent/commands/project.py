@@ -230,29 +230,6 @@ def adapters(arguments: Namespace, session: Session) -> int:
     return 0
 
 
-def is_gated(name: str, session: Session) -> bool:
-    """Whether an adapter has passed the gate and waits to be served."""
-    from agent.adapters import Registry, State
-
-    return Registry(session.project.home.adapters).get(name).state in (State.GATED, State.CANARY)
-
-
-def promote(arguments: Namespace, session: Session) -> int:
-    """Serve a gated adapter from the next run on, or with `--force` one the gate was not asked about."""
-    from agent.adapters import Registry, State
-
-    registry = Registry(session.project.home.adapters)
-    adapter = registry.get(arguments.adapter)
-    if adapter.state in (State.TRAINED, State.RETIRED):
-        registry.transition(adapter.id, State.GATED, f"forced past the gate: {arguments.reason}", _now())
-    done = registry.promote(adapter.id, arguments.reason, _now())
-    if arguments.json:
-        result_json(asdict(done))
-    elif not arguments.quiet:
-        result(f"adapter {done.id} is served from the next run on")
-    return 0
-
-
 def rollback(arguments: Namespace, session: Session) -> int:
     """Serve what was served before."""
     from agent.adapters import Registry

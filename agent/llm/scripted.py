@@ -19,12 +19,12 @@ from agent.errors import ModelError
 class ScriptedModel(BaseChatModel):
     """Gives its replies one by one, whatever it is asked. Keeps the conversations it was shown in `asked`."""
 
-    replies: list[AIMessage | str]
+    replies: list[AIMessage]
     _asked: list[list[BaseMessage]] = PrivateAttr(default_factory=list)
     _lock: Any = PrivateAttr(default_factory=threading.Lock)
 
     def __init__(self, replies: Sequence[AIMessage | str], **options: Any) -> None:
-        super().__init__(replies=list(replies), **options)
+        super().__init__(replies=[AIMessage(one) if isinstance(one, str) else one for one in replies], **options)
 
     @property
     def asked(self) -> list[list[BaseMessage]]:
@@ -50,9 +50,7 @@ class ScriptedModel(BaseChatModel):
             self._asked.append(list(messages))
         if place >= len(self.replies):
             raise ModelError(f"the script has {len(self.replies)} replies and was asked for one more; add it")
-        reply = self.replies[place]
-        message = AIMessage(reply) if isinstance(reply, str) else reply
-        return ChatResult(generations=[ChatGeneration(message=message)])
+        return ChatResult(generations=[ChatGeneration(message=self.replies[place])])
 
 
 def call(tool: str, /, *, thought: str = "", plan: Sequence[str] = (), **arguments: Any) -> AIMessage:

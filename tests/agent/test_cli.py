@@ -6,6 +6,7 @@ import getpass
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -250,15 +251,14 @@ def sealed_adapter(folder: Path, id: str) -> None:
     Registry(folder).add(made)
 
 
-def test_adapters_are_listed_promoted_and_rolled_back(
+def test_adapters_are_listed_and_rolled_back(
     ratchet: Ratchet, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home = folder / ".ratchet" / "adapters"
     for id in ("a-1", "a-2"):
         sealed_adapter(home, id)
-    Registry(home).transition("a-1", State.GATED, "better", "now")
-    assert ratchet("promote", "a-1") == 0
-    assert ratchet("promote", "a-2", "--force", "--reason", "urgent") == 0
+        Registry(home).transition(id, State.GATED, "better", "now")
+        Registry(home).promote(id, "better", "now")
     assert ratchet("adapters") == 0
     assert "* a-2      active" in capsys.readouterr().out
     assert ratchet("rollback") == 0
@@ -266,7 +266,16 @@ def test_adapters_are_listed_promoted_and_rolled_back(
     listed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert listed["served"] == "a-1"
     assert [one["state"] for one in listed["adapters"]] == ["active", "retired"]
-    assert any(one["reason"] == "forced past the gate: urgent" for one in listed["history"])
+    assert any(one["reason"] == "rolled back by hand" for one in listed["history"])
+
+
+def test_no_adapter_is_promoted_past_the_gate(
+    ratchet: Ratchet, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sealed_adapter(folder / ".ratchet" / "adapters", "a-1")
+    assert ratchet("promote", "a-1", "--force") == 2
+    assert ratchet("promote", "a-1") == 1
+    assert "no held-out suite is named" in capsys.readouterr().err
 
 
 def test_models_and_doctor_look_without_loading(ratchet: Ratchet, capsys: pytest.CaptureFixture[str]) -> None:
@@ -323,29 +332,30 @@ def chat(folder: Path, lines: str, *words: str) -> subprocess.CompletedProcess[s
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_cancels_the_task_keeps_it_and_returns_to_the_prompt(folder: Path) -> None:
     leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", CHAT, str(folder), "1.5"],
-        cwd=REPOSITORY,
-        stdin=follower,
-        stdout=follower,
-        stderr=follower,
-    )
-    os.close(follower)
-    heard = Heard(leader)
-    with os.fdopen(leader, "wb", buffering=0) as terminal:
-        heard.wait_for("> ")
-        terminal.write(b"Where?\n")
-        heard.wait_for("call: look")
-        process.send_signal(signal.SIGINT)
-        heard.wait_for("No answer: cancelled")
-        heard.wait_for("> ")
-        terminal.write(b"And now?\n")
-        heard.wait_for("It is on its way.")
-        heard.wait_for("> ")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+    command = [sys.executable, "-c", CHAT, str(folder), "3"]
+    with (
+        os.fdopen(leader, "r+b", buffering=0) as terminal,
+        subprocess.Popen(command, cwd=REPOSITORY, stdin=follower, stdout=follower, stderr=follower) as process,
+    ):
+        os.close(follower)
+        heard = Heard(leader)
+        try:
+            heard.wait_for("> ")
+            terminal.write(b"Where?\n")
+            heard.wait_for("call: look")
+            process.send_signal(signal.SIGINT)
+            heard.wait_for("No answer: cancelled")
+            heard.wait_for("> ")
+            terminal.write(b"And now?\n")
+            heard.wait_for("It is on its way.")
+            heard.wait_for("> ")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130
+        finally:
+            process.kill()
     with Store(folder / ".ratchet" / "ratchet.db") as store:
         assert [one.outcome for one in store.runs()] == ["answered", "cancelled"]
         assert [len(one.steps) for one in store.trajectories()] == [1, 1]
@@ -361,7 +371,8 @@ class Heard:
     def wait_for(self, expected: str) -> None:
         deadline = time.monotonic() + 30
         while expected not in self._text:
-            assert time.monotonic() < deadline, self._text
+            ready, _, _ = select.select([self._terminal], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, self._text
             self._text += os.read(self._terminal, 4096).decode(errors="replace")
         self._text = self._text.partition(expected)[2]
 

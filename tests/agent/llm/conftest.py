@@ -39,7 +39,9 @@ def make_tokenizer(template: str | None = CHATML, *, end: str = "<|im_end|>") ->
         show_progress=False,
     )
     raw.train_from_iterator(CORPUS * 4, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=end, pad_token="<|endoftext|>")
+    tokenizer: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=raw, eos_token=end, pad_token="<|endoftext|>"
+    )
     tokenizer.chat_template = template
     return tokenizer
 

@@ -165,7 +165,8 @@ def test_a_listener_that_fails_fails_its_own_request_alone(shared: Any) -> None:
 
 def test_cancelling_ends_within_a_pass_and_frees_the_place(make_engine: MakeEngine) -> None:
     engine = make_engine(max_sessions=1)
-    cancelled, heard = threading.Event(), []
+    cancelled = threading.Event()
+    heard: list[int] = []
 
     def hear(ids: Sequence[int]) -> bool:
         heard.extend(ids)

@@ -1,0 +1,180 @@
+"""A small desk: a store room whose things are found, booked and told of, with tickets that have solutions."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from agent.llm.render import Frame
+from agent.llm.stepper import Proposal
+from agent.settings import Project, find_project
+from agent.trajectory import Provenance, ToolCall, Trajectory
+from tests.tuner.tiny import save_base
+from tuner.reviewer import as_shown, resolve_citations
+from tuner.suites import SuiteTask
+
+TOOLS = '''
+"""The tools of a store room."""
+
+import sqlite3
+from contextlib import closing
+from typing import Literal
+
+from langchain_core.tools import ToolException, tool
+
+BOXES = {"lamp": "box 3", "tent": "box 1", "rope": "box 2", "axe": "box 4"}
+
+
+def load_tools(context):
+    @tool
+    def find(item: Literal["lamp", "tent", "rope", "axe"]) -> str:
+        """Say where a thing is."""
+        return BOXES[item]
+
+    @tool
+    def book(box: Literal[1, 2, 3, 4]) -> str:
+        """Book a box."""
+        with closing(sqlite3.connect(context.workspace / "room.db")) as room, room:
+            room.execute("create table if not exists booked (box integer)")
+            if room.execute("select 1 from booked where box = ?", (box,)).fetchone():
+                raise ToolException(f"box {box} is booked")
+            room.execute("insert into booked values (?)", (box,))
+        return "booked"
+
+    @tool
+    def mail(address: str) -> str:
+        """Mail a receipt."""
+        with (context.workspace / "sent.txt").open("a") as file:
+            file.write(address + "\\\\n")
+        return "sent"
+
+    find.metadata = {"effect": "read"}
+    book.metadata = mail.metadata = {"effect": "workspace"}
+    return [find, book, mail]
+'''
+
+BOXES = {"lamp": 3, "tent": 1, "rope": 2, "axe": 4}
+PHRASES = ("Get me the {}.", "I need the {}.", "Where is my {}?", "Book the {}, please.")
+
+
+def ticket(identifier: str, item: str, phrase: str, *, plan: bool = True, thought: bool = True) -> dict[str, Any]:
+    """Find, book, tell: a row of a tickets file."""
+    box = BOXES[item]
+    calls: list[tuple[str, str, dict[str, Any]]] = [
+        (f"Find the {item}.", "find", {"item": item}),
+        (f"It is in box {box}.", "book", {"box": box}),
+        ("Say so.", "answer", {"text": f"Box {box} is yours.", "citations": []}),
+    ]
+    solution = [{"thought": said if thought else "", "tool": tool, "args": args} for said, tool, args in calls]
+    if plan:
+        solution[0]["plan"] = ["find it", "book its box"]
+    check = {
+        "calls": [{"tool": "book", "args": {"box": box}}],
+        "state": [{"database": "room.db", "query": "select box from booked", "equals": [[box]]}],
+        "must": [f"box {box}"],
+    }
+    return {
+        "id": identifier,
+        "group": item,
+        "task": {"text": phrase.format(item)},
+        "check": check,
+        "solution": solution,
+    }
+
+
+def mail_ticket(identifier: str, address: str) -> dict[str, Any]:
+    """A ticket whose words are scrubbed before the model sees them."""
+    calls: list[tuple[str, dict[str, Any]]] = [
+        ("mail", {"address": address}),
+        ("answer", {"text": f"Sent to {address}.", "citations": []}),
+    ]
+    solution = [{"thought": f"Mail {address}.", "tool": tool, "args": args} for tool, args in calls]
+    solution[0]["plan"] = ["mail it"]
+    check = {"calls": [{"tool": "mail", "args": {"address": address}}], "must": [address]}
+    facts = {"cc": "boss@shop.example"}
+    task = {"text": f"Send my receipt to {address}, please.", "facts": facts}
+    return {"id": identifier, "group": "mail", "task": task, "check": check, "solution": solution}
+
+
+def make_desk(folder: Path, tickets: Sequence[dict[str, Any]], settings: str = "") -> Project:
+    """A project folder with the store room's tools, training tickets, and the same as held-out tickets."""
+    (folder / "tickets").mkdir(parents=True)
+    (folder / "room_tools.py").write_text(TOOLS)
+    (folder / "ratchet.toml").write_text(
+        '[tools]\nfiles = ["room_tools.py"]\nenabled = ["find", "book", "mail", "answer", "hand_over"]\n'
+        f'[gate]\nsuite = "tickets/held_out.jsonl"\nmin_tasks = 1\n{settings}'
+    )
+    held_out = [
+        {**{key: value for key, value in row.items() if key != "solution"}, "id": f"h-{row['id']}"} for row in tickets
+    ]
+    for name, rows in (("train", tickets), ("held_out", held_out)):
+        (folder / "tickets" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return find_project(folder, {})
+
+
+class Clumsy:
+    """Knows every ticket, and does the steps in `wrong` wrongly, as often as it comes to them."""
+
+    def __init__(self, tickets: Sequence[SuiteTask], wrong: Collection[int], *, gives_up: bool = False) -> None:
+        self._tickets = {ticket.id: ticket for ticket in tickets}
+        self._wrong = wrong
+        self._gives_up = gives_up
+
+    def provenance(self) -> Provenance:
+        return Provenance(base="clumsy", base_revision="r1")
+
+    def propose(
+        self,
+        trajectory: Trajectory,
+        frame: Frame,
+        *,
+        temperature: float,
+        seed: int,
+        max_tokens: int,
+        cancelled: threading.Event,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Proposal:
+        index = len(trajectory.steps)
+        if self._gives_up:
+            return Proposal(None, said="{", error="cut off", end="length")
+        if index in self._wrong:
+            return Proposal(ToolCall("book", {"box": 4 - index}), "Perhaps this.", ("try",) if index == 0 else ())
+        ticket = self._tickets[trajectory.task.id]
+        right = as_shown(ticket.solution[index], ticket, trajectory)
+        arguments = resolve_citations(right.call.arguments, trajectory, index)
+        return Proposal(ToolCall(right.call.name, arguments), right.thought, right.plan)
+
+
+TINY_ROWS = [
+    ticket(f"t-{item}-{number}", item, PHRASES[number], plan=False, thought=False)
+    for item in BOXES
+    for number in range(2)
+]
+
+TINY_SETTINGS = """
+[model]
+base = "{base}"
+threads = 1
+max_sessions = 4
+[agent]
+plan = false
+thought = false
+max_steps = 4
+max_tokens = 1500
+instructions = "Help."
+[tuning]
+learning_rate = 1e-2
+epochs = 40
+batch_targets = 100
+validation_share = 0.0
+precision = "float32"
+"""
+"""For a desk of `TINY_ROWS` on the base that `save_tiny_base` makes, which can learn them by heart."""
+
+
+def save_tiny_base(folder: Path) -> Path:
+    texts = [TOOLS, *(json.dumps(row, separators=(",", ":")) for row in TINY_ROWS)] * 3
+    return save_base(folder / "tiny", texts, hidden_size=128, intermediate_size=192)

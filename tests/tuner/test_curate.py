@@ -1,0 +1,116 @@
+"""Which steps of which runs are learnt from: those people stand behind, and none else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from agent.store import Store
+from agent.trajectory import Correction, Outcome, Provenance, Rating, Step, Task, ToolCall, Trajectory
+from tuner.curate import Curated, curate, tools_of
+
+AT = "2026-01-01T00:00:00Z"
+
+
+def step(tool: str, observation: str = "ok") -> Step:
+    return Step(ToolCall(tool, {}), observation, thought=f"Call {tool}.", token_ids=(1, 2))
+
+
+def run(identifier: str, *steps: Step) -> Trajectory:
+    made_by = Provenance("small", "r1", tools={"look": "v1", "answer": "v1"})
+    return Trajectory(identifier, Task(f"task-{identifier}", "Do it."), made_by, AT, steps, Outcome.ANSWERED, None, AT)
+
+
+def rating(run_id: str, verdict: Literal["up", "down"], number: int = 1, reviewer: str = "ann") -> Rating:
+    return Rating(f"{run_id}-r{number}", run_id, verdict, reviewer, "", AT)
+
+
+def correction(run_id: str, index: int, tool: str, number: int = 1, reviewer: str = "bob") -> Correction:
+    return Correction(f"{run_id}-c{index}-{number}", run_id, index, ToolCall(tool, {}), "Better.", (), reviewer, "", AT)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "ratchet.db") as opened:
+        yield opened
+
+
+def kept(store: Store, trajectory: Trajectory) -> Trajectory:
+    store.begin(trajectory)
+    return trajectory
+
+
+def said(made: Curated) -> list[tuple[str, str, list[tuple[int, str]]]]:
+    return [
+        (row.run, row.kind, [(index, one.call.name if one.call else "") for index, one in row.targets.items()])
+        for row in made.rows
+    ]
+
+
+def test_every_step_of_a_run_rated_up_is_a_target(store: Store) -> None:
+    first = kept(store, run("a", step("look"), step("answer")))
+    store.rate(rating("a", "down"))
+    store.rate(rating("a", "up", 2))
+    made = curate(store)
+    assert said(made) == [("a", "accepted", [(0, "look"), (1, "answer")])]
+    assert made.rows[0].trajectory == first
+    assert made.rows[0].targets[0].token_ids == (1, 2)
+    assert (made.accepted, made.corrections, dict(made.left_out)) == (1, 0, {})
+    assert tools_of(made.rows) == {"look", "answer"}
+
+
+def test_a_run_that_nobody_looked_at_or_that_was_only_rated_down_teaches_nothing(store: Store) -> None:
+    kept(store, run("a", step("look")))
+    kept(store, run("b", step("look")))
+    store.rate(rating("b", "up"))
+    store.rate(rating("b", "down", 2))
+    made = curate(store)
+    assert made.rows == ()
+    assert made.left_out == {"b": "rated down and not corrected"}
+
+
+def test_each_corrected_step_is_a_row_in_its_own_context_and_the_newest_correction_counts(store: Store) -> None:
+    kept(store, run("a", step("look"), step("wrong"), step("answer")))
+    store.rate(rating("a", "down"))
+    store.correct(correction("a", 1, "worse"))
+    store.correct(correction("a", 2, "hand_over"))
+    store.correct(correction("a", 1, "look", 2))
+    made = curate(store)
+    assert said(made) == [("a", "corrected", [(1, "look")]), ("a", "corrected", [(2, "hand_over")])]
+    assert [len(row.trajectory.steps) for row in made.rows] == [2, 3]
+    target = made.rows[0].targets[1]
+    assert (target.author, target.thought, target.token_ids) == ("correction", "Better.", ())
+    assert made.corrections == 2
+    assert made.rows[0].reviewers == ("bob",)
+
+
+def test_a_correction_of_an_accepted_run_ends_it_there(store: Store) -> None:
+    kept(store, run("a", step("look"), step("wrong"), step("answer")))
+    store.rate(rating("a", "up"))
+    store.correct(correction("a", 1, "look"))
+    made = curate(store)
+    assert said(made) == [("a", "accepted", [(0, "look"), (1, "look")])]
+    assert made.rows[0].targets[1].author == "correction"
+    assert len(made.rows[0].trajectory.steps) == 2
+    assert made.rows[0].reviewers == ("ann", "bob")
+
+
+def test_a_step_that_could_not_be_read_is_no_target(store: Store) -> None:
+    unread = Step(None, said="{", error="not JSON")
+    kept(store, run("a", unread, step("answer")))
+    kept(store, run("b", unread))
+    for name in "ab":
+        store.rate(rating(name, "up"))
+    made = curate(store)
+    assert said(made) == [("a", "accepted", [(1, "answer")])]
+    assert made.left_out == {"b": "rated up, and no step of it can be read"}
+
+
+def test_rows_come_in_the_order_the_runs_were_made(store: Store) -> None:
+    for name in ("b", "c", "a"):
+        kept(store, run(name, step("answer")))
+        store.rate(rating(name, "up"))
+    assert [row.run for row in curate(store).rows] == ["b", "c", "a"]

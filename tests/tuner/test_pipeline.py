@@ -1,0 +1,167 @@
+"""The whole loop on a tiny random base: run, correct, tune, gate, promote, serve, roll back, all for real."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.adapters import State, tensors_hash, verify
+from agent.cli import main
+from agent.errors import AdapterError, DatasetError, LivenessError, TuningError
+from agent.runtime import Runtime
+from agent.settings import Project
+from tests.tuner.desks import BOXES, TINY_SETTINGS, make_desk, save_tiny_base
+from tests.tuner.desks import TINY_ROWS as ROWS
+from tests.tuner.tiny import copying_examples, tiny_model
+from tuner.evaluate import Evaluation
+from tuner.pipeline import _check_lives, evaluate_adapter, project_suite, promote, tune
+from tuner.reviewer import Review, Reviewer, load_tickets
+from tuner.train import TrainSettings, train
+
+
+@dataclass
+class Loop:
+    """A desk on the tiny base whose tickets were reviewed."""
+
+    project: Project
+    runtime: Runtime
+    review: Review
+
+
+@pytest.fixture(scope="module")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def loop(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Loop]:
+    folder = tmp_path_factory.mktemp("loop") / "desk"
+    project = make_desk(folder, ROWS, TINY_SETTINGS.format(base=tiny_base))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RATCHET_HOME", raising=False)
+        with Runtime(project) as runtime:
+            reviewer = Reviewer(
+                runtime,
+                lambda words: main(["--project", str(folder), "--quiet", *words]),
+                corrections=100,
+                progress=lambda done, of: None,
+            )
+            review = reviewer.review(load_tickets(folder / "tickets" / "train.jsonl"), at_once=4)
+            yield Loop(project, runtime, review)
+
+
+def with_tuning(loop: Loop, **changes: Any) -> Project:
+    settings = loop.project.settings
+    return replace(loop.project, settings=replace(settings, tuning=replace(settings.tuning, **changes)))
+
+
+def test_a_candidate_that_is_no_better_is_rejected_with_a_report(loop: Loop) -> None:
+    with Runtime(with_tuning(loop, learning_rate=1e-7, epochs=1)) as runtime:
+        made = tune(runtime)
+        assert made.adapter.state is State.TRAINED
+        gated = promote(runtime, made.adapter.id)
+        assert not gated.decision.ship
+        assert "The gain is not sure" in gated.decision.reasons[0]
+        assert runtime.registry.get(made.adapter.id).state is State.REJECTED
+        assert runtime.serving() is None
+        assert gated.report == made.adapter.folder / "report"
+        assert {"gate.json", "gate.md", "gate.html", "loss.png"} <= {path.name for path in gated.report.iterdir()}
+        assert {"report/gate.json", "README.md"} <= set(verify(made.adapter.folder).files)
+        with pytest.raises(AdapterError, match="is rejected; only a trained, gated or retired one"):
+            promote(runtime, made.adapter.id)
+        # The same feedback and settings give the same tensors, which are known, and so is what was said of them.
+        assert tune(runtime).adapter.state is State.REJECTED
+        assert len(runtime.registry.list()) == 1
+
+
+def test_the_loop_turns_once(loop: Loop) -> None:
+    runtime = loop.runtime
+    assert (loop.review.tickets, loop.review.rated_up, loop.review.right_at_once) == (8, 8, 0)
+    suite = project_suite(loop.project)
+    assert evaluate_adapter(runtime, suite, None).success == 0
+    heard: list[str] = []
+    made = tune(runtime, say=heard.append)
+    assert made.trained.loss < 0.2
+    assert heard[0].startswith(f"dataset {made.dataset.hash[:12]}")
+    assert sorted(path.name for path in made.folder.iterdir()) == ["loss.png", "metrics.jsonl"]
+    manifest = verify(made.adapter.folder)
+    assert (manifest.id, manifest.dataset_hash, manifest.parent) == (made.adapter.id, made.dataset.hash, None)
+    trained_hash = tensors_hash(made.adapter.folder / "adapter_model.safetensors")
+    assert manifest.tensors_sha256 == made.adapter.tensors_sha256 == trained_hash
+    assert f"{made.trained.target_tokens} target tokens" in (made.adapter.folder / "README.md").read_text("utf-8")
+
+    task = suite.tasks[0].task
+    assert runtime.run(task).provenance.adapter is None
+    gated = promote(runtime, made.adapter.id)
+    assert gated.decision.ship, gated.decision.reasons
+    assert (gated.base.success, gated.candidate.success, gated.active) == (0, 1, None)
+    assert gated.candidate.adapter_hash == trained_hash
+    assert runtime.registry.get(made.adapter.id).state is State.ACTIVE
+
+    done = runtime.run(task)
+    assert (done.provenance.adapter, done.provenance.adapter_hash) == (made.adapter.id, trained_hash)
+    assert done.answer == f"Box {BOXES[suite.tasks[0].group]} is yours."
+    loaded = runtime.loaded()
+    assert loaded is not None
+    assert loaded["adapters"][made.adapter.id] == trained_hash
+    with pytest.raises(AdapterError, match="is active"):
+        promote(runtime, made.adapter.id)
+
+    with Runtime(with_tuning(loop, start="active", learning_rate=1e-4, epochs=1)) as other:
+        child = tune(other).adapter
+    assert (child.parent, child.state) == (made.adapter.id, State.TRAINED)
+
+    assert main(["--project", str(loop.project.folder), "--quiet", "rollback"]) == 0
+    assert runtime.serving() is None
+    assert runtime.run(task).provenance.adapter is None
+    assert runtime.registry.get(made.adapter.id).state is State.RETIRED
+
+
+def test_the_same_question_is_answered_from_disk_until_the_tools_change(loop: Loop) -> None:
+    suite = project_suite(loop.project, limit=2)
+    counts: list[tuple[int, int]] = []
+
+    def ask(**rest: Any) -> Evaluation:
+        return evaluate_adapter(loop.runtime, suite, None, progress=lambda *count: counts.append(count), **rest)
+
+    first = ask()
+    assert counts == [(1, 2), (2, 2)]
+    assert ask() == first
+    assert len(counts) == 2
+    ask(fresh=True)
+    assert len(counts) == 4
+    with (loop.project.folder / "room_tools.py").open("a") as file:
+        file.write("# Another version of the same tools.\n")
+    ask()
+    assert len(counts) == 6
+
+
+def test_an_adapter_that_changes_nothing_does_not_live(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    examples = copying_examples()
+    settings = TrainSettings(r=4, epochs=1, batch_targets=8, max_tokens_per_pack=64, precision="float32")
+    train(tiny_model(), examples, [], settings, folder=tmp_path)
+    _check_lives(tiny_model(), tmp_path, examples[0])
+    weights = tmp_path / "adapter_model.safetensors"
+    save_file({name: tensor * ("lora_B" not in name) for name, tensor in load_file(weights).items()}, weights)
+    with pytest.raises(LivenessError, match="the adapter changes no output"):
+        _check_lives(tiny_model(), tmp_path, examples[0])
+
+
+def test_tuning_without_feedback_says_what_to_do(tmp_path: Path, tiny_base: Path) -> None:
+    project = make_desk(tmp_path / "desk", ROWS, TINY_SETTINGS.format(base=tiny_base))
+    with Runtime(project) as runtime, pytest.raises(DatasetError, match="no run was accepted or corrected yet"):
+        tune(runtime)
+    assert not project.home.datasets.exists()
+    assert not project.home.tunings.exists()
+
+
+def test_a_project_without_a_suite_has_no_gate(loop: Loop) -> None:
+    settings = replace(loop.project.settings, gate=replace(loop.project.settings.gate, suite=""))
+    with pytest.raises(TuningError, match=r"set gate\.suite in ratchet\.toml"):
+        project_suite(replace(loop.project, settings=settings))

@@ -1,0 +1,100 @@
+"""Small random models and what is trained on them, for the tests of packing, training and the pipeline."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tuner.packing import Example
+
+VOCABULARY = 97
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_model(kind: str = "llama", *, seed: int = 0, **changes: Any) -> Any:
+    """Two layers of random float32 weights with grouped heads; no gradients, as a base is loaded."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "initializer_range": 0.1,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        **changes,
+    }
+    torch.manual_seed(seed)
+    if kind == "llama":
+        model: Any = LlamaForCausalLM(LlamaConfig(**sizes))
+    else:
+        model = MistralForCausalLM(MistralConfig(**sizes))
+    return model.eval().requires_grad_(False)
+
+
+def random_tree(chance: random.Random, *, rows: int, length: int) -> list[Example]:
+    """Examples that share prefixes of any length, some of them equal; each has a target."""
+    paths: list[tuple[int, ...]] = []
+    examples = []
+    for _ in range(rows):
+        stem = chance.choice(paths)[: chance.randint(0, length)] if paths and chance.random() < 0.8 else ()
+        fresh = tuple(chance.randrange(VOCABULARY) for _ in range(chance.randint(0 if len(stem) > 1 else 2, length)))
+        ids = (*stem, *fresh)
+        paths.append(ids)
+        marks = [False, *(chance.random() < 0.3 for _ in ids[1:])]
+        marks[chance.randrange(1, len(ids))] = True
+        examples.append(Example(ids, tuple(marks), chance.choice("abc")))
+    return examples
+
+
+def copying_examples(count: int = 12, *, seed: int = 0) -> list[Example]:
+    """A shared prompt, a key, and the answer that belongs to the key: something that can be learnt."""
+    chance = random.Random(seed)
+    prompt = tuple(range(1, 21))
+    return [
+        Example((*prompt, 30 + key, 22, 60 + key, 61 + key), (False,) * 22 + (True, True), f"task-{key}")
+        for key in (chance.randrange(12) for _ in range(count))
+    ]
+
+
+def tiny_tokenizer(texts: Sequence[str]) -> Any:
+    """A byte-level tokenizer of at most 700 ids, with a ChatML template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def save_base(folder: Path, texts: Sequence[str], **changes: Any) -> Path:
+    """A random chat model as a folder: weights, configuration and a tokenizer made from `texts`."""
+    from transformers.utils.logging import disable_progress_bar
+
+    tokenizer = tiny_tokenizer(texts)
+    tokenizer.save_pretrained(str(folder))
+    disable_progress_bar()
+    tiny_model(vocab_size=len(tokenizer), **changes).save_pretrained(str(folder))
+    return folder
