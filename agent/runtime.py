@@ -115,7 +115,7 @@ class Runtime:
 
                 chosen = self.project.settings.model
                 self._model = LocalModel.load(
-                    chosen.base,
+                    self.project.named(chosen.base),
                     self.home.models,
                     device=chosen.device,
                     dtype=chosen.dtype,
@@ -148,7 +148,7 @@ class Runtime:
         from agent.memory.encoder import SentenceEncoder
 
         name = self.project.settings.model.encoder
-        return SentenceEncoder(resolve_encoder(name, self.home.models, progress=self._progress), name=name)
+        return SentenceEncoder(resolve_encoder(self.project.named(name), self.home.models, progress=self._progress), name=name)
 
     # -- what a run works with -----------------------------------------------------------------------------
 

@@ -289,6 +289,11 @@ class Project:
     settings_file: Path | None = None
     """The file the settings came from; None when all are defaults."""
 
+    def named(self, weights: str) -> str:
+        """A model or encoder as the settings name it, a folder of the project made absolute."""
+        folder = self.resolve(weights)
+        return str(folder) if folder.is_dir() else weights
+
     def resolve(self, path: str) -> Path:
         """A path from the settings, made absolute."""
         return self.folder / Path(path).expanduser()

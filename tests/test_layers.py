@@ -26,9 +26,7 @@ LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
         (
             "agent.planner",
             "agent.loop",
-            "agent.approval",
             "agent.runtime",
-            "agent.resume",
             "agent.feedback",
             "agent.views",
         ),
@@ -49,13 +47,9 @@ HEAVY = frozenset({"torch", "transformers", "peft", "chromadb", "sentence_transf
 MAY_BE_HEAVY = frozenset(
     {
         "agent.llm.attention",
-        "agent.llm.cache",
-        "agent.llm.chat",
-        "agent.llm.decode",
         "agent.llm.engine",
         "agent.llm.local",
         "agent.llm.lora",
-        "tuner.pack",
         "tuner.train",
     }
 )

@@ -23,7 +23,7 @@ from decimal import (
 from langchain_core.tools import BaseTool, StructuredTool, ToolException
 from pydantic import BaseModel, Field
 
-MAX_EXPRESSION = 80
+MAX_EXPRESSION = 60
 MAX_DEPTH = 16
 MAX_EXPONENT = 1000
 MAX_RESULT = Decimal("1e30")
@@ -45,7 +45,7 @@ class AnswerArguments(BaseModel):
 class HandOverArguments(BaseModel):
     """What the model fills in."""
 
-    reason: str = Field(min_length=1, max_length=100)
+    reason: str = Field(min_length=1, max_length=80)
 
 
 def calculator() -> BaseTool:

@@ -125,10 +125,14 @@ def promote(args: argparse.Namespace, project: Project) -> int:
 
 def demo(args: argparse.Namespace, main: Callable[[Sequence[str]], int]) -> int:
     """Turn the whole loop on the demo desk."""
+    from agent.errors import TaskError
+    from agent.settings import find_project
     from tuner import demo as loop
 
     source = args.desk or _packaged_desk()
     project = loop.prepare_desk(source.resolve(), args.home.resolve())
+    if find_project(project.folder).home.root.resolve() != project.home.root.resolve():
+        raise TaskError("RATCHET_HOME is set, and the demo keeps a home of its own; unset it and start again")
     plan = loop.QUICK if args.quick else loop.FULL
     with loop.Watcher(_note) as watcher:
         result, runtime = loop.turn(project, loop.commands(main), plan, watcher)

@@ -164,6 +164,9 @@ def turn(project: Project, command: Callable[[Path], Command], plan: Plan, watch
         for number, allowed in enumerate(plan.rounds, start=1):
             watcher.stage(f"Round {number}: training tickets, a reviewer corrects up to {allowed} steps")
             review = _review(runtime, command(project.folder), tickets[place:], allowed, watcher)
+            if tunings and not review.tickets:
+                watcher.say("no training tickets are left, so there is nothing new to tune on")
+                break
             place += review.tickets
             reviews.append(review)
             watcher.stage(f"Round {number}: tuning")

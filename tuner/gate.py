@@ -18,11 +18,11 @@ from tuner.evaluate import Evaluation, Row, bootstrap_mean
 class GatePolicy:
     """What is asked of a candidate. Shares are 0 to 1."""
 
-    margin: float = 0.05
+    margin: float = 0.1
     """The loss of success a watched group may take; refusals alike."""
     watched: tuple[str, ...] | None = None
     """Names of the groups that may not lose; None watches all of them."""
-    min_tasks: int = 30
+    min_tasks: int = 20
     small_group: int = 10
     """Groups with fewer tasks are called small, as one task weighs much there. They still count."""
     resamples: int = 10_000

@@ -81,7 +81,7 @@ def tune(
     tuning = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:6]}"
     folder = project.home.tunings / tuning
     folder.mkdir(parents=True)
-    base = weights.resolve_model(project.settings.model.base, project.home.models, progress=say)
+    base = weights.resolve_model(project.named(project.settings.model.base), project.home.models, progress=say)
     renderer = Renderer(weights.load_tokenizer(base))
     limit = settings.max_tokens_per_pack
     examples = prepare(dataset.train, frame, renderer, max_tokens=limit)

@@ -35,7 +35,7 @@ class TrainSettings:
     targets: tuple[str, ...] = ("all-linear",)
     learning_rate: float = 1e-3
     epochs: int = 4
-    batch_targets: int = 600
+    batch_targets: int = 400
     """Target tokens that an optimizer step gathers at least, from as many packs as that takes."""
     max_tokens_per_pack: int = 1536
     patience: int = 2

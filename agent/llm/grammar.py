@@ -21,8 +21,8 @@ from agent.trajectory import Step, ToolCall
 
 MAX_STRING = 240
 """Characters of a string whose schema names no length."""
-MAX_THOUGHT = 120
-MAX_PLAN_ITEM = 48
+MAX_THOUGHT = 80
+MAX_PLAN_ITEM = 32
 MAX_PLAN_ITEMS = 4
 MAX_ITEMS = 8
 """Elements of an array whose schema names no length."""

@@ -59,7 +59,7 @@ def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
     [tools]
     files = "desk.py"
     [gate]
-    confidence = 1
+    resamples = 1
     """
     with pytest.raises(SettingsError) as caught:
         load_settings(write(tmp_path / "ratchet.toml", text))
@@ -77,7 +77,7 @@ def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
         "at least one",
         "[tuning] epochs = 2.5: expected a whole number",
         '[tools] files = "desk.py": expected a list of texts',
-        "[gate] confidence = 1: expected 0.5 or more and below 1",
+        "[gate] resamples = 1: expected 100 or more",
     ):
         assert part in said
 

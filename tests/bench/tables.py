@@ -112,7 +112,7 @@ def _source(data: Mapping[str, Any]) -> str:
     )
 
 
-_TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {"desk": _desk, "banking77": _banking77}
+_TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {"desk": _desk, "desk_demo": _desk, "banking77": _banking77}
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from agent.errors import DatasetError
-from agent.trajectory import Outcome, Passage, Provenance, Step, Task, ToolCall, Trajectory, Usage
+from agent.trajectory import Outcome, Provenance, Step, Task, ToolCall, Trajectory, Usage
+from tools.context import Passage
 from tuner.curate import Curated, TrainingRow
 from tuner.datasets import Dataset, read_dataset, write_dataset
 

@@ -34,23 +34,36 @@ def test_a_folder_without_tickets_is_no_desk(tmp_path: Path) -> None:
         prepare_desk(tmp_path, tmp_path / "home")
 
 
+def test_a_demo_whose_commands_would_go_to_another_home_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_desk(tmp_path / "source", TINY_ROWS).folder
+    monkeypatch.setenv("RATCHET_HOME", str(tmp_path / "elsewhere"))
+    assert main(["demo", "--desk", str(source), "--home", str(tmp_path / "home")]) == 1
+    assert "RATCHET_HOME is set" in capsys.readouterr().err
+    assert not (tmp_path / "elsewhere").exists()
+
+
 @pytest.mark.slow
 def test_the_demo_goes_through_on_a_mini_desk(tmp_path: Path) -> None:
     settings = TINY_SETTINGS.format(base=save_tiny_base(tmp_path))
     source = make_desk(tmp_path / "source", TINY_ROWS, settings).folder
     project = prepare_desk(source, tmp_path / "home")
     lines: list[str] = []
-    result, runtime = turn(project, command, Plan(held_out=4, rounds=(14, 6)), Watcher(lines.append))
+    result, runtime = turn(project, command, Plan(held_out=4, rounds=(5, 20, 6)), Watcher(lines.append))
     with runtime:
         served = runtime.serving()
         assert result.tuned.adapter == (served.id if served else None)
-    assert [review.corrections for review in result.reviews] == [14, 6]
+    # The third round found no ticket that was not reviewed before.
+    assert [review.corrections > 0 for review in result.reviews] == [True, True]
+    assert sum(review.tickets for review in result.reviews) == len(TINY_ROWS)
     assert len(result.tunings) == len(result.gates) == 2
     assert result.base.success == 0
     assert len(result.base.rows) == len(result.tuned.rows) == 4
     assert all((one.report / "gate.html").is_file() for one in result.gates)
-    assert "4 held-out tickets, 20 corrections" in tell(result)
-    assert any("corrections 14/14" in line for line in lines)
+    assert "4 held-out tickets" in tell(result)
+    assert any("corrections 5/5" in line for line in lines)
+    assert any("no training tickets are left" in line for line in lines)
     assert not (source / ".ratchet").exists()
     assert prepare_desk(source, tmp_path / "home").home.root.joinpath("models").is_symlink()
 

@@ -67,7 +67,7 @@ def test_a_group_that_loses_more_than_the_margin_stops_it_unless_unwatched() -> 
     groups = {f"t-{i}": "few" if i < 4 else "many" for i in range(60)}
     before = made([True] * 4 + [False] * 56, groups)
     after = made([False] + [True] * 59, groups)
-    decision = decide(before, None, after)
+    decision = decide(before, None, after, GatePolicy(margin=0.05))
     assert not decision.ship
     assert decision.low > 0
     assert decision.reasons[0].startswith("The group 'few' lost 25.0 points")
@@ -82,7 +82,7 @@ def test_refusals_that_drop_stop_it_even_where_success_gains() -> None:
     due = [f"t-{i}" for i in range(20)]
     before = evaluation({f"t-{i}": i < 20 for i in range(100)}, refusals=due)
     after = evaluation({f"t-{i}": i >= 2 for i in range(100)}, refusals=due)
-    decision = decide(before, None, after)
+    decision = decide(before, None, after, GatePolicy(margin=0.05))
     assert not decision.ship
     assert decision.reasons[0].startswith("The share of tasks handed over when due lost 10.0 points")
 
@@ -90,7 +90,7 @@ def test_refusals_that_drop_stop_it_even_where_success_gains() -> None:
 def test_too_few_tasks_never_ship() -> None:
     decision = decide(made([False] * 10), None, made([True] * 10))
     assert not decision.ship
-    assert decision.reasons[0] == "Only 10 tasks were held out; at least 30 are needed to decide."
+    assert decision.reasons[0] == "Only 10 tasks were held out; at least 20 are needed to decide."
 
 
 def test_evaluations_of_different_tasks_are_not_compared() -> None:

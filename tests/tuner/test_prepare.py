@@ -11,8 +11,9 @@ import pytest
 from agent.errors import DatasetError
 from agent.llm.grammar import ToolSpec
 from agent.llm.render import Frame, Renderer, messages
-from agent.trajectory import Outcome, Passage, Provenance, Step, Task, ToolCall, Trajectory
+from agent.trajectory import Outcome, Provenance, Step, Task, ToolCall, Trajectory
 from tests.tuner.tiny import tiny_tokenizer
+from tools.context import Passage
 from tuner.curate import TrainingRow
 from tuner.prepare import prepare
 

@@ -16,8 +16,9 @@ from agent.trajectory import Outcome, Provenance, Step, Task, ToolCall, Trajecto
 from tests.tuner.desks import PHRASES, Clumsy, mail_ticket, make_desk, ticket
 from tests.tuner.suite_parts import passage
 from tuner.curate import curate
+from tuner.pipeline import evaluate_adapter
 from tuner.reviewer import Reviewer, as_shown, first_wrong, load_tickets, resolve_citations
-from tuner.suites import SuiteTask
+from tuner.suites import Suite, SuiteTask
 
 ROWS = [ticket(f"t-{number}", item, PHRASES[number]) for number, item in enumerate(("lamp", "tent", "rope", "axe"))]
 
@@ -112,6 +113,13 @@ def test_a_correction_of_a_scrubbed_run_says_what_the_model_was_shown(desk: Desk
     assert shown.task.text == "Send my receipt to <email_2>, please."
     assert shown.steps[0].call == fix.call
     assert shown.answer == "Sent to <email_2>."
+
+
+def test_a_scrubbed_run_is_evaluated_by_what_its_calls_really_held(desk: Desk) -> None:
+    runtime, _, tickets = desk.open([mail_ticket("t-1", "ann@home.example")], (), allowed=0)
+    (row,) = evaluate_adapter(runtime, Suite(tuple(tickets)), None).rows
+    assert row.scores.reasons == ()
+    assert row.answer == "Sent to ann@home.example."
 
 
 def test_a_command_that_fails_ends_the_review(desk: Desk) -> None:

@@ -84,17 +84,19 @@ def tiny_tokenizer(texts: Sequence[str]) -> Any:
         show_progress=False,
     )
     raw.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast: Any = PreTrainedTokenizerFast
+    tokenizer = fast(tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     tokenizer.chat_template = CHATML
     return tokenizer
 
 
 def save_base(folder: Path, texts: Sequence[str], **changes: Any) -> Path:
     """A random chat model as a folder: weights, configuration and a tokenizer made from `texts`."""
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils import logging
 
     tokenizer = tiny_tokenizer(texts)
     tokenizer.save_pretrained(str(folder))
-    disable_progress_bar()
+    quiet: Any = logging.disable_progress_bar
+    quiet()
     tiny_model(vocab_size=len(tokenizer), **changes).save_pretrained(str(folder))
     return folder
