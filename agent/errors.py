@@ -15,6 +15,7 @@ RatchetError
 +-- MemoryIndexError   documents or their index
 +-- TuningError        the pipeline stops
     +-- DatasetError   no target tokens, nothing to learn from, a broken dataset folder
+    +-- NotBetterError the training did not lower the held-out loss
     +-- LivenessError  a stage did nothing: zero gradient, no effect, wrong hash served
 """
 
@@ -86,6 +87,10 @@ class TuningError(RatchetError):
 
 class DatasetError(TuningError):
     """There is nothing to learn from, or a dataset folder is broken."""
+
+
+class NotBetterError(TuningError):
+    """The training ran and no epoch of it lowered the held-out loss."""
 
 
 class LivenessError(TuningError):

@@ -148,7 +148,9 @@ class Runtime:
         from agent.memory.encoder import SentenceEncoder
 
         name = self.project.settings.model.encoder
-        return SentenceEncoder(resolve_encoder(self.project.named(name), self.home.models, progress=self._progress), name=name)
+        return SentenceEncoder(
+            resolve_encoder(self.project.named(name), self.home.models, progress=self._progress), name=name
+        )
 
     # -- what a run works with -----------------------------------------------------------------------------
 
@@ -303,14 +305,16 @@ class Runtime:
         return advance(going)
 
     def reveal(self, trajectory: Trajectory) -> Trajectory:
-        """The run with what was scrubbed put back into its last step, for who asked. Not for the log."""
+        """The run with what was scrubbed put back into its calls, for who asked. Not for the log."""
         scrubber = self._scrubbers.get(trajectory.id)
-        if scrubber is None or not trajectory.steps or trajectory.steps[-1].call is None:
+        if scrubber is None:
             return trajectory
-        last = trajectory.steps[-1]
-        assert last.call is not None
-        call = ToolCall(last.call.name, scrubber.unmask(dict(last.call.arguments)))
-        return replace(trajectory, steps=(*trajectory.steps[:-1], replace(last, call=call)))
+        steps = []
+        for step in trajectory.steps:
+            if step.call is not None:
+                step = replace(step, call=ToolCall(step.call.name, scrubber.unmask(dict(step.call.arguments))))
+            steps.append(step)
+        return replace(trajectory, steps=tuple(steps))
 
     def _branch(
         self,

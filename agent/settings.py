@@ -155,7 +155,9 @@ class TuningSettings:
     learning_rate: float = _above_zero(1e-3)
     """Highest learning rate, reached after the warm-up."""
     epochs: int = _whole(4, 1, 1000)
-    """Passes over the data, at most."""
+    """Passes over the data, when there is enough of it for `min_steps`."""
+    min_steps: int = _whole(48, 1)
+    """Optimizer steps of a tuning, at least; with little data they take more epochs than `epochs`."""
     batch_targets: int = _whole(400, 1)
     """Target tokens (what the model is to say) that one optimizer step gathers, at least."""
     max_tokens_per_pack: int = _whole(1536, 64)

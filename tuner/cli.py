@@ -141,7 +141,8 @@ def demo(args: argparse.Namespace, main: Callable[[Sequence[str]], int]) -> int:
         _print({"minutes": result.minutes, "rows": result.rows})
     else:
         _print(f"\n{loop.tell(result)}")
-        watcher.say(f"the gate's report: {result.gates[-1].report / 'gate.html'}")
+        for gated in result.gates[-1:]:
+            watcher.say(f"the gate's report: {gated.report / 'gate.html'}")
         watcher.say(
             f"go on with it: ratchet --project {project.folder} chat --fact customer_id=C1040 --fact today=2026-05-14"
         )

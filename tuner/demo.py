@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.errors import TaskError
+from agent.errors import NotBetterError, TaskError
 from agent.runtime import Runtime
 from agent.settings import Home, Project, find_project
 from tuner.evaluate import Evaluation
@@ -42,7 +42,7 @@ class Plan:
 
 FULL = Plan(rounds=(90, 60))
 QUICK = Plan(held_out=20, rounds=(40,))
-BENCH = Plan(held_out=None, rounds=(100, 100, 100))
+BENCH = Plan(held_out=None, rounds=(150, 150))
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,11 @@ def turn(project: Project, command: Callable[[Path], Command], plan: Plan, watch
             place += review.tickets
             reviews.append(review)
             watcher.stage(f"Round {number}: tuning")
-            tunings.append(tune(runtime, on_progress=watcher.training, say=watcher.say))
+            try:
+                tunings.append(tune(runtime, on_progress=watcher.training, say=watcher.say))
+            except NotBetterError as fault:
+                watcher.say(f"{fault}; what is served stays")
+                continue
             watcher.say(f"adapter {tunings[-1].adapter.id}, {tunings[-1].trained.seconds / 60:.1f} minutes")
             watcher.stage(f"Round {number}: the gate, on the held-out tickets")
             gates.append(

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -161,13 +161,6 @@ def evaluate(
         raise TuningError(f"every one of the {len(rows)} runs crashed; the first: {why}")
     base, revision, adapter, adapter_hash = (served.served if served else None) or ("", "", None, None)
     return Evaluation(suite.hash, base, revision, adapter, adapter_hash, rows)
-
-
-def reveal_all(trajectory: Trajectory, reveal: Callable[[Trajectory], Trajectory]) -> Trajectory:
-    """The run with what was scrubbed put back into every call, as checks want it; `reveal` does the last alone."""
-    ends = range(1, len(trajectory.steps) + 1)
-    steps = tuple(reveal(replace(trajectory, steps=trajectory.steps[:end])).steps[-1] for end in ends)
-    return replace(trajectory, steps=steps)
 
 
 def wilson(successes: int, count: int) -> Interval:

@@ -28,7 +28,7 @@ from agent.trajectory import Trajectory
 from tuner.card import model_card
 from tuner.curate import curate
 from tuner.datasets import Dataset, write_dataset
-from tuner.evaluate import Evaluation, evaluate, reveal_all
+from tuner.evaluate import Evaluation, evaluate
 from tuner.gate import Decision, GatePolicy, decide
 from tuner.packing import Example, build_pack
 from tuner.prepare import prepare
@@ -120,7 +120,7 @@ def evaluate_adapter(
 
     def run_one(task: SuiteTask, workspace: Path) -> Trajectory:
         done = runtime.run(task.task, adapter=adapter, tools=task.tools, workspace=workspace, recorder=Unrecorded())
-        return reveal_all(done, runtime.reveal)
+        return runtime.reveal(done)
 
     runtime.stepper(adapter)  # loaded before the clock of the first task starts
     result = evaluate(

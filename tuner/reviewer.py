@@ -22,7 +22,6 @@ from agent.runtime import Runtime
 from agent.scrub import Scrubber
 from agent.trajectory import Step, ToolCall, Trajectory
 from tuner.checks import same_value, score
-from tuner.evaluate import reveal_all
 from tuner.suites import SolutionStep, SuiteTask
 
 Command = Callable[[Sequence[str]], int]
@@ -94,7 +93,7 @@ class Reviewer:
             count += 1
             trajectory = self._watch(ticket, trajectory.id)
         workspace = self._runtime.home.workspaces / trajectory.id
-        shown = reveal_all(trajectory, self._runtime.reveal)
+        shown = self._runtime.reveal(trajectory)
         verdict = score(ticket, shown, workspace, pristine=self._runtime.project.folder)
         self._runtime.clear_workspace(trajectory.id)
         with self._hand:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.errors import DatasetError, LivenessError, TuningError
+from agent.errors import DatasetError, LivenessError, NotBetterError, TuningError
 from agent.llm.attention import use_ragged_attention
 from tuner.packing import Example, Pack, TreeLayout, pack_examples
 
@@ -35,6 +35,8 @@ class TrainSettings:
     targets: tuple[str, ...] = ("all-linear",)
     learning_rate: float = 1e-3
     epochs: int = 4
+    min_steps: int = 48
+    """Optimizer steps that a training has at least; with little data they take more epochs than `epochs`."""
     batch_targets: int = 400
     """Target tokens that an optimizer step gathers at least, from as many packs as that takes."""
     max_tokens_per_pack: int = 1536
@@ -111,7 +113,7 @@ def train(
     precision = faster_precision(str(model.device)) if settings.precision == "auto" else settings.precision
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     valid = pack_examples(held_out, max_tokens=settings.max_tokens_per_pack) if held_out else []
-    plan = [_batches(examples, settings, epoch) for epoch in range(settings.epochs)]
+    plan = _plan(examples, settings)
     total = sum(len(batches) for batches in plan)
     run = _Run(settings, total, metrics, on_progress)
     first = _held_out_loss(peft_model, valid, precision)
@@ -131,7 +133,7 @@ def train(
         elif settings.patience and epoch - best[1] >= settings.patience:
             break
     if best[1] < 0:
-        raise TuningError(
+        raise NotBetterError(
             f"no epoch brought the held-out loss below the {best[0]:.3f} it began with; lower the learning rate"
         )
     from peft import set_peft_model_state_dict
@@ -243,6 +245,14 @@ def _with_lora(model: Any, settings: TrainSettings) -> tuple[Any, list[torch.nn.
             'set tuning.targets to names of its linear layers, or to ["all-linear"]'
         ) from fault
     return peft_model, [one for one in peft_model.parameters() if one.requires_grad]
+
+
+def _plan(examples: Sequence[Example], settings: TrainSettings) -> list[list[list[Pack]]]:
+    """Every epoch's optimizer steps: as many epochs as set, or as it takes to have enough steps."""
+    plan: list[list[list[Pack]]] = []
+    while len(plan) < settings.epochs or sum(map(len, plan)) < settings.min_steps:
+        plan.append(_batches(examples, settings, len(plan)))
+    return plan
 
 
 def _batches(examples: Sequence[Example], settings: TrainSettings, epoch: int) -> list[list[Pack]]:

@@ -168,6 +168,7 @@ instructions = "Help."
 [tuning]
 learning_rate = 1e-2
 epochs = 40
+min_steps = 1
 batch_targets = 100
 validation_share = 0.0
 precision = "float32"

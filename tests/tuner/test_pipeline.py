@@ -144,7 +144,7 @@ def test_an_adapter_that_changes_nothing_does_not_live(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     examples = copying_examples()
-    settings = TrainSettings(r=4, epochs=1, batch_targets=8, max_tokens_per_pack=64, precision="float32")
+    settings = TrainSettings(r=4, epochs=1, min_steps=1, batch_targets=8, max_tokens_per_pack=64, precision="float32")
     train(tiny_model(), examples, [], settings, folder=tmp_path)
     _check_lives(tiny_model(), tmp_path, examples[0])
     weights = tmp_path / "adapter_model.safetensors"

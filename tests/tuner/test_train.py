@@ -20,6 +20,7 @@ from tuner.packing import Example, build_pack
 from tuner.train import Progress, Trained, TrainSettings, faster_precision, loss_of, train
 
 QUICK = TrainSettings(
+    min_steps=1,
     r=4, alpha=8, learning_rate=2e-2, epochs=3, batch_targets=8, max_tokens_per_pack=64, precision="float32"
 )
 
