@@ -1,4 +1,8 @@
-"""Training rows become examples: rendered as they are served, and checked against the grammar they are served under."""
+"""Training rows become examples: rendered as they are served, read under the grammar they are served under.
+
+Trained are the tokens that the model chooses. What the grammar forces it never samples, so learning to say it
+would only dilute what matters (see docs/lab.md).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from typing import Any
 
 from agent.errors import DatasetError
 from agent.llm.grammar import step_grammar
-from agent.llm.render import Frame, Renderer
+from agent.llm.render import Frame, Renderer, step_message
 from agent.trajectory import Step, Trajectory
 from tuner.curate import TrainingRow
 from tuner.packing import Example
@@ -15,48 +19,58 @@ from tuner.packing import Example
 
 def prepare(rows: Sequence[TrainingRow], frame: Frame, renderer: Renderer, *, max_tokens: int) -> list[Example]:
     """An example for each row. Raises DatasetError, naming run and step, for a target that could not be served."""
-    gate = _Admission(renderer)
+    served = _Served(renderer)
     examples = []
     for row in rows:
         own = frame.only(list(row.trajectory.provenance.tools)) if row.trajectory.provenance.tools else frame
-        for index, step in row.targets.items():
-            gate.check(row, index, step, own)
+        chosen = [served.choices(row, index, step, own) for index, step in sorted(row.targets.items())]
         rendered = renderer.example(row.trajectory, own, row.targets)
         if len(rendered.ids) > max_tokens:
             raise DatasetError(
                 f"run {row.run} has {len(rendered.ids)} tokens and tuning.max_tokens_per_pack is {max_tokens}; its "
                 "targets would be cut off, so raise the setting or leave the run out"
             )
-        examples.append(Example(rendered.ids, rendered.targets, row.task))
+        left = iter([choice for step in chosen for choice in step])
+        targets = tuple(said and next(left) for said in rendered.targets)
+        examples.append(Example(rendered.ids, targets, row.task))
     return examples
 
 
-class _Admission:
-    """Asks the grammar of a step whether it admits what is to be trained there."""
+class _Served:
+    """Reads what is to be trained the way the engine would have served it, under the grammar of that step."""
 
     def __init__(self, renderer: Renderer) -> None:
         import llguidance.hf
 
         self._renderer = renderer
-        self._tokenizer: Any = llguidance.hf.from_tokenizer(renderer.tokenizer)
+        self._tokenizer: Any = llguidance.hf.from_tokenizer(renderer.tokenizer, eos_token=renderer.end_of_turn)
 
-    def check(self, row: TrainingRow, index: int, step: Step, frame: Frame) -> None:
+    def choices(self, row: TrainingRow, index: int, step: Step, frame: Frame) -> list[bool]:
+        """For each id of the step, end of turn included: whether it is the model's choice or the grammar's."""
         import llguidance
 
-        from agent.llm.render import step_message
-
-        before = row.trajectory.steps[:index]
-        shape = frame.shape(before, _labels(row.trajectory, index))
+        shape = frame.shape(row.trajectory.steps[:index], _labels(row.trajectory, index))
         ids = step.token_ids or self._renderer.encode(step_message(step).text)
         said = [one for one in ids if one != self._renderer.end_of_turn]
         matcher = llguidance.LLMatcher(self._tokenizer, step_grammar(shape))
-        taken = matcher.try_consume_tokens(said)
-        if taken < len(said) or not matcher.is_accepting():
-            raise DatasetError(
-                f"step {index} of run {row.run} cannot be served: behind {self._renderer.decode(said[:taken])!r} "
-                f"the grammar does not admit {self._renderer.decode(said[taken:])[:60]!r}; correct the step again, "
-                "with a plan where one is asked for and arguments that fit the tool"
-            )
+        chosen: list[bool] = []
+        while len(chosen) < len(said):
+            forced = matcher.compute_ff_tokens()
+            is_forced = bool(forced) and said[len(chosen) : len(chosen) + len(forced)] == forced
+            run = forced if is_forced else said[len(chosen) : len(chosen) + 1]
+            if not matcher.consume_tokens(run):
+                raise self._refusal(row, index, said, len(chosen))
+            chosen += [not is_forced] * len(run)
+        if not matcher.is_accepting():
+            raise self._refusal(row, index, said, len(said))
+        return [*chosen, not matcher.is_stopped()]
+
+    def _refusal(self, row: TrainingRow, index: int, said: list[int], taken: int) -> DatasetError:
+        return DatasetError(
+            f"step {index} of run {row.run} cannot be served: behind {self._renderer.decode(said[:taken])!r} the "
+            f"grammar does not admit {self._renderer.decode(said[taken:])[:60]!r}; correct the step again, with a "
+            "plan where one is asked for and arguments that fit the tool"
+        )
 
 
 def _labels(trajectory: Trajectory, index: int) -> list[int]:

@@ -167,7 +167,7 @@ max_tokens = 1500
 instructions = "Help."
 [tuning]
 learning_rate = 1e-2
-epochs = 40
+epochs = 70
 min_steps = 1
 batch_targets = 100
 validation_share = 0.0

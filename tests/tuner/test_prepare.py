@@ -60,15 +60,24 @@ def said(renderer: Renderer, one: Any) -> str:
     return str(renderer.tokenizer.decode([token for token, marked in zip(one.ids, one.targets, strict=True) if marked]))
 
 
-def test_the_targets_are_what_the_model_is_to_say_and_nothing_else(renderer: Renderer) -> None:
+def test_the_targets_are_what_the_model_chooses_and_nothing_else(renderer: Renderer) -> None:
     (both,) = prepare([row({0: LOOK, 1: TELL})], FRAME, renderer, max_tokens=2000)
-    first = '{"plan":["look","answer"],"thought":"Look it up.","tool":"get_order","args":{"order_id":"48213"}}'
-    second = '{"thought":"Tell them.","tool":"answer","args":{"text":"It is on its way.","citations":[1]}}'
-    assert said(renderer, both) == f"{first}<|im_end|>{second}<|im_end|>"
+    chosen = said(renderer, both)
+    for part in ("look", "answer", "Look it up.", "48213", "Tell them.", "It is on its way.", "1"):
+        assert part in chosen
+    for forced in ('{"', '"tool":', '"args":', "}}", "<|im_end|>"):
+        assert forced not in chosen
     assert both.group == "t-1"
     (last,) = prepare([row({1: TELL})], FRAME, renderer, max_tokens=2000)
-    assert said(renderer, last) == f"{second}<|im_end|>"
+    assert chosen.endswith(said(renderer, last))
     assert last.ids == both.ids
+
+
+def test_the_renderer_marks_the_whole_of_what_is_said(renderer: Renderer) -> None:
+    whole = renderer.example(row({}).trajectory, FRAME, {0: LOOK, 1: TELL})
+    first = '{"plan":["look","answer"],"thought":"Look it up.","tool":"get_order","args":{"order_id":"48213"}}'
+    second = '{"thought":"Tell them.","tool":"answer","args":{"text":"It is on its way.","citations":[1]}}'
+    assert said(renderer, whole) == f"{first}<|im_end|>{second}<|im_end|>"
 
 
 def test_an_example_begins_with_the_very_prompt_that_is_served(renderer: Renderer) -> None:
@@ -76,7 +85,7 @@ def test_an_example_begins_with_the_very_prompt_that_is_served(renderer: Rendere
     (example,) = prepare([trained], FRAME, renderer, max_tokens=2000)
     prompt = renderer.prompt(messages(replace(trained.trajectory, steps=(LOOK,)), FRAME))
     assert example.ids[: len(prompt)] == prompt
-    assert example.targets.index(True) == len(prompt)
+    assert example.targets.index(True) > len(prompt)
 
 
 def test_what_the_model_said_is_trained_on_its_own_ids(renderer: Renderer) -> None:

@@ -21,7 +21,13 @@ from tuner.train import Progress, Trained, TrainSettings, faster_precision, loss
 
 QUICK = TrainSettings(
     min_steps=1,
-    r=4, alpha=8, learning_rate=2e-2, epochs=3, batch_targets=8, max_tokens_per_pack=64, precision="float32"
+    r=4,
+    alpha=8,
+    learning_rate=2e-2,
+    epochs=3,
+    batch_targets=8,
+    max_tokens_per_pack=64,
+    precision="float32",
 )
 
 
