@@ -26,6 +26,16 @@ PUBLIC: dict[str, tuple[str, ...]] = {
         "LivenessError",
     ),
     "agent.trajectory": ("Outcome", "Step", "Task", "ToolCall", "Trajectory"),
+    "agent.database": ("open_engine", "prepare_schema", "reading", "writing"),
+    "agent.sealing": (
+        "Manifest",
+        "add_documents",
+        "hash_tensors",
+        "seal",
+        "tensors_hash",
+        "verify",
+    ),
+    "agent.adapters": ("Adapter", "Change", "Registry", "Serving", "State", "TRANSITIONS"),
     "agent.settings": ("Home", "Project", "Settings", "find_project", "load_settings", "settings_template"),
     "agent.llm.catalog": ("CATALOG", "DEFAULT_ENCODER", "DEFAULT_MODEL", "KnownWeights"),
     "agent.llm.weights": (

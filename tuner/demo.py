@@ -40,7 +40,7 @@ class Plan:
         return sum(self.rounds)
 
 
-FULL = Plan(rounds=(90, 60))
+FULL = Plan()
 QUICK = Plan(held_out=20, rounds=(40,))
 BENCH = Plan(held_out=None, rounds=(150, 150))
 

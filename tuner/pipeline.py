@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from agent.adapters import Adapter, State, add_documents, seal, tensors_hash, verify
+from agent.adapters import Adapter, State
 from agent.errors import AdapterError, LivenessError, TuningError
 from agent.llm import weights
 from agent.llm.lora import AdapterBank
 from agent.llm.render import Frame, Renderer
 from agent.loop import Unrecorded, timestamp
 from agent.runtime import Runtime
+from agent.sealing import add_documents, seal, tensors_hash, verify
 from agent.settings import Project
 from agent.trajectory import Trajectory
 from tuner.card import model_card

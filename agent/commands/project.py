@@ -141,8 +141,8 @@ def _docs_add(arguments: Namespace, session: Session) -> int:
 
 
 def _docs_list(arguments: Namespace, session: Session) -> int:
+    from agent.database import open_engine
     from agent.memory.shelf import Shelf
-    from agent.store import open_engine
 
     path = session.project.home.database
     documents: tuple[Any, ...] = ()

@@ -12,8 +12,8 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from agent.adapters import hash_tensors
 from agent.errors import AdapterError, LivenessError
+from agent.sealing import hash_tensors
 
 _WRAPPERS = "base_model.model."
 _SPELLED = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
@@ -87,7 +87,7 @@ class AdapterBank:
         self._active, self._settled = key, True
 
     def live_hash(self, key: str) -> str:
-        """The hash of the tensors that act, as `agent.adapters.tensors_hash` computes it from the file."""
+        """The hash of the tensors that act, as `agent.sealing.tensors_hash` computes it from the file."""
         return hash_tensors(
             (name, _SPELLED[str(one.dtype)], tuple(one.shape), _bytes(one))
             for name, one in self._tensors(self._names[key]).items()

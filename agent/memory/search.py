@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import sqlalchemy as sa
 
+from agent.database import open_engine
 from agent.errors import MemoryIndexError
 from agent.memory.documents import (
     EMPTY,
@@ -34,7 +35,6 @@ from agent.memory.documents import (
 from agent.memory.encoder import Encoder, Vectors
 from agent.memory.index import ChromaIndex, Hit, IndexLock, Stamp
 from agent.memory.shelf import Shelf, ShelfState, StoredDocument, Vector, to_bytes
-from agent.store import open_engine
 from tools.context import Passage
 
 Progress = Callable[[int, int, str], None]

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
+from agent.database import prepare_schema, reading, writing
 from agent.errors import MemoryIndexError
 from agent.memory.documents import Chunk
 from agent.memory.encoder import Vectors
-from agent.store import prepare_schema, reading, writing
 
 metadata = sa.MetaData()
 

@@ -17,11 +17,12 @@ from pathlib import Path
 import pytest
 from langchain_core.messages import AIMessage
 
-from agent.adapters import Registry, State, seal
+from agent.adapters import Registry, State
 from agent.cli import main
 from agent.llm.scripted import ScriptedModel, answer, call
 from agent.memory.encoder import HashEncoder
 from agent.runtime import Runtime
+from agent.sealing import seal
 from agent.settings import Project, load_settings
 from agent.store import Store
 

@@ -19,8 +19,9 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agent.database import open_engine
 from agent.errors import FeedbackError, StoreError
-from agent.store import Store, open_engine
+from agent.store import Store
 from agent.trajectory import (
     Branch,
     Correction,

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.adapters import State, tensors_hash
+from agent.adapters import State
 from agent.cli import main
 from agent.errors import TaskError
 from agent.llm.local import LocalModel
 from agent.loop import timestamp
 from agent.runtime import Runtime
+from agent.sealing import tensors_hash
 from tests.tuner.desks import BOXES, PHRASES, TINY_ROWS, TINY_SETTINGS, Clumsy, make_desk, save_tiny_base, ticket
 from tuner.demo import Plan, Watcher, prepare_desk, tell, turn
 from tuner.pipeline import tune

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from agent.adapters import State, tensors_hash, verify
+from agent.adapters import State
 from agent.cli import main
 from agent.errors import AdapterError, DatasetError, LivenessError, TuningError
 from agent.runtime import Runtime
+from agent.sealing import tensors_hash, verify
 from agent.settings import Project
 from tests.tuner.desks import BOXES, TINY_SETTINGS, make_desk, save_tiny_base
 from tests.tuner.desks import TINY_ROWS as ROWS

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from agent.adapters import tensors_hash
 from agent.errors import DatasetError, LivenessError, TuningError
 from agent.llm.attention import use_ragged_attention
 from agent.llm.lora import AdapterBank
+from agent.sealing import tensors_hash
 from tests.tuner.tiny import copying_examples, tiny_model
 from tuner.packing import Example, build_pack
 from tuner.train import Progress, Trained, TrainSettings, faster_precision, loss_of, train

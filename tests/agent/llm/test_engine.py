@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.adapters import tensors_hash
 from agent.errors import AdapterError, GrammarError, LivenessError, ModelError, PromptError
 from agent.llm import engine as engine_module
 from agent.llm.engine import Engine, Generation, Request
 from agent.llm.grammar import StepShape, ToolSpec, parse_step, step_grammar
 from agent.llm.render import Renderer
+from agent.sealing import tensors_hash
 
 MakeEngine = Callable[..., Engine]
 NO_END = 399

@@ -24,6 +24,7 @@ from agent.loop import Options, make_frame
 from agent.trajectory import Provenance, Step, Task, ToolCall, Trajectory
 from tools.context import Passage, ToolContext
 from tools.loading import load_tools
+from tuner.train import faster_precision
 
 DESK = Path(__file__).parents[3] / "examples" / "desk"
 STEPS = 1000
@@ -59,8 +60,8 @@ BEFORE: tuple[tuple[Step, ...], ...] = (
 
 @pytest.fixture(scope="module")
 def model(models_folder: Path) -> Iterator[LocalModel]:
-    """The untuned base, with a place in the pass for every thread."""
-    model = LocalModel.load(DEFAULT_MODEL, models_folder, max_sessions=THREADS)
+    """The untuned base, with a place in the pass for every thread, in the precision that is faster here."""
+    model = LocalModel.load(DEFAULT_MODEL, models_folder, max_sessions=THREADS, dtype=faster_precision("cpu"))
     yield model
     model.close()
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from langchain_core.tools import BaseTool, StructuredTool
 
-from agent.adapters import Adapter, State, seal
+from agent.adapters import Adapter, State
 from agent.errors import LivenessError
 from agent.llm.local import LocalModel
 from agent.loop import Options, run
 from agent.planner import Budget
 from agent.runtime import Runtime
+from agent.sealing import seal
 from agent.settings import Home, Project, Settings
 from agent.trajectory import Outcome, Task, Trajectory
 

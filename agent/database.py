@@ -1,0 +1,135 @@
+"""The SQLite file that store and memory share: how it is opened, read and written, and its tables versioned.
+
+A transaction that was committed is on the disk. Threads and processes of one machine may share the file; a
+folder shared by two machines is not supported, for SQLite's locks do not reach that far.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DatabaseError, SQLAlchemyError
+
+from agent.errors import StoreError
+
+_BUSY_SECONDS = 30
+_WRITE = "ratchet_write"
+
+_versions = sa.Table(
+    "schema_versions",
+    sa.MetaData(),
+    sa.Column("part", sa.Text, primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+)
+
+
+def open_engine(path: Path) -> sa.Engine:
+    """A SQLAlchemy engine on a SQLite file: WAL, synchronous=FULL, foreign keys, a wait for other writers.
+
+    The file and its folder are made when missing. Write within `writing`, read within `reading`.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise StoreError(f"cannot make the folder of {path} ({fault.strerror}); check its permissions") from fault
+    engine = sa.create_engine(
+        sa.URL.create("sqlite", database=str(path)),
+        connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False},
+    )
+    sa.event.listen(engine, "connect", _configure)
+    sa.event.listen(engine, "begin", _begin)
+    try:
+        with _explained(engine), engine.connect():
+            pass
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+@contextmanager
+def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """One transaction that takes the write lock at once, so that what it reads holds until it commits."""
+    with _explained(engine), engine.execution_options(**{_WRITE: True}).begin() as connection:
+        yield connection
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """One transaction that sees one state of the database and keeps no writer waiting."""
+    with _explained(engine), engine.connect() as connection:
+        yield connection
+
+
+def prepare_schema(engine: sa.Engine, tables: sa.MetaData, *, part: str, version: int) -> None:
+    """Make the tables of one part of the database, or refuse those a newer version made."""
+    with writing(engine) as connection:
+        _versions.create(connection, checkfirst=True)
+        found = connection.scalar(sa.select(_versions.c.version).where(_versions.c.part == part))
+        if found is not None and found > version:
+            raise StoreError(
+                f"{engine.url.database} was written by a newer ratchet-loop ({part} has version {found}, "
+                f"this code reads up to {version}); upgrade ratchet-loop"
+            )
+        tables.create_all(connection)
+        if found is None:
+            connection.execute(_versions.insert().values(part=part, version=version))
+        elif found < version:
+            connection.execute(_versions.update().where(_versions.c.part == part).values(version=version))
+
+
+def _configure(connection: Any, _record: object) -> None:
+    # The driver's own BEGIN is deferred and comes late; `_begin` sends ours instead.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    try:
+        cursor.execute(f"PRAGMA busy_timeout={_BUSY_SECONDS * 1000}")
+        _use_wal(cursor)
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+    finally:
+        cursor.close()
+
+
+def _use_wal(cursor: Any) -> None:
+    # Two processes that both make the file meet here; SQLite does not wait when it changes the journal mode.
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as fault:
+            if "locked" not in str(fault) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+def _begin(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get(_WRITE) else "BEGIN")
+
+
+@contextmanager
+def _explained(engine: sa.Engine) -> Iterator[None]:
+    path = engine.url.database
+    try:
+        yield
+    except DatabaseError as fault:
+        advice = {
+            "not a database": "move the file away, or name another home",
+            "malformed": "the file is damaged; restore a copy, or move it away",
+            "locked": f"another process kept it for over {_BUSY_SECONDS} s; end that one and try again",
+            "full": "free some space and try again",
+            "readonly": "check the permissions of the file and its folder",
+            "unable to open": "check that its folder exists and can be written",
+        }
+        said = str(fault.orig)
+        what = next((text for key, text in advice.items() if key in said), "see `ratchet doctor`")
+        raise StoreError(f"the store {path} cannot be used ({said}); {what}") from fault
+    except SQLAlchemyError as fault:
+        raise StoreError(f"the store {path} cannot be used ({fault}); see `ratchet doctor`") from fault
