@@ -76,7 +76,7 @@ scrub = false
 [tuning]
 epochs = {epochs}
 max_tokens_per_pack = 2048
-batch_targets = 300
+batch_targets = 150
 validation_share = 0.0
 seed = {seed}
 """

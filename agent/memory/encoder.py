@@ -46,8 +46,11 @@ class SentenceEncoder:
             raise MemoryIndexError(f"no sentence encoder in {folder}: modules.json is missing; name its local folder")
         from sentence_transformers import SentenceTransformer
 
+        from agent.llm.convert import quiet
+
         try:
-            self._model: Any = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+            with quiet():
+                self._model: Any = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
         except (OSError, ValueError, KeyError, RuntimeError) as fault:
             raise MemoryIndexError(f"the encoder in {folder} cannot be loaded ({fault}); install it anew") from fault
         self._name = name
