@@ -24,7 +24,6 @@ from agent.loop import Options, make_frame
 from agent.trajectory import Provenance, Step, Task, ToolCall, Trajectory
 from tools.context import Passage, ToolContext
 from tools.loading import load_tools
-from tuner.train import faster_precision
 
 DESK = Path(__file__).parents[3] / "examples" / "desk"
 STEPS = 1000
@@ -60,8 +59,8 @@ BEFORE: tuple[tuple[Step, ...], ...] = (
 
 @pytest.fixture(scope="module")
 def model(models_folder: Path) -> Iterator[LocalModel]:
-    """The untuned base, with a place in the pass for every thread, in the precision that is faster here."""
-    model = LocalModel.load(DEFAULT_MODEL, models_folder, max_sessions=THREADS, dtype=faster_precision("cpu"))
+    """The untuned base, with a place in the pass for every thread."""
+    model = LocalModel.load(DEFAULT_MODEL, models_folder, max_sessions=THREADS)
     yield model
     model.close()
 
@@ -88,7 +87,7 @@ def tickets() -> list[Task]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_of_a_thousand_steps_at_temperature_1_5_every_one_parses_fits_its_schema_and_is_written_back_the_same(
     model: LocalModel, desk_tools: list[BaseTool], frames: list[Frame]
 ) -> None:
