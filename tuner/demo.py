@@ -35,10 +35,6 @@ class Plan:
     rounds: tuple[int, ...] = (150,)
     """The corrections allowed before each tuning."""
 
-    @property
-    def corrections(self) -> int:
-        return sum(self.rounds)
-
 
 FULL = Plan()
 QUICK = Plan(held_out=20, rounds=(40,))

@@ -21,7 +21,7 @@ import numpy as np
 from agent.errors import GrammarError, ModelError, PromptError
 from agent.llm.attention import CachedLayout, use_ragged_attention
 from agent.llm.lora import AdapterBank
-from agent.llm.prefix import Entry, PrefixCache
+from agent.llm.prefix import Entry, PrefixCache, common_prefix
 
 if TYPE_CHECKING:
     import torch
@@ -240,14 +240,13 @@ class Engine:
         """Whether an active session is just reading a prefix that this one could then copy."""
         ids = job.request.ids
         known = self._cache.known(job.request.adapter, ids)
-        for other in active:
-            if other.request.adapter == job.request.adapter and not other.said and len(other.pending) > 1:
-                mine, theirs = np.asarray(ids), np.asarray(other.request.ids)
-                size = min(len(mine), len(theirs))
-                different = np.nonzero(mine[:size] != theirs[:size])[0]
-                if (int(different[0]) if len(different) else size) > known + 64:
-                    return True
-        return False
+        return any(
+            other.request.adapter == job.request.adapter
+            and not other.said
+            and len(other.pending) > 1
+            and common_prefix(np.asarray(ids), np.asarray(other.request.ids)) > known + 64
+            for other in active
+        )
 
     def _pass(self, active: list[_Job]) -> None:
         for job in active:

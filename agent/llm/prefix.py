@@ -36,9 +36,7 @@ class Entry:
         """How many leading ids are the same."""
         if self._array is None or len(self._array) != self.values.length:
             self._array = np.asarray(self.ids[: self.values.length], dtype=np.int64)
-        size = min(len(self._array), len(ids))
-        different = np.nonzero(self._array[:size] != ids[:size])[0]
-        return int(different[0]) if len(different) else size
+        return common_prefix(self._array, ids)
 
 
 class PrefixCache:
@@ -99,3 +97,10 @@ class PrefixCache:
                 if common > size or (common == size > 0 and not entry.busy and common == entry.values.length):
                     best, size = entry, common
         return best, size
+
+
+def common_prefix(left: np.ndarray, right: np.ndarray) -> int:
+    """How many leading ids two sequences share."""
+    size = min(len(left), len(right))
+    different = np.nonzero(left[:size] != right[:size])[0]
+    return int(different[0]) if len(different) else size
