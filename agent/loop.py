@@ -27,7 +27,7 @@ from agent.llm.render import Frame, tool_version
 from agent.llm.stepper import Proposal, Stepper, as_stepper
 from agent.planner import REPEATED, Budget, has_failed, repeats, used_up
 from agent.scrub import Scrubber
-from agent.trajectory import Outcome, Provenance, Step, Task, ToolCall, Trajectory
+from agent.trajectory import Outcome, Provenance, Recalled, Step, Task, ToolCall, Trajectory
 from tools.context import Passage
 
 MAX_OBSERVATION = 2400
@@ -114,19 +114,24 @@ def run(
     run_id: str | None = None,
     recorder: Recorder | None = None,
     scrubber: Scrubber | None = None,
+    recall: Callable[[Task], Sequence[Recalled]] | None = None,
     cancelled: threading.Event | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> Trajectory:
     """Do a task: plan, act, observe, until an answer or another outcome. Never raises on the model's account.
 
-    `tools` must hold one whose call ends the run, such as `tools.basics.answer`. `cancelled` ends the run
-    within a step. `on_event` is called in this thread, for the model's text in the engine's.
+    `tools` must hold one whose call ends the run, such as `tools.basics.answer`. `cancelled` ends the run within a
+    step. `recall` is asked once, with the task as it is logged. `on_event` is called in this thread, for the
+    model's text in the engine's.
     """
     options = options or Options()
     stepper = as_stepper(model)
     frame = make_frame(tools, options)
     masked = task if scrubber is None else _masked_task(task, scrubber)
-    trajectory = Trajectory(run_id or new_id(), masked, provenance_of(stepper, frame, options), started_at=timestamp())
+    made_by = provenance_of(stepper, frame, options)
+    if recall is not None:
+        made_by = replace(made_by, recalled=tuple(recall(masked)))
+    trajectory = Trajectory(run_id or new_id(), masked, made_by, started_at=timestamp())
     going = Run(
         trajectory,
         stepper,

@@ -40,12 +40,13 @@ from agent.planner import Budget
 from agent.scrub import Scrubber
 from agent.settings import Project
 from agent.store import Store
-from agent.trajectory import Branch, Correction, Step, Task, ToolCall, Trajectory
+from agent.trajectory import Branch, Correction, Recalled, Step, Task, ToolCall, Trajectory
 from tools.context import Passage, ToolContext
 from tools.loading import ToolsLoadError, load_tools
 
 if TYPE_CHECKING:
     from agent.memory.encoder import Encoder
+    from agent.memory.recall import Recall
     from agent.memory.search import Memory
 
 ACTIVE = "active"
@@ -76,7 +77,7 @@ class Runtime:
         self._encoder = encoder
         self._store: Store | None = None
         self._memory: Memory | None = None
-        self._memory_looked_for = False
+        self._recall: Recall | None = None
         self._lock = threading.RLock()
         self._scrubbers: OrderedDict[str, Scrubber] = OrderedDict()
 
@@ -96,7 +97,7 @@ class Runtime:
                 self._memory.close()
             if self._store is not None:
                 self._store.close()
-            self._model = self._memory = self._store = None
+            self._model = self._memory = self._store = self._recall = None
 
     @property
     def store(self) -> Store:
@@ -138,19 +139,41 @@ class Runtime:
                 self._memory = Memory.open(
                     self.home.database,
                     self.home.index,
-                    self._encoder or self._load_encoder(),
+                    self.encoder,
                     chunk_tokens=chosen.memory.chunk_tokens,
                 )
             return self._memory
 
-    def _load_encoder(self) -> Encoder:
-        from agent.llm.weights import resolve_encoder
-        from agent.memory.encoder import SentenceEncoder
+    @property
+    def encoder(self) -> Encoder:
+        with self._lock:
+            if self._encoder is None:
+                from agent.llm.weights import resolve_encoder
+                from agent.memory.encoder import SentenceEncoder
 
-        name = self.project.settings.model.encoder
-        return SentenceEncoder(
-            resolve_encoder(self.project.named(name), self.home.models, progress=self._progress), name=name
-        )
+                name = self.project.settings.model.encoder
+                folder = resolve_encoder(self.project.named(name), self.home.models, progress=self._progress)
+                self._encoder = SentenceEncoder(folder, name=name)
+            return self._encoder
+
+    @property
+    def recall(self) -> Recall:
+        """The solved tasks of this project's log."""
+        with self._lock:
+            if self._recall is None:
+                from agent.memory.recall import Recall
+
+                self._recall = Recall(self.store, lambda: self.encoder)
+            return self._recall
+
+    def recalled(self, task: Task) -> tuple[Recalled, ...]:
+        """What a run of this task is shown of solved tasks; nothing when the settings say so."""
+        most = self.project.settings.memory.recall
+        return self.recall.search(task.text, most, leave_out=task.id) if most else ()
+
+    def recall_version(self) -> int:
+        """Changes whenever other tasks could be recalled."""
+        return self.recall.version if self.project.settings.memory.recall else 0
 
     # -- what a run works with -----------------------------------------------------------------------------
 
@@ -268,6 +291,7 @@ class Runtime:
             run_id=run_id,
             recorder=self.store if recorder is None else recorder,
             scrubber=scrubber,
+            recall=self.recalled,
             cancelled=cancelled,
             on_event=on_event,
         )
@@ -338,7 +362,9 @@ class Runtime:
             branch=Branch(parent.id, correction.step),
         )
         going = self._going(shared, self.home.workspaces / run_id, cancelled, on_event)
-        going.trajectory = shared = replace(shared, provenance=provenance_of(going.stepper, going.frame, going.options))
+        made_by = provenance_of(going.stepper, going.frame, going.options)
+        made_by = replace(made_by, recalled=parent.provenance.recalled)
+        going.trajectory = shared = replace(shared, provenance=made_by)
         self._replay(going)
         self.store.begin(shared)
         going.tell("started")

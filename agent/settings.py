@@ -130,6 +130,8 @@ class MemorySettings:
     """Cosine similarity below which a passage is not shown, -1 to 1; -1 shows the best whatever they score."""
     chunk_tokens: int = _whole(160, 16, 4096)
     """Length of a passage in tokens of the encoder, at most."""
+    recall: int = _whole(3, 0, 20)
+    """Solved tasks like the new one whose beginnings the model is shown, out of the log; 0 shows none."""
     folders: tuple[str, ...] = _names(())
     """Folders of documents, relative to the project's folder."""
 
@@ -158,7 +160,7 @@ class TuningSettings:
     """Passes over the data, when there is enough of it for `min_steps`."""
     min_steps: int = _whole(48, 1)
     """Optimizer steps of a tuning, at least; with little data they take more epochs than `epochs`."""
-    batch_targets: int = _whole(200, 1)
+    batch_targets: int = _whole(100, 1)
     """Target tokens (what the model is to say) that one optimizer step gathers, at least."""
     max_tokens_per_pack: int = _whole(1536, 64)
     """Tokens of one packed sequence, prompts included, at most."""

@@ -271,6 +271,18 @@ class Store:
         """The correction that counts, by step."""
         return {correction.step: correction for correction in self.corrections(run_id)}
 
+    def feedback_count(self) -> int:
+        """How often feedback was given: the number of the newest."""
+        with reading(self.engine) as connection:
+            return int(connection.scalar(sa.select(sa.func.max(_feedback.c.number))) or 0)
+
+    def judged_since(self, number: int) -> tuple[int, tuple[str, ...]]:
+        """The number of the newest feedback, and the runs of all feedback behind `number`, oldest first."""
+        query = sa.select(_feedback.c.number, _feedback.c.run).where(_feedback.c.number > number)
+        with reading(self.engine) as connection:
+            rows = connection.execute(query.order_by(_feedback.c.number)).all()
+        return (rows[-1].number if rows else number), tuple(dict.fromkeys(row.run for row in rows))
+
     def _append(self, record: Rating | Correction, kind: Literal["rating", "correction"], step: int | None) -> None:
         with writing(self.engine) as connection:
             if connection.scalar(sa.select(_runs.c.id).where(_runs.c.id == record.run)) is None:

@@ -111,6 +111,17 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Recalled:
+    """A solved task like this one that the model was shown: what was asked, and how it began."""
+
+    text: str
+    """Shortened and without its numbers."""
+    tool: str
+    """The first tool that was called."""
+    plan: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Provenance:
     """What produced a trajectory."""
 
@@ -123,6 +134,8 @@ class Provenance:
     """Tool name to version, a hash of its schema and description."""
     seed: int = 0
     temperature: float = 0.0
+    recalled: tuple[Recalled, ...] = ()
+    """The solved tasks it was shown, the one most like its own last."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +242,7 @@ def trajectory_from_dict(data: Mapping[str, Any]) -> Trajectory:
         **{
             **data,
             "task": Task(**data["task"]),
-            "provenance": Provenance(**data["provenance"]),
+            "provenance": _provenance_from_dict(data["provenance"]),
             "steps": tuple(step_from_dict(step) for step in data["steps"]),
             "outcome": None if outcome is None else Outcome(outcome),
             "branch": None if branch is None else Branch(**branch),
@@ -252,3 +265,9 @@ def step_from_dict(data: Mapping[str, Any]) -> Step:
             "usage": Usage(**data["usage"]),
         }
     )
+
+
+def _provenance_from_dict(data: Mapping[str, Any]) -> Provenance:
+    # Records from before there was recall have none.
+    recalled = tuple(Recalled(**{**one, "plan": tuple(one["plan"])}) for one in data.get("recalled", ()))
+    return Provenance(**{**data, "recalled": recalled})

@@ -70,13 +70,16 @@ max_steps = 1
 files = ["route.py"]
 enabled = ["route"]
 
+[memory]
+recall = 0
+
 [privacy]
 scrub = false
 
 [tuning]
 epochs = {epochs}
-max_tokens_per_pack = 2048
-batch_targets = 150
+max_tokens_per_pack = 1024
+batch_targets = 30
 validation_share = 0.0
 seed = {seed}
 """

@@ -157,6 +157,7 @@ def _importable(folder: Path, *, keep: bool) -> Iterator[None]:
     Imports that a tool does later, inside a function, must be relative (`from .helper import x`).
     """
     hidden = {} if keep else _hide(folder)
+    known = set(sys.modules)
     sys.path.insert(0, str(folder))
     try:
         yield
@@ -165,7 +166,8 @@ def _importable(folder: Path, *, keep: bool) -> Iterator[None]:
             sys.path.remove(str(folder))
         if not keep:
             # A list first: other threads import while this one looks.
-            for name in [name for name, module in list(sys.modules.items()) if _is_beside(name, module, folder)]:
+            fresh = [(name, module) for name, module in list(sys.modules.items()) if name not in known]
+            for name in [name for name, module in fresh if _is_beside(name, module, folder)]:
                 del sys.modules[name]
             sys.modules.update(hidden)
 

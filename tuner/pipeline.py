@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,7 +27,7 @@ from agent.sealing import add_documents, seal, tensors_hash, verify
 from agent.settings import Project
 from agent.trajectory import Trajectory
 from tuner.card import model_card
-from tuner.curate import curate
+from tuner.curate import TrainingRow, curate
 from tuner.datasets import Dataset, write_dataset
 from tuner.evaluate import Evaluation, evaluate
 from tuner.gate import Decision, GatePolicy, decide
@@ -70,8 +70,9 @@ def tune(
     settings = project.settings.tuning
     frame = runtime.frame()
     created_at = timestamp()
+    curated = curate(runtime.store)
     dataset = write_dataset(
-        curate(runtime.store),
+        replace(curated, rows=tuple(_as_served_now(runtime, row) for row in curated.rows)),
         project.home.datasets,
         validation_share=settings.validation_share,
         created_at=created_at,
@@ -279,6 +280,15 @@ def code_version() -> str:
         return "unknown"
 
 
+def _as_served_now(runtime: Runtime, row: TrainingRow) -> TrainingRow:
+    """The row with what its task would be shown of the other solved ones today: early runs had few to recall."""
+    most = runtime.project.settings.memory.recall
+    trajectory = row.trajectory
+    recalled = runtime.recall.search(trajectory.task.text, most, leave_out=row.task, same_wording=False) if most else ()
+    made_by = replace(trajectory.provenance, recalled=recalled)
+    return replace(row, trajectory=replace(trajectory, provenance=made_by))
+
+
 def _question(runtime: Runtime, suite: Suite, adapter: str | None) -> str:
     """Names what an evaluation answers: suite, adapter, prompt, settings, documents, code and tool files."""
     entry = None if adapter is None else runtime.registry.get(adapter)
@@ -291,6 +301,7 @@ def _question(runtime: Runtime, suite: Suite, adapter: str | None) -> str:
         code_version(),
         repr((settings.model.base, settings.model.dtype, settings.agent, settings.memory, settings.privacy)),
         runtime.documents_version(),
+        str(runtime.recall_version()),
         *(_hash_of(runtime.project.resolve(name)) for name in settings.tools.files if name.endswith(".py")),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]

@@ -37,7 +37,7 @@ class TrainSettings:
     epochs: int = 4
     min_steps: int = 48
     """Optimizer steps that a training has at least; with little data they take more epochs than `epochs`."""
-    batch_targets: int = 200
+    batch_targets: int = 100
     """Target tokens that an optimizer step gathers at least, from as many packs as that takes."""
     max_tokens_per_pack: int = 1536
     patience: int = 2

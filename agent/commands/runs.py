@@ -215,6 +215,8 @@ def show(arguments: Namespace, session: Session) -> int:
 def _shown(
     trajectory: Trajectory, corrections: tuple[Correction, ...], ratings: tuple[Rating, ...]
 ) -> Iterator[tuple[str, str]]:
+    from agent.llm.render import beginning_text
+
     outcome = trajectory.outcome
     yield f"run {trajectory.id}", "bold"
     yield f"task: {trajectory.task.text}", ""
@@ -227,6 +229,8 @@ def _shown(
     if trajectory.branch is not None:
         yield f"branch of {trajectory.branch.run} from step {trajectory.branch.step}", "dim"
     yield _provenance(trajectory), "dim"
+    for solved in trajectory.provenance.recalled:
+        yield f"recalled: {solved.text} -> {beginning_text(solved)}", "dim"
     for index, step in enumerate(trajectory.steps):
         yield "", ""
         yield _head(index, step), "bold"

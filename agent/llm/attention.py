@@ -12,15 +12,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from agent.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
 
+    from agent.llm.cache import KeyValues, SharedPrefix, Slots
+
 IMPLEMENTATION = "ratchet_ragged"
 
-_SMALL = 16
-"""New tokens up to which plain products beat the fused kernel, whose set-up costs more than it saves."""
+_TOGETHER = (2, 16, 64)
+"""Sequences are taken together by their new tokens: up to the first of these, then up to the next. Above the last,
+and for windows, each goes alone."""
 
 
 class Layout(Protocol):
@@ -74,70 +79,42 @@ def _ragged_attention(
     return out.unsqueeze(0), None
 
 
-class KeyValues:
-    """Keys and values of one sequence in every layer, in buffers that grow by doubling."""
-
-    def __init__(self, layers: int) -> None:
-        self.length = 0
-        self._buffers: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * layers
-
-    def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write behind `length` (which the caller moves on after the last layer); return all so far."""
-        end = self.length + key.shape[1]
-        buffers = self._buffers[layer]
-        if buffers is None or buffers[0].shape[1] < end:
-            buffers = self._grow(buffers, key, end)
-            self._buffers[layer] = buffers
-        keys, values = buffers
-        keys[:, self.length : end] = key
-        values[:, self.length : end] = value
-        return keys[:, :end], values[:, :end]
-
-    def _grow(
-        self, old: tuple[torch.Tensor, torch.Tensor] | None, like: torch.Tensor, end: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        room = max(64, end + end // 4)
-        fresh = (
-            like.new_empty(like.shape[0], room, like.shape[2]),
-            like.new_empty(like.shape[0], room, like.shape[2]),
-        )
-        if old is not None:
-            fresh[0][:, : self.length] = old[0][:, : self.length]
-            fresh[1][:, : self.length] = old[1][:, : self.length]
-        return fresh
-
-    def copy(self, length: int) -> KeyValues:
-        """The first `length` positions, as buffers of their own."""
-        twin = KeyValues(len(self._buffers))
-        twin.length = length
-        for layer, buffers in enumerate(self._buffers):
-            if buffers is not None:
-                keys, values = buffers
-                room = length + max(64, length // 4)
-                pair = (
-                    keys.new_empty(keys.shape[0], room, keys.shape[2]),
-                    keys.new_empty(keys.shape[0], room, keys.shape[2]),
-                )
-                pair[0][:, :length] = keys[:, :length]
-                pair[1][:, :length] = values[:, :length]
-                twin._buffers[layer] = pair
-        return twin
-
-    def truncate(self, length: int) -> None:
-        self.length = min(self.length, length)
-
-    @property
-    def bytes(self) -> int:
-        return sum(2 * pair[0].nelement() * pair[0].element_size() for pair in self._buffers if pair is not None)
-
-
-@dataclass(frozen=True)
 class CachedLayout:
-    """For decoding: the row is a run of new tokens for each sequence, which sees its own cache and itself."""
+    """For decoding: the row is a run of new tokens for each sequence, which sees its own cache and itself.
 
-    sequences: Sequence[KeyValues]
-    counts: Sequence[int]
-    """New tokens of each sequence, in the order they lie in the row."""
+    Sequences with about as many new tokens are taken together: one product over their slots, one over each
+    prefix that they share, and the two are merged by the sums of their exponentials. That is exact; see "cascade
+    attention" in FlashInfer (Ye et al., 2024). Sequences with many new tokens go one by one.
+    """
+
+    def __init__(
+        self, slots: Slots, sequences: Sequence[KeyValues], counts: Sequence[int], device: torch.device
+    ) -> None:
+        """`counts` are the new tokens of each sequence, in the order they lie in the row. All hold a slot."""
+        import torch
+
+        self._slots = slots
+        self._sequences = sequences
+        self._counts = counts
+        self._starts = [int(start) for start in np.cumsum([0, *counts])]
+        rows: list[int] = []
+        columns: list[int] = []
+        for sequence, count in zip(sequences, counts, strict=True):
+            assert sequence.slot is not None
+            rows += [sequence.slot] * count
+            columns += range(sequence.own_length, sequence.own_length + count)
+        slots.reserve(max(columns) + 1)
+        self._rows = torch.tensor(rows, device=device)
+        self._columns = torch.tensor(columns, device=device)
+        self._longest = max(sequence.length + count for sequence, count in zip(sequences, counts, strict=True))
+        self._groups = []
+        least = 0
+        for most in _TOGETHER:
+            those = [index for index, count in enumerate(counts) if least < count <= most]
+            if those:
+                self._groups.append(self._together(those, device))
+            least = most
+        self._alone = [index for index, count in enumerate(counts) if count > least]
 
     def attend(
         self,
@@ -148,26 +125,133 @@ class CachedLayout:
         scale: float,
         window: int | None,
     ) -> torch.Tensor:
+        self._slots.write(layer, self._rows, self._columns, key, value)
+        groups, alone = self._groups, self._alone
+        if window is not None and self._longest > window:
+            groups, alone = [], list(range(len(self._counts)))
+        if len(groups) == 1 and not alone:
+            return groups[0].attend(layer, query, scale)
         out = query.new_empty(query.shape[1], query.shape[0], query.shape[2])
-        start = 0
-        for sequence, count in zip(self.sequences, self.counts, strict=True):
-            end = start + count
-            keys, values = sequence.append(layer, key[:, start:end], value[:, start:end])
+        for group in groups:
+            out[group.tokens] = group.attend(layer, query[:, group.tokens], scale)
+        for index in alone:
+            start, end = self._starts[index], self._starts[index + 1]
+            sequence, count = self._sequences[index], self._counts[index]
+            keys, values = sequence.all(layer, sequence.own_length + count)
             out[start:end] = _causal(query[:, start:end], keys, values, scale, window).transpose(0, 1)
-            start = end
         return out
 
     def commit(self) -> None:
         """Count the new tokens as cached; call once the forward pass is over."""
-        for sequence, count in zip(self.sequences, self.counts, strict=True):
+        for sequence, count in zip(self._sequences, self._counts, strict=True):
             sequence.length += count
+
+    def _together(self, those: Sequence[int], device: torch.device) -> _Together:
+        """Lays out the sequences at these places for products over all of them."""
+        import torch
+
+        chosen = [(self._sequences[index], self._counts[index]) for index in those]
+        slots = [sequence.slot for sequence, _ in chosen if sequence.slot is not None]
+        # Neighbours are read where they lie, idle slots among them too; where most would be idle, rows are picked.
+        span = range(min(slots), max(slots) + 1)
+        rows = span if 2 * len(slots) >= len(span) else slots
+        place = {slot: row for row, slot in enumerate(rows)}
+        width = max(count for _, count in chosen)
+        length = max(sequence.own_length + count for sequence, count in chosen)
+        # For each row and each of its `width` queries the last column it sees; idle ones see the first.
+        last = np.zeros((len(rows), width), dtype=np.int64)
+        source = np.zeros((len(rows), width), dtype=np.int64)
+        target: list[int] = []
+        prefixes: dict[int, tuple[SharedPrefix, list[int]]] = {}
+        start = 0
+        for sequence, count in chosen:
+            row = place[sequence.slot] if sequence.slot is not None else 0
+            last[row, :count] = np.arange(sequence.own_length, sequence.own_length + count)
+            source[row, :count] = np.arange(start, start + count)
+            target += range(row * width, row * width + count)
+            if sequence.shared is not None:
+                prefixes.setdefault(id(sequence.shared), (sequence.shared, []))[1].extend(range(start, start + count))
+            start += count
+        tokens = np.concatenate([np.arange(self._starts[index], self._starts[index + 1]) for index in those])
+        hidden = torch.from_numpy(np.arange(length) > last[..., None]).to(device)
+        return _Together(
+            self._slots,
+            rows if isinstance(rows, range) else torch.tensor(rows, device=device),
+            torch.from_numpy(tokens).to(device),
+            torch.from_numpy(source.reshape(-1)).to(device),
+            torch.tensor(target, device=device),
+            hidden[:, None, None],
+            [
+                (prefix, None if len(seers) == start else torch.tensor(seers, device=device))
+                for prefix, seers in prefixes.values()
+            ],
+        )
+
+
+@dataclass(frozen=True)
+class _Together:
+    """New tokens, T in all, of sequences in R rows of the slots; each row is given W queries, some of them idle."""
+
+    slots: Slots
+    rows: range | torch.Tensor
+    """The slots; R of them."""
+    tokens: torch.Tensor
+    """[T] where they lie in the whole row."""
+    source: torch.Tensor
+    """[R * W] which of the T each query is; 0 for the idle."""
+    target: torch.Tensor
+    """[T] which of the R * W queries each token is."""
+    hidden: torch.Tensor
+    """Bool [R, 1, 1, W, L]: columns that a query does not see."""
+    shared: Sequence[tuple[SharedPrefix, torch.Tensor | None]]
+    """Each prefix, and which of the T see it; None for all."""
+
+    def attend(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
+        """Query [heads, T, d]; returns [T, heads, d]."""
+        heads, _, size = query.shape
+        rows, _, _, width, length = self.hidden.shape
+        keys, values = self.slots.block(layer, self.rows, length)
+        groups = keys.shape[0] // rows
+        # The heads that share keys become more rows of one query, so the keys are read once and not repeated.
+        asked = query.index_select(1, self.source).view(groups, -1, rows, width, size).permute(2, 0, 1, 3, 4)
+        own, own_sums = _softmax_product(asked.reshape(rows * groups, -1, size), keys, values, scale, self.hidden)
+        shape = (rows, groups, heads // groups, width, -1)
+        order = (0, 3, 1, 2, 4)
+        out = own.view(shape).permute(order).reshape(rows * width, heads, size).index_select(0, self.target)
+        if not self.shared:
+            return out
+        sums = own_sums.view(shape).permute(order).reshape(rows * width, heads, 1).index_select(0, self.target)
+        for prefix, those in self.shared:
+            part = query if those is None else query[:, those]
+            seen, seen_sums = _softmax_product(part.reshape(groups, -1, size), *prefix.pairs[layer], scale, None)
+            seen = seen.view(heads, -1, size).transpose(0, 1)
+            seen_sums = seen_sums.view(heads, -1, 1).transpose(0, 1)
+            if those is None:
+                out = out + (seen - out) * (seen_sums - sums).sigmoid()
+            else:
+                before = out[those]
+                out[those] = before + (seen - before) * (seen_sums - sums[those]).sigmoid()
+        return out
+
+
+def _softmax_product(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, hidden: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention [B, N, d] over [B, S, d], and the logarithm of each row's sum of exponentials [B, N, 1]."""
+    import torch
+
+    scores = torch.baddbmm(query.new_zeros(1), query, keys.transpose(1, 2), beta=0, alpha=scale)
+    if hidden is not None:
+        rows, _, _, width, length = hidden.shape
+        scores.view(rows, -1, 1, width, length).masked_fill_(hidden, float("-inf"))
+    sums = scores.logsumexp(-1, keepdim=True)
+    return torch.bmm(scores.sub_(sums).exp_(), values), sums
 
 
 def _causal(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, window: int | None
 ) -> torch.Tensor:
     """The last T positions look back. Query [h, T, d], keys and values [g, S, d] -> [h, T, d]."""
-    import torch
     from torch.nn.functional import scaled_dot_product_attention
 
     heads, count, width = query.shape
@@ -175,12 +259,6 @@ def _causal(
     share = heads // groups
     # The heads that share keys become more rows of one query, so the keys are read once and not repeated.
     folded = query.reshape(groups, share * count, width)
-    if count <= _SMALL and (window is None or window >= length):
-        weights = torch.baddbmm(query.new_zeros(1), folded, keys.transpose(1, 2), beta=0, alpha=scale)
-        if count > 1:
-            future = torch.ones(count, count, dtype=torch.bool, device=query.device).triu_(1)
-            weights.view(groups, share, count, length)[..., -count:].masked_fill_(future, float("-inf"))
-        return torch.bmm(weights.softmax(-1), values).reshape(heads, count, width)
     visible = _visible(count, length, window, query.device).repeat(share, 1)
     out = scaled_dot_product_attention(folded[None], keys[None], values[None], attn_mask=visible, scale=scale)
     return out.reshape(heads, count, width)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ import numpy as np
 
 from agent.errors import GrammarError, ModelError, PromptError
 from agent.llm.attention import CachedLayout, use_ragged_attention
+from agent.llm.cache import Slots
 from agent.llm.lora import AdapterBank
 from agent.llm.prefix import Entry, PrefixCache, common_prefix
 
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
 
 PASS_TOKENS = 512
 """The most prompt tokens one pass reads, so that nobody waits long behind a long prompt."""
+
+
+SWITCH_INTERVAL = 5e-5
+"""Seconds a thread may keep the interpreter while others wait; the engine sets it for the whole process."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,8 @@ class Engine:
         self._grammars: dict[tuple[str, int], Any] = {}
         self._making_grammar = threading.Lock()
         self._max_sessions = max_sessions
-        self._cache = PrefixCache(model.config.num_hidden_layers, max_tokens=cache_tokens)
+        self._slots = Slots(model.config.num_hidden_layers, max_sessions)
+        self._cache = PrefixCache(self._slots, max_tokens=cache_tokens)
         self._inbox: queue.SimpleQueue[_Job | Callable[[], None] | None] = queue.SimpleQueue()
         self._count = itertools.count()
         self._worker: threading.Thread | None = None
@@ -202,6 +209,9 @@ class Engine:
             raise faults[0]
 
     def _work(self) -> None:
+        # Each of the thousands of products of a pass gives the interpreter away. By default another thread that
+        # computes may keep it 5 ms each time: a pass was seen to take 8 s instead of 0.3 s.
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL))
         waiting: list[_Job] = []
         active: list[_Job] = []
         while True:
@@ -225,15 +235,22 @@ class Engine:
             active[:] = [job for job in active if job.ended is None and job.fault is None]
 
     def _admit(self, waiting: list[_Job], active: list[_Job]) -> None:
+        import torch
+
         for job in list(waiting):
             if job.cancelled.is_set():
                 self._finish(job, "cancelled")
                 waiting.remove(job)
             elif len(active) < self._max_sessions and not self._read_by_another(job, active):
-                job.entry = self._cache.take(job.request.adapter, job.request.ids)
+                waiting.remove(job)
+                try:
+                    with torch.inference_mode():
+                        job.entry = self._cache.take(job.request.adapter, job.request.ids)
+                except BaseException as fault:
+                    self._fail(job, fault)
+                    continue
                 job.cached = job.entry.values.length
                 job.pending = list(job.request.ids[job.cached :])
-                waiting.remove(job)
                 active.append(job)
 
     def _read_by_another(self, job: _Job, active: Sequence[_Job]) -> bool:
@@ -289,8 +306,8 @@ class Engine:
             ids += job.pending[:take]
             positions += range(start, start + take)
             entries.append(job.entry)
-        layout = CachedLayout([entry.values for entry in entries], takes)
         device = self.model.device
+        layout = CachedLayout(self._slots, [entry.values for entry in entries], takes, device)
         with torch.inference_mode():
             self.adapters.activate(adapter)
             logits = self.model(

@@ -1,8 +1,8 @@
 """Keeps keys and values of what was read, so that a prompt is read once.
 
 An entry belongs to one adapter (or the base): keys of one never serve another. The longest known prefix of a
-prompt is taken over when nobody else extends it, else copied. Bounded by tokens, the longest unused goes
-first.
+prompt is taken over when nobody else extends it, else shared and copied (see `cache`). Bounded by tokens, the
+longest unused goes first.
 Not thread-safe: the engine's worker is its only user.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from agent.llm.attention import KeyValues
+from agent.llm.cache import KeyValues, Slots
 
 WORTH_COPYING = 16
 """Tokens; a shorter common prefix is read again."""
@@ -42,8 +42,8 @@ class Entry:
 class PrefixCache:
     """The sequences whose keys and values are at hand."""
 
-    def __init__(self, layers: int, *, max_tokens: int) -> None:
-        self._layers = layers
+    def __init__(self, slots: Slots, *, max_tokens: int) -> None:
+        self._slots = slots
         self._max_tokens = max_tokens
         self._entries: list[Entry] = []
         self._clock = itertools.count(1)
@@ -57,22 +57,24 @@ class PrefixCache:
         best, size = self._best(adapter, ids)
         if best is not None and not best.busy and size == best.values.length:
             best.busy = True
-            return best
-        values = KeyValues(self._layers) if best is None or size < WORTH_COPYING else best.values.copy(size)
-        entry = Entry(adapter, list(ids[: values.length]), values)
-        self._entries.append(entry)
+            entry = best
+        else:
+            copied = best is not None and size >= WORTH_COPYING
+            values = best.values.copy(size) if best is not None and copied else KeyValues(self._slots)
+            entry = Entry(adapter, list(ids[: values.length]), values)
+            self._entries.append(entry)
+        self._slots.hold(entry.values)
         return entry
 
     def give_back(self, entry: Entry) -> None:
         """Keep the entry for later prompts; make room by dropping the longest unused."""
+        self._slots.let_go(entry.values)
         del entry.ids[entry.values.length :]
         entry.busy, entry.used = False, next(self._clock)
         idle = sorted((one for one in self._entries if not one.busy), key=lambda one: one.used)
-        total = sum(one.values.length for one in self._entries)
         for one in idle:
-            if total <= self._max_tokens:
+            if self.tokens <= self._max_tokens:
                 break
-            total -= one.values.length
             self._drop(one)
 
     def forget(self, adapter: str | None) -> None:
@@ -81,7 +83,9 @@ class PrefixCache:
 
     @property
     def tokens(self) -> int:
-        return sum(entry.values.length for entry in self._entries)
+        """Positions that are kept; a shared prefix counts once."""
+        prefixes = {id(one.values.shared): one.values.shared.length for one in self._entries if one.values.shared}
+        return sum(one.values.own_length for one in self._entries) + sum(prefixes.values())
 
     def _drop(self, entry: Entry) -> None:
         self._entries = [one for one in self._entries if one is not entry]

@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 from agent.errors import PromptError
 from agent.llm.grammar import StepShape, ToolSpec, canonical, write_step
-from agent.trajectory import Step, Task, Trajectory
+from agent.trajectory import Recalled, Step, Task, Trajectory
 
-PROMPT_VERSION = "1"
+PROMPT_VERSION = "2"
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -83,10 +83,18 @@ def system_text(frame: Frame) -> str:
     return "\n".join([*lines, *(_tool_line(tool) for tool in frame.tools)])
 
 
-def task_text(task: Task) -> str:
-    """The task as its message: what is known of the sender, then what was asked."""
+def task_text(task: Task, recalled: Sequence[Recalled] = ()) -> str:
+    """The task as its message: what is known of the sender, how tasks like it began, then what was asked."""
     facts = "".join(f"{name}: {value}\n" for name, value in task.facts.items())
-    return f"{facts}{task.text}"
+    if not recalled:
+        return f"{facts}{task.text}"
+    lines = "".join(f"- {one.text}\n  {beginning_text(one)}\n" for one in recalled)
+    return f"{facts}Tasks like this began:\n{lines}Now: {task.text}"
+
+
+def beginning_text(one: Recalled) -> str:
+    """How a recalled task began, in one line."""
+    return f"{one.tool} ({'; '.join(one.plan)})" if one.plan else one.tool
 
 
 def observation_text(step: Step) -> str:
@@ -97,7 +105,10 @@ def observation_text(step: Step) -> str:
 
 def messages(trajectory: Trajectory, frame: Frame) -> list[Message]:
     """The whole run as a conversation, ready for its next step."""
-    shown = [Message("system", system_text(frame)), Message("user", task_text(trajectory.task))]
+    shown = [
+        Message("system", system_text(frame)),
+        Message("user", task_text(trajectory.task, trajectory.provenance.recalled)),
+    ]
     for step in trajectory.steps:
         shown.append(step_message(step))
         shown.append(Message("tool", observation_text(step)))

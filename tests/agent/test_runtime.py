@@ -19,7 +19,7 @@ from agent.llm.scripted import ScriptedModel, answer, call
 from agent.memory.encoder import HashEncoder
 from agent.runtime import INTERRUPTED, Runtime
 from agent.settings import Project, find_project
-from agent.trajectory import Correction, Outcome, Step, Task, ToolCall
+from agent.trajectory import Correction, Outcome, Recalled, Step, Task, ToolCall
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -251,3 +251,24 @@ def test_tools_can_be_looked_at_without_a_run(opened: OpenRuntime) -> None:
         assert {"write", "send", "burn", "answer"} <= {tool.name for tool in tools}
     assert not runtime.home.workspaces.exists()
     assert runtime.loaded() == {"base": "scripted", "revision": "", "adapters": {}}
+
+
+def test_a_correction_is_recalled_by_the_next_run_and_stays_with_its_own_branch(opened: OpenRuntime) -> None:
+    runtime = opened([answer("What?"), answer("Noted."), answer("Noted again.")])
+    first = runtime.run(Task("one", "note down 12345 please"))
+    assert first.provenance.recalled == ()
+    runtime.store.correct(correction(first.id, 0, "12345"))
+    branch = runtime.resume(first.id)
+    assert branch.provenance.recalled == ()
+    second = runtime.run(Task("two", "note down 777 please"))
+    assert second.provenance.recalled == (Recalled("note down # please", "write"),)
+    assert runtime.store.get(second.id) == second
+
+
+def test_recall_can_be_switched_off(opened: OpenRuntime, project: Project) -> None:
+    (project.folder / "ratchet.toml").write_text('[tools]\nfiles = ["own.py"]\n[memory]\nrecall = 0\n', "utf-8")
+    runtime = opened([answer("What?"), answer("Noted.")])
+    runtime.project = find_project(project.folder, {})
+    first = runtime.run(Task("one", "note down 12345 please"))
+    runtime.store.correct(correction(first.id, 0, "12345"))
+    assert runtime.run(Task("two", "note down 777 please")).provenance.recalled == ()

@@ -165,6 +165,8 @@ thought = false
 max_steps = 4
 max_tokens = 1500
 instructions = "Help."
+[memory]
+recall = 0
 [tuning]
 learning_rate = 1e-2
 epochs = 70

@@ -12,6 +12,8 @@ import pytest
 from agent.adapters import State
 from agent.cli import main
 from agent.errors import AdapterError, DatasetError, LivenessError, TuningError
+from agent.memory.encoder import HashEncoder
+from agent.memory.recall import plain
 from agent.runtime import Runtime
 from agent.sealing import tensors_hash, verify
 from agent.settings import Project
@@ -166,3 +168,17 @@ def test_a_project_without_a_suite_has_no_gate(loop: Loop) -> None:
     settings = replace(loop.project.settings, gate=replace(loop.project.settings.gate, suite=""))
     with pytest.raises(TuningError, match=r"set gate\.suite in ratchet\.toml"):
         project_suite(replace(loop.project, settings=settings))
+
+
+def test_rows_are_trained_with_what_their_tasks_would_be_shown_of_the_others_today(loop: Loop) -> None:
+    project = loop.project
+    settings = replace(project.settings, memory=replace(project.settings.memory, recall=2))
+    settings = replace(settings, tuning=replace(settings.tuning, epochs=1, max_tokens_per_pack=2048))
+    with Runtime(replace(project, settings=settings), encoder=HashEncoder()) as runtime:
+        made = tune(runtime)
+        assert made.dataset.train
+        for row in made.dataset.train:
+            task, shown = row.trajectory.task, row.trajectory.provenance.recalled
+            assert shown == runtime.recall.search(task.text, 2, leave_out=task.id, same_wording=False)
+            assert plain(task.text) not in [one.text for one in shown]
+        assert any(row.trajectory.provenance.recalled for row in made.dataset.train)

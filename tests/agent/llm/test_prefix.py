@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
-from agent.llm.attention import KeyValues
+from agent.errors import ModelError
+from agent.llm.cache import SHARED_UNIT, KeyValues, Slots
 from agent.llm.prefix import WORTH_COPYING, Entry, PrefixCache
 
 LAYERS = 2
+SLOTS = 3
 
 
 def ids(size: int, start: int = 0) -> list[int]:
     return list(range(start, start + size))
 
 
+def new_cache(max_tokens: int = 1000) -> PrefixCache:
+    return PrefixCache(Slots(LAYERS, SLOTS), max_tokens=max_tokens)
+
+
 def read(entry: Entry, new: list[int]) -> None:
     """As the engine does: keys and values that tell which id they are of."""
-    marks = torch.tensor(new, dtype=torch.float32).reshape(1, -1, 1).expand(1, -1, 4)
-    for layer in range(LAYERS):
-        entry.values.append(layer, marks, -marks)
-    entry.values.length += len(new)
+    values = entry.values
+    write(values, new)
     entry.ids += new
+
+
+def write(values: KeyValues, new: list[int]) -> None:
+    marks = torch.tensor(new, dtype=torch.float32).reshape(1, -1, 1).expand(1, -1, 4)
+    assert values.slot is not None
+    rows = torch.full((len(new),), values.slot)
+    columns = torch.arange(values.own_length, values.own_length + len(new))
+    values._slots.reserve(values.own_length + len(new))
+    for layer in range(LAYERS):
+        values._slots.write(layer, rows, columns, marks, -marks)
+    values.length += len(new)
 
 
 def held(entry: Entry) -> list[int]:
     """The ids whose keys are in the entry's first layer."""
-    empty = torch.empty(1, 0, 4)
-    keys, values = entry.values.append(0, empty, empty)
+    keys, values = entry.values.all(0)
     assert torch.equal(keys, -values)
     return [int(one) for one in keys[0, :, 0]]
 
@@ -41,7 +56,7 @@ def filled(cache: PrefixCache, wanted: list[int], adapter: str | None = None) ->
 
 
 def test_what_was_read_is_known_but_for_the_last_id() -> None:
-    cache = PrefixCache(LAYERS, max_tokens=1000)
+    cache = new_cache()
     filled(cache, ids(40))
     assert cache.known(None, ids(40)) == 39
     assert cache.known(None, ids(60)) == 40
@@ -50,7 +65,7 @@ def test_what_was_read_is_known_but_for_the_last_id() -> None:
 
 
 def test_a_prompt_that_goes_on_takes_the_entry_over() -> None:
-    cache = PrefixCache(LAYERS, max_tokens=1000)
+    cache = new_cache()
     first = filled(cache, ids(40))
     again = cache.take(None, ids(60))
     assert again is first
@@ -60,7 +75,7 @@ def test_a_prompt_that_goes_on_takes_the_entry_over() -> None:
 
 
 def test_a_prompt_that_turns_off_gets_a_copy_and_leaves_the_first_alone() -> None:
-    cache = PrefixCache(LAYERS, max_tokens=1000)
+    cache = new_cache()
     first = filled(cache, ids(40))
     other = cache.take(None, [*ids(25), 99, 98])
     assert other is not first
@@ -72,7 +87,7 @@ def test_a_prompt_that_turns_off_gets_a_copy_and_leaves_the_first_alone() -> Non
 
 
 def test_what_another_extends_is_copied() -> None:
-    cache = PrefixCache(LAYERS, max_tokens=1000)
+    cache = new_cache()
     filled(cache, ids(40))
     busy = cache.take(None, ids(60))
     copy = cache.take(None, ids(50))
@@ -83,14 +98,14 @@ def test_what_another_extends_is_copied() -> None:
 
 
 def test_a_short_prefix_is_read_again() -> None:
-    cache = PrefixCache(LAYERS, max_tokens=1000)
+    cache = new_cache()
     filled(cache, ids(40))
     assert cache.take(None, [*ids(WORTH_COPYING - 1), 99, 98]).values.length == 0
     assert cache.take(None, [*ids(WORTH_COPYING), 99, 98]).values.length == WORTH_COPYING
 
 
 def test_the_longest_unused_goes_first_and_what_is_busy_stays() -> None:
-    cache = PrefixCache(LAYERS, max_tokens=100)
+    cache = new_cache(100)
     filled(cache, ids(40, start=1000))
     filled(cache, ids(40, start=2000))
     filled(cache, ids(41, start=1000))  # used again, so now the younger one
@@ -105,13 +120,13 @@ def test_the_longest_unused_goes_first_and_what_is_busy_stays() -> None:
 
 
 def test_without_room_nothing_is_kept() -> None:
-    cache = PrefixCache(LAYERS, max_tokens=0)
+    cache = new_cache(0)
     filled(cache, ids(40))
     assert (cache.tokens, cache.known(None, ids(50))) == (0, 0)
 
 
 def test_ids_that_were_not_run_are_not_taken_for_known() -> None:
-    cache = PrefixCache(LAYERS, max_tokens=1000)
+    cache = new_cache()
     entry = cache.take(None, ids(40))
     read(entry, ids(40))
     entry.ids += [41, 42]
@@ -120,7 +135,7 @@ def test_ids_that_were_not_run_are_not_taken_for_known() -> None:
 
 
 def test_adapters_are_kept_apart_and_forgotten_apart() -> None:
-    cache = PrefixCache(LAYERS, max_tokens=1000)
+    cache = new_cache()
     filled(cache, ids(40), "red")
     assert [cache.known(one, ids(50)) for one in (None, "red", "blue")] == [0, 40, 0]
     filled(cache, ids(40), "blue")
@@ -130,7 +145,7 @@ def test_adapters_are_kept_apart_and_forgotten_apart() -> None:
 
 
 def test_what_is_busy_when_its_adapter_goes_is_not_kept_afterwards() -> None:
-    cache = PrefixCache(LAYERS, max_tokens=1000)
+    cache = new_cache()
     entry = cache.take("red", ids(40))
     read(entry, ids(40))
     cache.forget("red")
@@ -138,14 +153,57 @@ def test_what_is_busy_when_its_adapter_goes_is_not_kept_afterwards() -> None:
     assert (cache.known("red", ids(50)), cache.tokens) == (0, 0)
 
 
-def test_buffers_grow_and_are_cut_without_touching_what_is_before() -> None:
-    values = KeyValues(LAYERS)
-    entry = Entry(None, [], values)
+def test_buffers_grow_without_touching_what_is_before() -> None:
+    cache = new_cache()
+    entry = cache.take(None, ids(501))
     for start in range(0, 500, 50):
         read(entry, ids(50, start=start))
     assert held(entry) == ids(500)
-    values.truncate(120)
-    values.truncate(300)
-    assert (values.length, held(entry)) == (120, ids(120))
-    assert values.bytes > 0
-    assert entry.common(np.asarray(ids(200))) == 120
+    assert entry.common(np.asarray(ids(200))) == 200
+
+
+def test_a_prefix_is_shared_and_stored_once() -> None:
+    cache = new_cache()
+    prompts = [[*ids(2 * SHARED_UNIT + 5), 700 + number, 800] for number in range(SLOTS)]
+    first = cache.take(None, prompts[0])
+    read(first, prompts[0])
+    others = [cache.take(None, prompt) for prompt in prompts[1:]]
+    for other, prompt in zip(others, prompts[1:], strict=True):
+        read(other, prompt[other.values.length :])
+    shared = {id(entry.values.shared) for entry in (first, *others)}
+    assert len(shared) == 1
+    assert [held(entry) for entry in (first, *others)] == prompts
+    assert cache.tokens == 2 * SHARED_UNIT + SLOTS * 7
+
+
+def test_a_shorter_prefix_of_a_shared_one_is_one_object() -> None:
+    cache = new_cache()
+    first = cache.take(None, ids(300))
+    read(first, ids(300))
+    read(cache.take(None, [*ids(200), 900]), [900])
+    short = [cache.take(None, [*ids(100), 900 + number]) for number in range(1, 2)]
+    cache.give_back(first)
+    short.append(cache.take(None, [*ids(100), 950]))
+    assert [one.values.length for one in short] == [100, 100]
+    assert short[0].values.shared is short[1].values.shared
+    assert [held(one) for one in short] == [ids(100), ids(100)]
+
+
+def test_who_waits_makes_room_and_comes_back_whole() -> None:
+    cache = new_cache()
+    first = filled(cache, ids(90))
+    for number in range(1, SLOTS + 2):
+        filled(cache, ids(90, start=1000 * number))
+    assert first.values.slot is None
+    assert held(first) == ids(90)
+    again = cache.take(None, ids(95))
+    read(again, ids(5, start=90))
+    assert (again is first, held(again)) == (True, ids(95))
+
+
+def test_no_more_run_at_once_than_there_are_slots() -> None:
+    cache = new_cache()
+    for number in range(SLOTS):
+        read(cache.take(None, ids(20, start=1000 * number)), ids(20, start=1000 * number))
+    with pytest.raises(ModelError, match=f"{SLOTS} sequences run already"):
+        cache.take(None, ids(20, start=9000))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from agent.errors import PromptError
 from agent.llm.grammar import ToolSpec, write_step
 from agent.llm.render import Frame, Message, Renderer, messages, observation_text, step_message, system_text, task_text
-from agent.trajectory import Provenance, Step, Task, ToolCall, Trajectory
+from agent.trajectory import Provenance, Recalled, Step, Task, ToolCall, Trajectory
 
 LLAMA = (
     "{{ '<|begin|>' }}{% for message in messages %}"
@@ -196,3 +196,18 @@ def test_a_tokenizer_that_is_not_fast_is_refused(parts: Any) -> None:
 
     with pytest.raises(PromptError, match="no fast tokenizer"):
         Renderer(Slow())
+
+
+def test_recalled_tasks_stand_in_front_of_the_task_and_are_no_target(parts: Any) -> None:
+    renderer = Renderer(parts.tokenizer(parts.chatml))
+    recalled = (Recalled("where is #", "get_order", ("look", "answer")), Recalled("all mine", "list"))
+    shown = replace(trajectory(*STEPS[:1]), provenance=Provenance(recalled=recalled))
+    text = messages(shown, FRAME)[1].text
+    assert text == (
+        "customer_id: C1\nTasks like this began:\n- where is #\n  get_order (look; answer)\n"
+        "- all mine\n  list\nNow: Where is it?"
+    )
+    example = renderer.example(shown, FRAME, {0: STEPS[0]})
+    said = [one for one, target in zip(example.ids, example.targets, strict=True) if target]
+    assert "all mine" in renderer.decode(example.ids)
+    assert renderer.decode(said) == write_step(STEPS[0])

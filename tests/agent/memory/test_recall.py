@@ -1,0 +1,122 @@
+"""What people accepted or corrected is recalled for tasks like it, at once; what they did not is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent.memory.encoder import HashEncoder
+from agent.memory.recall import MAX_TEXT, Recall, plain
+from agent.store import Store
+from agent.trajectory import Correction, Outcome, Provenance, Rating, Recalled, Step, Task, ToolCall, Trajectory
+
+NOW = "2026-01-01T00:00:00Z"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "ratchet.db") as opened:
+        yield opened
+
+
+def recall_of(store: Store) -> Recall:
+    return Recall(store, HashEncoder)
+
+
+def done(store: Store, run: str, text: str, *tools: str, task: str | None = None) -> None:
+    """A run that ended, its first step with a plan."""
+    store.begin(Trajectory(run, Task(task or f"t-{run}", text), Provenance(), NOW))
+    for index, tool in enumerate(tools):
+        step = Step(ToolCall(tool, {}), plan=(f"use {tool}",) if index == 0 else ())
+        store.intend(run, index, step)
+        store.add_step(run, index, step)
+    store.end(run, Outcome.ANSWERED, NOW)
+
+
+def rate(store: Store, run: str, verdict: str, id: str | None = None) -> None:
+    store.rate(Rating(id or f"r-{run}-{verdict}", run, "up" if verdict == "up" else "down", "ann", "", NOW))
+
+
+def correct(store: Store, run: str, step: int, tool: str) -> None:
+    call = ToolCall(tool, {})
+    store.correct(Correction(f"c-{run}-{step}-{tool}", run, step, call, "so", (f"do {tool}",), "ann", "", NOW))
+
+
+def test_an_accepted_run_is_recalled_with_its_first_step(store: Store) -> None:
+    done(store, "a", "where is parcel 12345", "track", "answer")
+    rate(store, "a", "up")
+    assert recall_of(store).search("where is parcel 777", 3) == (
+        Recalled("where is parcel #", "track", ("use track",)),
+    )
+
+
+def test_a_corrected_first_step_is_recalled_as_corrected(store: Store) -> None:
+    done(store, "a", "where is parcel 12345", "cancel")
+    correct(store, "a", 0, "track")
+    assert recall_of(store).search("where is parcel 777", 3) == (Recalled("where is parcel #", "track", ("do track",)),)
+
+
+def test_what_nobody_stands_behind_is_not_recalled(store: Store) -> None:
+    done(store, "unseen", "where is parcel 1", "track")
+    done(store, "down", "where is parcel 2", "track")
+    rate(store, "down", "down")
+    done(store, "later", "where is parcel 3", "track", "answer")
+    correct(store, "later", 1, "hand_over")
+    done(store, "recanted", "where is parcel 4", "track")
+    rate(store, "recanted", "up")
+    rate(store, "recanted", "down")
+    assert recall_of(store).search("where is parcel 5", 5) == ()
+
+
+def test_feedback_counts_from_the_next_search_on(store: Store) -> None:
+    recall = recall_of(store)
+    done(store, "a", "where is my parcel", "track")
+    assert (recall.search("where is my parcel", 1), recall.version) == ((), 0)
+    rate(store, "a", "up")
+    assert [one.tool for one in recall.search("where is my parcel", 1)] == ["track"]
+    correct(store, "a", 0, "hand_over")
+    assert [one.tool for one in recall.search("where is my parcel", 1)] == ["hand_over"]
+    assert recall.version == 2
+
+
+def test_the_most_alike_comes_last_and_what_is_not_alike_does_not_come(store: Store) -> None:
+    for run, text in (("far", "cancel order"), ("near", "where is my parcel now"), ("nearer", "where is my parcel")):
+        done(store, run, text, run)
+        rate(store, run, "up")
+    recall = recall_of(store)
+    assert [one.tool for one in recall.search("where is my parcel", 3)] == ["near", "nearer"]
+    assert [one.tool for one in recall.search("where is my parcel", 1)] == ["nearer"]
+
+
+def test_a_task_does_not_recall_itself_nor_its_own_wording_when_asked_so(store: Store) -> None:
+    done(store, "a", "where is parcel 111", "track", task="one")
+    done(store, "b", "where is parcel 222", "track", task="two")
+    done(store, "c", "where is the parcel of mine", "look", task="three")
+    for run in "abc":
+        rate(store, run, "up")
+    recall = recall_of(store)
+    assert [one.tool for one in recall.search("where is parcel 111", 3, leave_out="one")] == ["look", "track"]
+    found = recall.search("where is parcel 111", 3, leave_out="one", same_wording=False)
+    assert [one.tool for one in found] == ["look"]
+
+
+def test_the_same_beginning_is_shown_once(store: Store) -> None:
+    for number in range(4):
+        done(store, f"r{number}", f"where is parcel {number}00", "track")
+        rate(store, f"r{number}", "up")
+    assert len(recall_of(store).search("where is parcel 999", 3)) == 1
+
+
+def test_without_feedback_the_encoder_is_not_asked_for(store: Store) -> None:
+    def refuse() -> HashEncoder:
+        raise AssertionError("nothing to compare")
+
+    done(store, "a", "where is it", "track")
+    assert Recall(store, refuse).search("where is it", 3) == ()
+
+
+def test_a_text_is_shown_in_one_line_without_numbers_and_cut() -> None:
+    assert plain("order 12345,\n\n 2 pieces") == "order #, 2 pieces"
+    assert len(plain("word " * 100)) == MAX_TEXT
