@@ -88,16 +88,17 @@ class KeyValues:
             self._share(unit)
         if unit and self.shared is not None:
             twin.shared = self.shared.upto(min(unit, self.shared.length))
-        start = twin.shared.length if twin.shared is not None else 0
-        twin._aside = []
-        for layer in range(self._slots.layers):
-            keys, values = self.all(layer)
-            twin._aside.append((keys[:, start:length].clone(), values[:, start:length].clone()))
+        # Usually the whole shared prefix is kept, and only the own part need be looked at.
+        start, part, end = 0, self.own, twin.own_length
+        if twin.shared is not self.shared:
+            start, part, end = length - twin.own_length, self.all, length
+        pairs = [part(layer) for layer in range(self._slots.layers)]
+        twin._aside = [(keys[:, start:end].clone(), values[:, start:end].clone()) for keys, values in pairs]
         return twin
 
     def put_aside(self) -> None:
         """Leave the slot."""
-        if self.slot is not None and self.own_length:
+        if self.slot is not None and self.length:
             pairs = [self.own(layer) for layer in range(self._slots.layers)]
             self._aside = [(keys.clone(), values.clone()) for keys, values in pairs]
         self.slot = None
@@ -142,7 +143,7 @@ class Slots:
     def hold(self, sequence: KeyValues) -> None:
         """Give a sequence a slot until `let_go`, taking it from one that waits if need be."""
         sequence.running = True
-        self._need(sequence.own_length)
+        self.reserve(sequence.own_length)
         if sequence.slot is None:
             place = self._free()
             self._tenants[place] = weakref.ref(sequence)
@@ -178,7 +179,8 @@ class Slots:
 
     def reserve(self, length: int) -> None:
         """See that a slot holds `length` positions."""
-        self._need(length)
+        while self._room < length:
+            self._room *= 2
 
     def fit(self, layer: int, like: torch.Tensor) -> Pair:
         """The layer's buffers, made large enough. `like` is [kv_heads, T, d]."""
@@ -193,10 +195,6 @@ class Slots:
                 fresh[1][:rows, :, :room] = old[1]
             self._buffers[layer] = old = fresh
         return old
-
-    def _need(self, length: int) -> None:
-        while self._room < length:
-            self._room *= 2
 
     def _free(self) -> int:
         """A slot nobody runs in: an empty one, a new one, or one that is taken away."""

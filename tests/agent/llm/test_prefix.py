@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agent.errors import ModelError
-from agent.llm.cache import SHARED_UNIT, KeyValues, Slots
+from agent.llm.cache import SHARED_UNIT, Slots
 from agent.llm.prefix import WORTH_COPYING, Entry, PrefixCache
 
 LAYERS = 2
@@ -25,11 +25,6 @@ def new_cache(max_tokens: int = 1000) -> PrefixCache:
 def read(entry: Entry, new: list[int]) -> None:
     """As the engine does: keys and values that tell which id they are of."""
     values = entry.values
-    write(values, new)
-    entry.ids += new
-
-
-def write(values: KeyValues, new: list[int]) -> None:
     marks = torch.tensor(new, dtype=torch.float32).reshape(1, -1, 1).expand(1, -1, 4)
     assert values.slot is not None
     rows = torch.full((len(new),), values.slot)
@@ -38,6 +33,7 @@ def write(values: KeyValues, new: list[int]) -> None:
     for layer in range(LAYERS):
         values._slots.write(layer, rows, columns, marks, -marks)
     values.length += len(new)
+    entry.ids += new
 
 
 def held(entry: Entry) -> list[int]:
@@ -181,7 +177,7 @@ def test_a_shorter_prefix_of_a_shared_one_is_one_object() -> None:
     first = cache.take(None, ids(300))
     read(first, ids(300))
     read(cache.take(None, [*ids(200), 900]), [900])
-    short = [cache.take(None, [*ids(100), 900 + number]) for number in range(1, 2)]
+    short = [cache.take(None, [*ids(100), 901])]
     cache.give_back(first)
     short.append(cache.take(None, [*ids(100), 950]))
     assert [one.values.length for one in short] == [100, 100]
@@ -207,3 +203,18 @@ def test_no_more_run_at_once_than_there_are_slots() -> None:
         read(cache.take(None, ids(20, start=1000 * number)), ids(20, start=1000 * number))
     with pytest.raises(ModelError, match=f"{SLOTS} sequences run already"):
         cache.take(None, ids(20, start=9000))
+
+
+def test_a_sequence_that_is_all_shared_prefix_can_be_put_aside_and_copied() -> None:
+    cache = new_cache()
+    whole = filled(cache, ids(SHARED_UNIT))
+    cache.give_back(cache.take(None, [*ids(SHARED_UNIT - 1), 900, 901]))
+    busy = cache.take(None, [*ids(SHARED_UNIT), 902])
+    copy = cache.take(None, [*ids(SHARED_UNIT), 903])
+    for entry in (busy, copy):
+        cache.give_back(entry)
+    for number in range(1, SLOTS + 1):
+        filled(cache, ids(20, start=1000 * number))
+    assert (whole.values.slot, whole.values.own_length) == (None, 0)
+    assert held(cache.take(None, [*ids(SHARED_UNIT), 904])) == ids(SHARED_UNIT)
+    assert held(whole) == ids(SHARED_UNIT)
