@@ -40,7 +40,7 @@ from agent.planner import Budget
 from agent.scrub import Scrubber
 from agent.settings import Project
 from agent.store import Store
-from agent.trajectory import Branch, Correction, Recalled, Step, Task, ToolCall, Trajectory
+from agent.trajectory import Branch, Correction, Recalled, Task, ToolCall, Trajectory
 from tools.context import Passage, ToolContext
 from tools.loading import ToolsLoadError, load_tools
 
@@ -166,10 +166,10 @@ class Runtime:
                 self._recall = Recall(self.store, lambda: self.encoder)
             return self._recall
 
-    def recalled(self, task: Task) -> tuple[Recalled, ...]:
-        """What a run of this task is shown of solved tasks; nothing when the settings say so."""
+    def recalled(self, task: Task, *, same_wording: bool = True) -> tuple[Recalled, ...]:
+        """What a run of this task is shown of solved tasks; nothing when the settings say so. See `Recall.search`."""
         most = self.project.settings.memory.recall
-        return self.recall.search(task.text, most, leave_out=task.id) if most else ()
+        return self.recall.search(task.text, most, leave_out=task.id, same_wording=same_wording) if most else ()
 
     def recall_version(self) -> int:
         """Changes whenever other tasks could be recalled."""
@@ -368,8 +368,7 @@ class Runtime:
         self._replay(going)
         self.store.begin(shared)
         going.tell("started")
-        step = Step(correction.call, thought=correction.thought, plan=correction.plan, author="correction")
-        return advance(going, step)
+        return advance(going, correction.as_step())
 
     def _replay(self, going: Run) -> None:
         """Bring a fresh workspace to where the shared steps had left the old one."""

@@ -218,6 +218,10 @@ class Correction:
     reason: str
     at: str
 
+    def as_step(self) -> Step:
+        """The step as the reviewer would have had it; what followed from the old one is not in it."""
+        return Step(self.call, thought=self.thought, plan=self.plan, author="correction")
+
 
 def to_json(trajectory: Trajectory) -> str:
     """One line of JSON; `from_json` gives back an equal trajectory."""

@@ -67,17 +67,12 @@ def curate(store: Store) -> Curated:
     return Curated(tuple(rows), left_out, sum(map(len, corrections.values())), accepted_runs)
 
 
-def corrected_step(step: Step, correction: Correction) -> Step:
-    """The step as the reviewer would have had it; what followed from the old one is gone."""
-    return Step(correction.call, thought=correction.thought, plan=correction.plan, author="correction")
-
-
 def _accepted(trajectory: Trajectory, fixes: Mapping[int, Correction], reviewer: str) -> TrainingRow | None:
     """Every readable step. A later correction of an accepted run ends it there: what followed is stale."""
     end = min(fixes, default=len(trajectory.steps) - 1)
     targets = {index: step for index, step in enumerate(trajectory.steps[: end + 1]) if step.call is not None}
     if fixes:
-        targets[end] = corrected_step(trajectory.steps[end], fixes[end])
+        targets[end] = fixes[end].as_step()
     if not targets:
         return None
     reviewers = tuple(dict.fromkeys([reviewer, *([fixes[end].reviewer] if fixes else [])]))
@@ -87,7 +82,7 @@ def _accepted(trajectory: Trajectory, fixes: Mapping[int, Correction], reviewer:
 
 
 def _corrected(trajectory: Trajectory, fix: Correction) -> TrainingRow:
-    targets = {fix.step: corrected_step(trajectory.steps[fix.step], fix)}
+    targets = {fix.step: fix.as_step()}
     return TrainingRow(
         trajectory.id, trajectory.task.id, "corrected", _cut(trajectory, fix.step), targets, (fix.reviewer,)
     )

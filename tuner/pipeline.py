@@ -282,9 +282,8 @@ def code_version() -> str:
 
 def _as_served_now(runtime: Runtime, row: TrainingRow) -> TrainingRow:
     """The row with what its task would be shown of the other solved ones today: early runs had few to recall."""
-    most = runtime.project.settings.memory.recall
     trajectory = row.trajectory
-    recalled = runtime.recall.search(trajectory.task.text, most, leave_out=row.task, same_wording=False) if most else ()
+    recalled = runtime.recalled(trajectory.task, same_wording=False)
     made_by = replace(trajectory.provenance, recalled=recalled)
     return replace(row, trajectory=replace(trajectory, provenance=made_by))
 

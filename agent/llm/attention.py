@@ -97,14 +97,15 @@ class CachedLayout:
         self._sequences = sequences
         self._counts = counts
         self._starts = [int(start) for start in np.cumsum([0, *counts])]
-        rows: list[int] = []
+        self._places: list[int] = []
+        """The slot of each sequence."""
         columns: list[int] = []
         for sequence, count in zip(sequences, counts, strict=True):
             assert sequence.slot is not None
-            rows += [sequence.slot] * count
+            self._places.append(sequence.slot)
             columns += range(sequence.own_length, sequence.own_length + count)
         slots.reserve(max(columns) + 1)
-        self._rows = torch.tensor(rows, device=device)
+        self._rows = torch.tensor(np.repeat(self._places, counts), device=device)
         self._columns = torch.tensor(columns, device=device)
         self._longest = max(sequence.length + count for sequence, count in zip(sequences, counts, strict=True))
         self._groups = []
@@ -150,22 +151,22 @@ class CachedLayout:
         """Lays out the sequences at these places for products over all of them."""
         import torch
 
-        chosen = [(self._sequences[index], self._counts[index]) for index in those]
-        slots = [sequence.slot for sequence, _ in chosen if sequence.slot is not None]
+        chosen = [(self._places[index], self._sequences[index], self._counts[index]) for index in those]
+        slots = [slot for slot, _, _ in chosen]
         # Neighbours are read where they lie, idle slots among them too; where most would be idle, rows are picked.
         span = range(min(slots), max(slots) + 1)
         rows = span if 2 * len(slots) >= len(span) else slots
-        place = {slot: row for row, slot in enumerate(rows)}
-        width = max(count for _, count in chosen)
-        length = max(sequence.own_length + count for sequence, count in chosen)
+        row_of = {slot: row for row, slot in enumerate(rows)}
+        width = max(count for _, _, count in chosen)
+        length = max(sequence.own_length + count for _, sequence, count in chosen)
         # For each row and each of its `width` queries the last column it sees; idle ones see the first.
         last = np.zeros((len(rows), width), dtype=np.int64)
         source = np.zeros((len(rows), width), dtype=np.int64)
         target: list[int] = []
         prefixes: dict[int, tuple[SharedPrefix, list[int]]] = {}
         start = 0
-        for sequence, count in chosen:
-            row = place[sequence.slot] if sequence.slot is not None else 0
+        for slot, sequence, count in chosen:
+            row = row_of[slot]
             last[row, :count] = np.arange(sequence.own_length, sequence.own_length + count)
             source[row, :count] = np.arange(start, start + count)
             target += range(row * width, row * width + count)
@@ -182,7 +183,7 @@ class CachedLayout:
             torch.tensor(target, device=device),
             hidden[:, None, None],
             [
-                (prefix, None if len(seers) == start else torch.tensor(seers, device=device))
+                (prefix, slice(None) if len(seers) == start else torch.tensor(seers, device=device))
                 for prefix, seers in prefixes.values()
             ],
         )
@@ -203,8 +204,8 @@ class _Together:
     """[T] which of the R * W queries each token is."""
     hidden: torch.Tensor
     """Bool [R, 1, 1, W, L]: columns that a query does not see."""
-    shared: Sequence[tuple[SharedPrefix, torch.Tensor | None]]
-    """Each prefix, and which of the T see it; None for all."""
+    shared: Sequence[tuple[SharedPrefix, torch.Tensor | slice]]
+    """Each prefix, and which of the T see it."""
 
     def attend(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
         """Query [heads, T, d]; returns [T, heads, d]."""
@@ -222,15 +223,13 @@ class _Together:
             return out
         sums = own_sums.view(shape).permute(order).reshape(rows * width, heads, 1).index_select(0, self.target)
         for prefix, those in self.shared:
-            part = query if those is None else query[:, those]
-            seen, seen_sums = _softmax_product(part.reshape(groups, -1, size), *prefix.pairs[layer], scale, None)
+            seen, seen_sums = _softmax_product(
+                query[:, those].reshape(groups, -1, size), *prefix.pairs[layer], scale, None
+            )
             seen = seen.view(heads, -1, size).transpose(0, 1)
             seen_sums = seen_sums.view(heads, -1, 1).transpose(0, 1)
-            if those is None:
-                out = out + (seen - out) * (seen_sums - sums).sigmoid()
-            else:
-                before = out[those]
-                out[those] = before + (seen - before) * (seen_sums - sums[those]).sigmoid()
+            before = out[those]
+            out[those] = before + (seen - before) * (seen_sums - sums[those]).sigmoid()
         return out
 
 

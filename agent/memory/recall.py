@@ -103,7 +103,7 @@ class Recall:
         """How the task began, if people stand behind it: the first step of an accepted run, or its correction."""
         correction = self._store.newest_corrections(trajectory.id).get(0)
         if correction is not None:
-            return _shown(trajectory, Step(correction.call, plan=correction.plan))
+            return _shown(trajectory, correction.as_step())
         ratings = self._store.ratings(trajectory.id)
         accepted = bool(ratings) and ratings[-1].verdict == "up"
         return _shown(trajectory, trajectory.steps[0]) if accepted and trajectory.steps else None
