@@ -279,8 +279,9 @@ class Runtime:
         cancelled: threading.Event | None = None,
         on_event: Callable[[Event], None] | None = None,
         options: Options | None = None,
+        recall: bool = True,
     ) -> Trajectory:
-        """Do a task and record it in the store, unless another recorder is given."""
+        """Do a task and record it in the store, unless another recorder is given; without `recall`, from nothing."""
         run_id = run_id or new_id()
         scrubber = self._scrubber(run_id)
         return run(
@@ -291,7 +292,7 @@ class Runtime:
             run_id=run_id,
             recorder=self.store if recorder is None else recorder,
             scrubber=scrubber,
-            recall=self.recalled,
+            recall=self.recalled if recall else None,
             cancelled=cancelled,
             on_event=on_event,
         )

@@ -78,8 +78,9 @@ class ModelSettings:
     """The sentence encoder the knowledge search uses; named like `base`."""
     device: str = _key("auto", 'one of "auto", "cpu", "cuda", "cuda:N", "mps"', _is_device)
     """Where the model runs: "auto" (a GPU when there is one), "cpu", "cuda", "cuda:N" or "mps"."""
-    dtype: str = _choice("float32", "float32", "bfloat16", "float16")
-    """Number format of the weights: "float32", "bfloat16" or "float16". On most CPUs float32 is fastest."""
+    dtype: str = _choice("auto", "auto", "float32", "mixed", "bfloat16", "float16")
+    """Number format of the weights; "mixed" multiplies in bfloat16 and keeps all else in float32, and "auto" takes
+    whichever of float32 and mixed is faster on this machine."""
     threads: int = _whole(0, 0, 1024)
     """CPU threads; 0 means all cores. RATCHET_THREADS in the environment goes before this."""
     max_sessions: int = _whole(16, 1, 1024)
@@ -152,7 +153,7 @@ class TuningSettings:
     """Modules that get an adapter, by name; "all-linear" means every linear layer but the output."""
     start: str = _choice("base", "base", "active")
     """What a tuning starts from: "base", or "active" to go on from the adapter that is served."""
-    precision: str = _choice("auto", "auto", "float32", "bfloat16")
+    precision: str = _choice("auto", "auto", "float32", "mixed")
     """Of matrix products while training; "auto" takes whichever is faster on this machine."""
     learning_rate: float = _above_zero(1e-3)
     """Highest learning rate, reached after the warm-up."""
@@ -165,7 +166,7 @@ class TuningSettings:
     max_tokens_per_pack: int = _whole(1536, 64)
     """Tokens of one packed sequence, prompts included, at most."""
     validation_share: float = _share(0.1)
-    """Share of the runs held out to decide when to stop; 0 holds out none and never stops early."""
+    """Share of the runs held out to decide when to stop; 0, or too few runs for it, holds out none."""
     patience: int = _whole(2, 0)
     """Epochs without a lower held-out loss before the training stops; 0 never stops early."""
     warmup_share: float = _share(0.05)

@@ -22,6 +22,9 @@ from tuner.curate import Curated, TrainingRow
 
 DATASET_VERSION = 1
 
+LEAST_HELD_OUT = 5
+"""Tasks; the loss of fewer says more of them than of the training, so that none are held out."""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -93,10 +96,10 @@ def _lines(path: Path) -> list[str]:
 
 
 def _split(rows: Sequence[TrainingRow], share: float) -> dict[str, list[TrainingRow]]:
-    held: set[str] = set()
     tasks = {row.task for row in rows}
-    if len(tasks) >= 10:
-        held = {task for task in tasks if _place(task) < share}
+    held = {task for task in tasks if _place(task) < share}
+    if len(held) < LEAST_HELD_OUT:
+        held = set()
     parts: dict[str, list[TrainingRow]] = {"train": [], "held_out": []}
     for row in rows:
         parts["held_out" if row.task in held else "train"].append(row)

@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.errors import NotBetterError, TaskError
@@ -32,13 +32,16 @@ class Plan:
 
     held_out: int | None = 60
     """Tickets to evaluate on; None for all."""
-    rounds: tuple[int, ...] = (150,)
-    """The corrections allowed before each tuning."""
+    rounds: tuple[int, ...] = (60, 90)
+    """The corrections allowed before each tuning. What a small first round teaches is right from then on and costs no
+    correction, so that the next one gets through more tickets."""
+    min_steps: int | None = None
+    """In place of the project's own `tuning.min_steps`."""
 
 
 FULL = Plan()
-QUICK = Plan(held_out=20, rounds=(40,))
-BENCH = Plan(held_out=None, rounds=(150, 150))
+QUICK = Plan(held_out=20, rounds=(40,), min_steps=24)
+BENCH = Plan(held_out=None, rounds=(60, 240))
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,9 @@ def prepare_desk(source: Path, home: Path) -> Project:
 def turn(project: Project, command: Callable[[Path], Command], plan: Plan, watcher: Watcher) -> tuple[Turn, Runtime]:
     """Turn the loop on a prepared desk. Returns the running agent as well, for the caller to ask and close."""
     started = time.monotonic()
+    if plan.min_steps is not None:
+        tuning = replace(project.settings.tuning, min_steps=plan.min_steps)
+        project = replace(project, settings=replace(project.settings, tuning=tuning))
     suite = project_suite(project, limit=plan.held_out)
     tickets = load_tickets(project.folder / "tickets" / "train.jsonl")
     runtime = Runtime(project, progress=watcher.say)
@@ -152,7 +158,7 @@ def turn(project: Project, command: Callable[[Path], Command], plan: Plan, watch
             report = runtime.memory.add_folder(project.resolve(folder))
             watcher.say(f"{len(report.added)} documents, {report.chunks_embedded} passages, {report.seconds:.0f} s")
         watcher.stage(f"The base model on {len(suite)} held-out tickets")
-        base = _measure(runtime, suite, None, watcher)
+        base = _measure_base(runtime, suite, watcher)
         reviews: list[Review] = []
         tunings: list[Tuning] = []
         gates: list[Gated] = []
@@ -233,8 +239,10 @@ def _one_ticket(result: Turn) -> str:
     return ""
 
 
-def _measure(runtime: Runtime, suite: Suite, adapter: str | None, watcher: Watcher) -> Evaluation:
-    result = evaluate_adapter(runtime, suite, adapter, progress=lambda done, of: watcher.count("tickets", done, of))
+def _measure_base(runtime: Runtime, suite: Suite, watcher: Watcher) -> Evaluation:
+    result = evaluate_adapter(
+        runtime, suite, None, progress=lambda done, of: watcher.count("tickets", done, of), recall=False
+    )
     watcher.say(f"solved {result.success:.0%}")
     return result
 

@@ -101,7 +101,7 @@ def decide(
     ]
     if refusals is not None and refusals.too_much:
         against.append(_loss(refusals, "The share of tasks handed over when due", policy))
-    notes = _notes(overall, groups, refusals, policy, "base" if active is None else "active adapter")
+    notes = _notes(overall, groups, refusals, policy, "base" if active is None else "active one")
     return Decision(
         ship=not against,
         gain=overall.gain,

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +27,7 @@ from agent.loop import Unrecorded, timestamp
 from agent.runtime import Runtime
 from agent.sealing import add_documents, seal, tensors_hash, verify
 from agent.settings import Project
+from agent.teams import in_own_team
 from agent.trajectory import Trajectory
 from tuner.card import model_card
 from tuner.curate import TrainingRow, curate
@@ -89,20 +92,22 @@ def tune(
     examples = prepare(dataset.train, frame, renderer, max_tokens=limit)
     held_out = prepare(dataset.held_out, frame, renderer, max_tokens=limit)
     parent = runtime.serving() if settings.start == "active" else None
-    model = _load(project, base)
-    trained = train(
-        model,
-        examples,
-        held_out,
-        _train_settings(project),
-        folder=folder / "adapter",
-        start_from=parent.folder if parent is not None else None,
-        metrics=folder / "metrics.jsonl",
-        on_progress=on_progress,
-    )
-    del model
+    with _interruptible(on_progress) as told:
+        trained = in_own_team(
+            lambda: train(
+                _load(project, base, "float32"),
+                examples,
+                held_out,
+                _train_settings(project),
+                folder=folder / "adapter",
+                start_from=parent.folder if parent is not None else None,
+                metrics=folder / "metrics.jsonl",
+                on_progress=told,
+            )
+        )
     loss_plot(folder / "metrics.jsonl", folder / "loss.png")
-    _check_lives(_load(project, base), folder / "adapter", examples[0])
+    served = _load(project, base, project.settings.model.dtype)
+    in_own_team(lambda: _check_lives(served, folder / "adapter", examples[0]))
     adapter = _keep(runtime, folder, base, dataset, trained, tuning, created_at, parent)
     return Tuning(adapter, dataset, trained, folder)
 
@@ -114,14 +119,20 @@ def evaluate_adapter(
     *,
     progress: Callable[[int, int], None] | None = None,
     fresh: bool = False,
+    recall: bool = True,
 ) -> Evaluation:
-    """Run a suite under an adapter (its id; None is the base). The same question is answered from disk."""
-    kept = runtime.home.evaluations / f"{_question(runtime, suite, adapter)}.json"
+    """Run a suite under an adapter (its id; None is the base). The same question is answered from disk.
+
+    Without `recall` the runs are shown nothing of the log: what the model does that has learnt nothing at all.
+    """
+    kept = runtime.home.evaluations / f"{_question(runtime, suite, adapter, recall)}.json"
     if kept.is_file() and not fresh:
         return Evaluation.load(kept)
 
     def run_one(task: SuiteTask, workspace: Path) -> Trajectory:
-        done = runtime.run(task.task, adapter=adapter, tools=task.tools, workspace=workspace, recorder=Unrecorded())
+        done = runtime.run(
+            task.task, adapter=adapter, tools=task.tools, workspace=workspace, recorder=Unrecorded(), recall=recall
+        )
         return runtime.reveal(done)
 
     runtime.stepper(adapter)  # loaded before the clock of the first task starts
@@ -145,19 +156,25 @@ def gate(
     *,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Gated:
-    """Compare base, active and candidate on a suite, write the report beside the adapter, move the candidate on."""
+    """Compare base, active and candidate on a suite, write the report beside the adapter, move the candidate on.
 
-    def run(name: str, adapter: str | None) -> Evaluation:
+    The base has learnt nothing. Active is what is served now: while that has no adapter, the base with its recall.
+    """
+
+    def run(name: str, adapter: str | None, *, recall: bool = True) -> Evaluation:
         return evaluate_adapter(
             runtime,
             suite,
             adapter,
             progress=None if progress is None else lambda done, of: progress(name, done, of),
+            recall=recall,
         )
 
     served = runtime.serving()
-    base = run("base", None)
-    active = run("active", served.id) if served is not None else None
+    base = run("base", None, recall=False)
+    active = None
+    if served is not None or runtime.recall_version():
+        active = run("active", served.id if served is not None else None)
     made = run("candidate", candidate.id)
     chosen = runtime.project.settings.gate
     policy = GatePolicy(margin=chosen.margin, min_tasks=chosen.min_tasks, resamples=chosen.resamples)
@@ -205,9 +222,26 @@ def _train_settings(project: Project) -> TrainSettings:
     return TrainSettings(**{name: known[name] for name in TrainSettings.__dataclass_fields__})
 
 
-def _load(project: Project, base: weights.ModelFolder) -> Any:
+def _load(project: Project, base: weights.ModelFolder, dtype: str) -> Any:
     chosen = project.settings.model
-    return weights.load_model(base, device=chosen.device, dtype=chosen.dtype, threads=chosen.threads)
+    return weights.load_model(base, device=chosen.device, dtype=dtype, threads=chosen.threads)
+
+
+@contextmanager
+def _interruptible(on_progress: Callable[[Progress], None] | None) -> Iterator[Callable[[Progress], None]]:
+    """Progress for a training in a thread of its own, which ends with its next step once this thread is interrupted."""
+    stopped = threading.Event()
+
+    def tell(progress: Progress) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        if on_progress is not None:
+            on_progress(progress)
+
+    try:
+        yield tell
+    finally:
+        stopped.set()
 
 
 def _check_lives(model: Any, folder: Path, example: Example) -> None:
@@ -288,7 +322,7 @@ def _as_served_now(runtime: Runtime, row: TrainingRow) -> TrainingRow:
     return replace(row, trajectory=replace(trajectory, provenance=made_by))
 
 
-def _question(runtime: Runtime, suite: Suite, adapter: str | None) -> str:
+def _question(runtime: Runtime, suite: Suite, adapter: str | None, recall: bool) -> str:
     """Names what an evaluation answers: suite, adapter, prompt, settings, documents, code and tool files."""
     entry = None if adapter is None else runtime.registry.get(adapter)
     frame: Frame = runtime.frame()
@@ -300,7 +334,7 @@ def _question(runtime: Runtime, suite: Suite, adapter: str | None) -> str:
         code_version(),
         repr((settings.model.base, settings.model.dtype, settings.agent, settings.memory, settings.privacy)),
         runtime.documents_version(),
-        str(runtime.recall_version()),
+        str(runtime.recall_version() if recall else 0),
         *(_hash_of(runtime.project.resolve(name)) for name in settings.tools.files if name.endswith(".py")),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.errors import DatasetError, LivenessError, NotBetterError, TuningError
 from agent.llm.attention import use_ragged_attention
+from agent.llm.precision import faster_precision, use_bfloat16_products
 from tuner.packing import Example, Pack, TreeLayout, pack_examples
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class TrainSettings:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     precision: str = "auto"
-    """Of matrix products: "float32", "bfloat16" (sums stay float32), or "auto", whichever is faster here."""
+    """Of matrix products: "float32", "mixed" (see `agent.llm.precision`), or "auto", whichever is faster here."""
     start: str = "base"
     """Either "base", or "active" to go on from the adapter that is served."""
     seed: int = 0
@@ -107,10 +108,12 @@ def train(
 
     _check(examples)
     torch.manual_seed(settings.seed)
+    precision = faster_precision(str(model.device)) if settings.precision == "auto" else settings.precision
+    if precision == "mixed":
+        use_bfloat16_products(model)
     peft_model, parameters = _with_lora(model, settings)
     if start_from is not None:
         _load_state(peft_model, start_from)
-    precision = faster_precision(str(model.device)) if settings.precision == "auto" else settings.precision
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     valid = pack_examples(held_out, max_tokens=settings.max_tokens_per_pack) if held_out else []
     plan = _plan(examples, settings)
@@ -175,30 +178,10 @@ def loss_of(model: Any, pack: Pack) -> tuple[torch.Tensor, int]:
     return cross_entropy(logits.float(), labels, reduction="sum"), len(labels)
 
 
-def faster_precision(device: str) -> str:
-    """Times a matrix product of this machine in both precisions: "bfloat16" where that wins clearly."""
-    import torch
-    from torch.nn.functional import linear
-
-    def seconds(dtype: torch.dtype) -> float:
-        rows, weight = (
-            torch.ones(512, 576, dtype=dtype, device=device),
-            torch.ones(1536, 576, dtype=dtype, device=device),
-        )
-        took = []
-        for _ in range(7):
-            started = time.perf_counter()
-            float(linear(rows, weight)[0, 0])
-            took.append(time.perf_counter() - started)
-        return min(took)
-
-    return "bfloat16" if seconds(torch.bfloat16) * 1.3 < seconds(torch.float32) else "float32"
-
-
 def _products_in(precision: str, device: str) -> Any:
     import torch
 
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "mixed")
 
 
 def _load_state(model: Any, folder: Path) -> None:

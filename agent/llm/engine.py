@@ -35,6 +35,9 @@ PASS_TOKENS = 512
 SWITCH_INTERVAL = 5e-5
 """Seconds a thread may keep the interpreter while others wait; the engine sets it for the whole process."""
 
+IDLE_SECONDS = 2.0
+"""After so long without work the worker ends; see `agent.teams`."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -218,7 +221,7 @@ class Engine:
             idle = not waiting and not active
             try:
                 while True:
-                    item = self._inbox.get(block=idle)
+                    item = self._inbox.get(block=idle, timeout=IDLE_SECONDS)
                     idle = False
                     if item is None:
                         for job in (*waiting, *active):
@@ -229,10 +232,19 @@ class Engine:
                     else:
                         item()
             except queue.Empty:
-                pass
+                if idle and self._rest():
+                    return
             self._admit(waiting, active)
             self._pass(active)
             active[:] = [job for job in active if job.ended is None and job.fault is None]
+
+    def _rest(self) -> bool:
+        """End the worker, whose team of threads would slow down others'; the next request starts another."""
+        with self._starting:
+            if not self._inbox.empty():
+                return False
+            self._worker = None
+            return True
 
     def _admit(self, waiting: list[_Job], active: list[_Job]) -> None:
         import torch

@@ -122,6 +122,7 @@ class AdapterBank:
             config.inference_mode = True
             tensors = load_file(folder / "adapter_model.safetensors")
             inject_adapter_in_model(config, self._model, adapter_name=name)
+            _in_float32(self._model, name)
             report = set_state(self._model, tensors, adapter_name=name)
             needed = set(self._tensors(name))
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as fault:
@@ -146,6 +147,13 @@ class AdapterBank:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         return [module for module in self._model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def _in_float32(model: Any, name: str) -> None:
+    """PEFT gives an adapter the dtype of the layer it is put on; what was trained is float32."""
+    for key, module in model.named_modules():
+        if name in key.split("."):
+            module.float()
 
 
 def _as_saved(name: str) -> str:

@@ -19,6 +19,7 @@ from agent.errors import WeightsError
 from agent.llm.catalog import CATALOG, Kind, KnownWeights, known
 from agent.llm.checks import check_file, combined_hash, sha256_file, weight_files
 from agent.llm.convert import MANIFEST, check_converted, convert_once, converted_folder, packaged_file, quiet
+from agent.teams import in_own_team
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -94,32 +95,11 @@ def load_model(
 ) -> PreTrainedModel:
     """The model, ready to serve: evaluation mode, no gradients, torch's own attention.
 
-    `device="auto"` is the GPU if torch sees one, else the CPU. `threads` holds for the whole process; None
-    and 0 leave it to torch. Raises WeightsError when the folder does not load.
+    `device="auto"` is the GPU if torch sees one, else the CPU. `dtype` is "float32", "bfloat16", "float16",
+    "mixed" (see `precision`), or "auto" for whichever of float32 and mixed is faster here. `threads` holds for the
+    whole process; None and 0 leave it to torch. Raises WeightsError when the folder does not load.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    if threads:
-        torch.set_num_threads(threads)
-    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    remedy = _remedy(folder)
-    try:
-        with quiet():
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                str(folder.folder),
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                dtype=getattr(torch, dtype),
-                attn_implementation="sdpa",
-            )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise WeightsError(f"{folder.folder} does not load: {_first_line(error)}; {remedy}") from error
-    model.requires_grad_(False)
-    model.to(place)  # type: ignore[arg-type]
-    model.eval()  # type: ignore[no-untyped-call]
-    return model
+    return in_own_team(lambda: _load(folder, device, dtype, threads or 0))
 
 
 def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
@@ -153,6 +133,37 @@ def list_models(models: Path) -> list[ModelEntry]:
 
 def _silent(_: str) -> None:
     return None
+
+
+def _load(folder: ModelFolder, device: str, dtype: str, threads: int) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from agent.llm.precision import faster_precision, use_bfloat16_products
+
+    if threads:
+        torch.set_num_threads(threads)
+    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    dtype = faster_precision(place) if dtype == "auto" else dtype
+    remedy = _remedy(folder)
+    try:
+        with quiet():
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                str(folder.folder),
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32 if dtype == "mixed" else getattr(torch, dtype),
+                attn_implementation="sdpa",
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise WeightsError(f"{folder.folder} does not load: {_first_line(error)}; {remedy}") from error
+    model.requires_grad_(False)
+    if dtype == "mixed":
+        use_bfloat16_products(model)
+    model.to(place)  # type: ignore[arg-type]
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def _look_up(name: str, kind: Kind, progress: Callable[[str], None]) -> tuple[Path, Source, tuple[Path, ...]]:

@@ -17,6 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.errors import MemoryIndexError
+from agent.teams import in_own_team, on_one_core
+
+FEW = 8
+"""Texts that are embedded on one core, so that a search does not slow the model down."""
 
 Vectors = npt.NDArray[np.float32]
 
@@ -70,10 +74,14 @@ class SentenceEncoder:
     def encode(self, texts: Sequence[str]) -> Vectors:
         if not texts:
             return np.zeros((0, self.dimensions), dtype=np.float32)
-        with self._one_at_a_time:
-            vectors = self._model.encode(
+
+        def encode() -> Any:
+            return self._model.encode(
                 list(texts), batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False
             )
+
+        with self._one_at_a_time:
+            vectors = on_one_core(encode) if len(texts) <= FEW else in_own_team(encode)
         return np.ascontiguousarray(vectors, dtype=np.float32)
 
 

@@ -1,20 +1,22 @@
 """Recalls solved tasks: the first steps, backed by people, of the tasks most like a new one.
 
-What a reviewer accepts or corrects helps from the next run on, before any tuning. The store is the truth; here lie
-only vectors of it in memory, brought up to date before each search. Texts are compared, and shown, without their
-numbers: which order was meant says nothing of how to go about it. Safe to call from several threads.
+What a reviewer accepts or corrects helps from the next run on, before any tuning. A regression from texts to
+beginnings says which ones are likely, and each is shown by the task most like the new one. The store is the truth;
+here lie only vectors of it in memory, brought up to date before each search. Texts are compared, and shown, without
+their numbers: which order was meant says nothing of how to go about it. Safe to call from several threads.
 """
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from agent.memory.encoder import Encoder, Vectors
+from agent.memory.regression import LabelRegression
 from agent.store import Store
 from agent.trajectory import Recalled, Step, Trajectory
 
@@ -23,9 +25,6 @@ MOST = 2000
 
 MAX_TEXT = 160
 """Characters of a task's text that are shown."""
-
-LEAST_SCORE = 0.3
-"""Cosine below which a task is not like another at all."""
 
 SAME_SCORE = 0.95
 """Cosine from which two texts are the same wording."""
@@ -36,6 +35,16 @@ class _Known:
     task: str
     shown: Recalled
     vector: Vectors
+
+
+class _Fitted:
+    """What is known, ready to be searched."""
+
+    def __init__(self, known: Sequence[_Known]) -> None:
+        self.known = known
+        self.matrix = np.stack([one.vector for one in known])
+        self.labels = [str((one.shown.tool, one.shown.plan)) for one in known]
+        self.regression = LabelRegression(self.matrix, self.labels)
 
 
 class Recall:
@@ -49,7 +58,7 @@ class Recall:
         self._seen = 0
         self._known: dict[str, _Known] = {}
         """By run, in the order in which they were last judged."""
-        self._matrix: Vectors | None = None
+        self._fitted: _Fitted | None = None
 
     @property
     def version(self) -> int:
@@ -59,7 +68,7 @@ class Recall:
     def search(
         self, text: str, k: int, *, leave_out: str | None = None, same_wording: bool = True
     ) -> tuple[Recalled, ...]:
-        """At most `k` tasks like `text`, the one most like it last.
+        """The `k` likeliest beginnings, each with the task most like `text` that began so; the likeliest last.
 
         `leave_out` is the id of a task that is not to be found; without `same_wording`, neither are those that
         say just the same: so that a model trained on the result learns to choose and not to copy.
@@ -68,18 +77,23 @@ class Recall:
             self._refresh()
             if not self._known:
                 return ()
-            if self._matrix is None:
-                self._matrix = np.stack([one.vector for one in self._known.values()])
-            known, matrix = list(self._known.values()), self._matrix
-        scores = matrix @ self._encoder().encode([plain(text)])[0]
-        found: list[Recalled] = []
-        for place in np.argsort(-scores, kind="stable"):
-            one, score = known[place], scores[place]
-            if len(found) == k or score < LEAST_SCORE:
-                break
-            if one.task != leave_out and (same_wording or score < SAME_SCORE) and one.shown not in found:
-                found.append(one.shown)
-        return tuple(reversed(found))
+            if self._fitted is None:
+                self._fitted = _Fitted(list(self._known.values()))
+            fitted = self._fitted
+        vector = self._encoder().encode([plain(text)])[0]
+        alike = fitted.matrix @ vector
+        hidden = {
+            place
+            for place, one in enumerate(fitted.known)
+            if one.task == leave_out or (not same_wording and alike[place] >= SAME_SCORE)
+        }
+        scores = fitted.regression.scores(vector, without=sorted(hidden))
+        nearest: dict[str, int] = {}
+        for place in np.argsort(-alike, kind="stable"):
+            if place not in hidden:
+                nearest.setdefault(fitted.labels[place], int(place))
+        ranked = [name for _, name in sorted(zip(-scores, fitted.regression.names, strict=True)) if name in nearest]
+        return tuple(fitted.known[nearest[name]].shown for name in reversed(ranked[:k]))
 
     def _refresh(self) -> None:
         """Look at the runs that were judged since the last time."""
@@ -97,7 +111,7 @@ class Recall:
             self._known[trajectory.id] = _Known(trajectory.task.id, shown, vector)
         while len(self._known) > MOST:
             del self._known[next(iter(self._known))]
-        self._seen, self._matrix = newest, None
+        self._seen, self._fitted = newest, None
 
     def _backed(self, trajectory: Trajectory) -> Recalled | None:
         """How the task began, if people stand behind it: the first step of an accepted run, or its correction."""

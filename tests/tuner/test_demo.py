@@ -74,7 +74,7 @@ def test_the_real_base_learns_from_twelve_corrections(tmp_path: Path, models_fol
     rows = [ticket(f"t-{item}-{number}", item, PHRASES[number]) for number in range(3) for item in BOXES]
     settings = (
         '[agent]\ninstructions = "Help."\nmax_steps = 1\n[model]\nthreads = 1\n'
-        "[tuning]\nepochs = 3\nmin_steps = 1\nbatch_targets = 200\nvalidation_share = 0.3\n"
+        "[tuning]\nepochs = 3\nmin_steps = 1\nbatch_targets = 200\nvalidation_share = 0.5\n"
     )
     project = make_desk(tmp_path / "desk", rows, settings)
     project = replace(project, settings=replace(project.settings, model=replace(project.settings.model, threads=1)))

@@ -81,13 +81,22 @@ def test_feedback_counts_from_the_next_search_on(store: Store) -> None:
     assert recall.version == 2
 
 
-def test_the_most_alike_comes_last_and_what_is_not_alike_does_not_come(store: Store) -> None:
+def test_the_likeliest_comes_last_and_no_more_come_than_were_asked_for(store: Store) -> None:
     for run, text in (("far", "cancel order"), ("near", "where is my parcel now"), ("nearer", "where is my parcel")):
         done(store, run, text, run)
         rate(store, run, "up")
     recall = recall_of(store)
-    assert [one.tool for one in recall.search("where is my parcel", 3)] == ["near", "nearer"]
+    assert [one.tool for one in recall.search("where is my parcel", 3)] == ["far", "near", "nearer"]
     assert [one.tool for one in recall.search("where is my parcel", 1)] == ["nearer"]
+
+
+def test_what_most_tasks_like_it_began_with_goes_before_the_single_nearest(store: Store) -> None:
+    texts = ["is the blue lamp here", "is the red lamp here", "is the green lamp here", "send the old lamp back"]
+    for number, text in enumerate(texts):
+        done(store, f"r{number}", text, "return" if "back" in text else "stock")
+        rate(store, f"r{number}", "up")
+    found = recall_of(store).search("is the old lamp here", 2)
+    assert [(one.tool, one.text) for one in found] == [("return", texts[3]), ("stock", found[1].text)]
 
 
 def test_a_task_does_not_recall_itself_nor_its_own_wording_when_asked_so(store: Store) -> None:

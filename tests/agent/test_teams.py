@@ -1,0 +1,48 @@
+"""Work in a thread that ends with it: results and errors come through, and no team of threads is left behind."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from agent.teams import in_own_team, on_one_core
+
+
+def threads_of_this_process() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def test_what_was_done_comes_back_from_a_thread_that_is_over() -> None:
+    names = in_own_team(lambda: threading.current_thread().name)
+    assert names == "ratchet-team"
+    assert names not in [thread.name for thread in threading.enumerate()]
+
+
+def test_an_error_comes_through() -> None:
+    with pytest.raises(KeyError, match="gone"):
+        in_own_team(lambda: {}["gone"])
+
+
+def test_one_core_is_for_that_work_alone() -> None:
+    before = torch.get_num_threads()
+    assert on_one_core(torch.get_num_threads) == 1
+    assert torch.get_num_threads() == before
+
+
+def test_no_team_outlives_its_work() -> None:
+    weight = torch.ones(512, 512)
+    in_own_team(lambda: weight @ weight)
+    before = threads_of_this_process()
+    for _ in range(5):
+        in_own_team(lambda: (weight @ weight).sum())
+        on_one_core(lambda: (weight @ weight).sum())
+    # The system takes a moment to bury a thread.
+    for _ in range(100):
+        if threads_of_this_process() <= before:
+            break
+        time.sleep(0.02)
+    assert threads_of_this_process() <= before
