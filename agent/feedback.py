@@ -71,9 +71,8 @@ def make_correction(
     if chosen is None:
         raise FeedbackError(f"there is no tool {name!r} in this run; tools: {', '.join(known)}")
     call = ToolCall(name, _checked(chosen, _arguments(chosen, was, arguments, changes or {})))
-    labels = [passage.label for one in before for passage in one.passages]
-    _check_citations(chosen, call, labels)
-    shape = frame.shape(before, labels)
+    shape = frame.shape(trajectory.task, before)
+    _check_citations(chosen, call, shape.labels)
     said = ParsedStep(
         call,
         (was.thought if thought is None else thought).strip() if shape.thought else "",
@@ -96,6 +95,7 @@ def expected_arguments(tool: BaseTool) -> str:
             for key in ("minLength", "maxLength", "minimum", "maximum", "pattern")
             if key in schema
         ]
+        limits += ["copied from what the run was shown"] * bool(schema.get("copied"))
         note = ", ".join([*limits, *(["optional"] if name not in required else [])])
         names.append(f"{name}: {kind}" + (f" ({note})" if note else ""))
     return f"{tool.name} takes {'; '.join(names) or 'no arguments'}"

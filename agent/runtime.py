@@ -192,15 +192,16 @@ class Runtime:
 
     def tools(self, context: ToolContext, names: Sequence[str] | None = None) -> list[BaseTool]:
         """The tools of one run: the built-in and the project's, or of these the named and those that end it."""
-        chosen = self.project.settings.tools
+        chosen, memory = self.project.settings.tools, self.project.settings.memory
         files = [self.project.resolve(name) if name.endswith(".py") else name for name in chosen.files]
         try:
             return load_tools(
                 files,
                 context,
                 enabled=chosen.enabled if names is None else tuple(names),
-                passages=self.project.settings.memory.passages,
-                min_score=self.project.settings.memory.min_score,
+                passages=memory.passages,
+                min_score=memory.min_score,
+                copied_queries=memory.copied_queries,
             )
         except ToolsLoadError as fault:
             raise ToolsError(str(fault)) from fault

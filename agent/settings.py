@@ -129,6 +129,8 @@ class MemorySettings:
     """Passages one search shows the model."""
     min_score: float = _real(-1.0, -1.0, 1.0)
     """Cosine similarity below which a passage is not shown, -1 to 1; -1 shows the best whatever they score."""
+    copied_queries: bool = False
+    """Let the model search only for words it was shown: a small one else searches for what nobody asked."""
     chunk_tokens: int = _whole(160, 16, 4096)
     """Length of a passage in tokens of the encoder, at most."""
     recall: int = _whole(3, 0, 20)

@@ -19,11 +19,13 @@ class SearchArguments(BaseModel):
     query: str = Field(min_length=1, max_length=80)
 
 
-def search_knowledge(context: ToolContext, k: int = 4, *, min_score: float = -1.0) -> BaseTool:
+def search_knowledge(
+    context: ToolContext, k: int = 4, *, min_score: float = -1.0, copied_queries: bool = False
+) -> BaseTool:
     """The tool for one run. Its artifact is the list of passages this call showed for the first time.
 
     Passages that score below `min_score` are not shown. One shown before is shown again under its old label;
-    new ones are added to `context.seen`.
+    new ones are added to `context.seen`. With `copied_queries` the model may search only for words it was shown.
     """
 
     def search(query: str) -> tuple[str, list[Passage]]:
@@ -39,7 +41,7 @@ def search_knowledge(context: ToolContext, k: int = 4, *, min_score: float = -1.
         description="Search the help documents.",
         args_schema=SearchArguments,
         response_format="content_and_artifact",
-        metadata={"effect": "read"},
+        metadata={"effect": "read", "copied": ["query"] if copied_queries else []},
     )
 
 

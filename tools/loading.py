@@ -45,19 +45,16 @@ def load_tools(
     enabled: Sequence[str] = (),
     passages: int = 4,
     min_score: float = -1.0,
+    copied_queries: bool = False,
 ) -> list[BaseTool]:
     """Built-ins, then the user's tools in the order named.
 
     `names_or_files` are `.py` files (relative ones inside `context.project`) or dotted modules. `enabled`, when
     given, leaves only the tools it names, and the built-in ones that end a run unless a named one does.
-    `passages` is how many one search shows, and `min_score` what they must score at least. Raises ToolsLoadError.
+    The rest is for `search_knowledge`. Raises ToolsLoadError.
     """
-    sources = [
-        (
-            "the built-in tools",
-            [search_knowledge(context, passages, min_score=min_score), calculator(), answer(), hand_over()],
-        )
-    ]
+    search = search_knowledge(context, passages, min_score=min_score, copied_queries=copied_queries)
+    sources = [("the built-in tools", [search, calculator(), answer(), hand_over()])]
     sources += [(str(name), _users(name, context)) for name in names_or_files]
     owners: dict[str, str] = {}
     tools: list[BaseTool] = []
@@ -114,6 +111,11 @@ def _checked(tool: Any, source: str) -> BaseTool:
     effect = (tool.metadata or {}).get("effect", "world")
     if effect not in EFFECTS:
         raise ToolsLoadError(source, None, f"{tool.name} has effect {effect!r}, expected one of {', '.join(EFFECTS)}")
+    for name in (tool.metadata or {}).get("copied", ()):
+        if tool.args.get(name, {}).get("type") != "string":
+            has = ", ".join(tool.args) or "none"
+            why = f"{tool.name} says that {name!r} is copied, but has no such argument that is a text; it has {has}"
+            raise ToolsLoadError(source, None, why)
     return tool
 
 

@@ -1,7 +1,8 @@
 """A dataset folder: train.jsonl, held_out.jsonl, manifest.json. Named by the hash of its rows, written once.
 
 The held-out part here is for early stopping; the tasks of a suite must never be in either. A task lies wholly in
-one part, chosen by a hash of its id, so it stays there when more rows come.
+one part, chosen by a hash of its id, so it stays there when more rows come; but what an adapter was trained on is
+never held out for its children.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,18 @@ def write_dataset(
     validation_share: float,
     created_at: str,
     provenance: Mapping[str, Any],
+    trained_on: Collection[str] = (),
 ) -> Dataset:
-    """Write the rows under `datasets/<hash>`; the same rows give the same folder. Raises DatasetError if empty."""
+    """Write the rows under `datasets/<hash>`; the same rows give the same folder. Raises DatasetError if empty.
+
+    `trained_on` are tasks that the adapter to start from has seen.
+    """
     if not curated.rows:
         raise DatasetError(
             "no run was accepted or corrected yet, so there is nothing to learn from; "
             "see `ratchet log`, then `ratchet correct RUN STEP …` or `ratchet rate RUN up`"
         )
-    parts = _split(curated.rows, validation_share)
+    parts = _split(curated.rows, validation_share, trained_on)
     lines = {name: [canonical(_row_to_dict(row)) for row in rows] for name, rows in parts.items()}
     digest = hashlib.sha256(canonical([DATASET_VERSION, lines]).encode()).hexdigest()
     folder = datasets / digest[:16]
@@ -95,8 +100,8 @@ def _lines(path: Path) -> list[str]:
     return path.read_text("utf-8").split("\n")[:-1]
 
 
-def _split(rows: Sequence[TrainingRow], share: float) -> dict[str, list[TrainingRow]]:
-    tasks = {row.task for row in rows}
+def _split(rows: Sequence[TrainingRow], share: float, trained_on: Collection[str]) -> dict[str, list[TrainingRow]]:
+    tasks = {row.task for row in rows} - set(trained_on)
     held = {task for task in tasks if _place(task) < share}
     if len(held) < LEAST_HELD_OUT:
         held = set()

@@ -19,7 +19,7 @@ from typing import Any
 from uuid import uuid4
 
 from agent.adapters import Adapter, State
-from agent.errors import AdapterError, LivenessError, TuningError
+from agent.errors import AdapterError, DatasetError, LivenessError, TuningError
 from agent.llm import weights
 from agent.llm.lora import AdapterBank
 from agent.llm.render import Frame, Renderer
@@ -30,8 +30,8 @@ from agent.settings import Project
 from agent.teams import in_own_team
 from agent.trajectory import Trajectory
 from tuner.card import model_card
-from tuner.curate import TrainingRow, curate
-from tuner.datasets import Dataset, write_dataset
+from tuner.curate import Curated, TrainingRow, curate
+from tuner.datasets import Dataset, read_dataset, write_dataset
 from tuner.evaluate import Evaluation, evaluate
 from tuner.gate import Decision, GatePolicy, decide
 from tuner.packing import Example, build_pack
@@ -74,12 +74,14 @@ def tune(
     frame = runtime.frame()
     created_at = timestamp()
     curated = curate(runtime.store)
+    parent = runtime.serving() if settings.start == "active" else None
     dataset = write_dataset(
         replace(curated, rows=tuple(_as_served_now(runtime, row) for row in curated.rows)),
         project.home.datasets,
         validation_share=settings.validation_share,
         created_at=created_at,
         provenance={"prompt_version": frame.version, "base": project.settings.model.base},
+        trained_on=_trained_on(runtime, parent, curated),
     )
     counts = dataset.manifest
     say(f"dataset {dataset.hash[:12]}: {counts['corrections']} corrections, {counts['accepted_runs']} accepted runs")
@@ -91,7 +93,6 @@ def tune(
     limit = settings.max_tokens_per_pack
     examples = prepare(dataset.train, frame, renderer, max_tokens=limit)
     held_out = prepare(dataset.held_out, frame, renderer, max_tokens=limit)
-    parent = runtime.serving() if settings.start == "active" else None
     with _interruptible(on_progress) as told:
         trained = in_own_team(
             lambda: train(
@@ -225,6 +226,20 @@ def _train_settings(project: Project) -> TrainSettings:
 def _load(project: Project, base: weights.ModelFolder, dtype: str) -> Any:
     chosen = project.settings.model
     return weights.load_model(base, device=chosen.device, dtype=dtype, threads=chosen.threads)
+
+
+def _trained_on(runtime: Runtime, adapter: Adapter | None, curated: Curated) -> set[str]:
+    """The tasks that an adapter, or one it goes back to, was trained on; all there are where a dataset is gone."""
+    known = {one.id: one for one in runtime.registry.list()}
+    tasks: set[str] = set()
+    while adapter is not None:
+        try:
+            dataset = read_dataset(runtime.home.datasets / verify(adapter.folder).dataset_hash[:16])
+        except DatasetError:
+            return {row.task for row in curated.rows}
+        tasks |= {row.task for row in dataset.train}
+        adapter = None if adapter.parent is None else known.get(adapter.parent)
+    return tasks
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 from agent.errors import DatasetError
 from agent.llm.grammar import step_grammar
 from agent.llm.render import Frame, Renderer, step_message
-from agent.trajectory import Step, Trajectory
+from agent.trajectory import Step
 from tuner.curate import TrainingRow
 from tuner.packing import Example
 
@@ -49,7 +49,7 @@ class _Served:
         """For each id of the step, end of turn included: whether it is the model's choice or the grammar's."""
         import llguidance
 
-        shape = frame.shape(row.trajectory.steps[:index], _labels(row.trajectory, index))
+        shape = frame.shape(row.trajectory.task, row.trajectory.steps[:index])
         ids = step.token_ids or self._renderer.encode(step_message(step).text)
         said = [one for one in ids if one != self._renderer.end_of_turn]
         matcher = llguidance.LLMatcher(self._tokenizer, step_grammar(shape))
@@ -71,7 +71,3 @@ class _Served:
             f"grammar does not admit {self._renderer.decode(said[taken:])[:60]!r}; correct the step again, with a "
             "plan where one is asked for and arguments that fit the tool"
         )
-
-
-def _labels(trajectory: Trajectory, index: int) -> list[int]:
-    return [passage.label for step in trajectory.steps[:index] for passage in step.passages]

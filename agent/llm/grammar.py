@@ -5,6 +5,10 @@ llguidance) admits exactly one spelling of every step, so that parsing a step an
 same bytes. Tool arguments follow the JSON schema of the tool: objects, arrays, strings (length, pattern,
 enum), integers with bounds, numbers, booleans, null, references and unions. Bounds of numbers that are not
 integers are left to the tool. Anything else is refused when the grammar is made, not when it is used.
+
+A text whose schema says `"copied": true` comes from what the run was shown: with a `pattern` it is one of the
+identifiers there, else a run of words. So none is made up, and a tool that needs one cannot be called before there is
+one.
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ MAX_STRING = 240
 MAX_THOUGHT = 80
 MAX_PLAN_ITEM = 32
 MAX_PLAN_ITEMS = 4
+MAX_COPIES = 64
+"""Identifiers to choose from: the last that were shown."""
 MAX_ITEMS = 8
 """Elements of an array whose schema names no length."""
 
@@ -49,6 +55,8 @@ class StepShape:
     thought: bool = True
     labels: tuple[int, ...] = ()
     """Labels of the passages shown so far: the only ones that an answer may cite."""
+    shown: str = ""
+    """What the run was shown so far: the only place that copied arguments come from."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +113,8 @@ def step_grammar(shape: StepShape) -> str:
     if shape.thought:
         parts += [_quote('"thought":'), rules.string(1, MAX_THOUGHT), _quote(",")]
     calls = []
-    for tool in shape.tools:
-        arguments = rules.value(_restrict(tool, shape.labels), f"tool {tool.name!r}")
+    for tool, parameters in _callable(shape):
+        arguments = rules.value(parameters, f"tool {tool.name!r}")
         calls.append(f"{_quote(canonical(tool.name) + ',' + canonical('args') + ':')} {arguments}")
     parts += [_quote('"tool":'), rules.rule(" | ".join(calls)), _quote("}")]
     return rules.text(" ".join(parts))
@@ -131,7 +139,15 @@ def call_grammar(tools: Sequence[ToolSpec], *, text: bool) -> str:
     return rules.text(rules.rule(" | ".join(calls)))
 
 
-def _restrict(tool: ToolSpec, labels: Sequence[int]) -> Mapping[str, Any]:
+def _callable(shape: StepShape) -> list[tuple[ToolSpec, Mapping[str, Any]]]:
+    """The tools that can be called at this point, each with what its arguments may be here."""
+    known = [(tool, _cited(tool, shape.labels)) for tool in shape.tools]
+    copied = [(tool, _copied(parameters, shape.shown)) for tool, parameters in known]
+    # With nothing to copy for any tool the step must still be one: then the tools have to refuse.
+    return [(tool, parameters) for tool, parameters in copied if parameters is not None] or known
+
+
+def _cited(tool: ToolSpec, labels: Sequence[int]) -> Mapping[str, Any]:
     """An answer may cite only what was shown."""
     if tool.ends != "answered" or "citations" not in tool.parameters.get("properties", {}):
         return tool.parameters
@@ -141,11 +157,39 @@ def _restrict(tool: ToolSpec, labels: Sequence[int]) -> Mapping[str, Any]:
     return {**tool.parameters, "properties": {**tool.parameters["properties"], "citations": cited}}
 
 
+def _copied(parameters: Mapping[str, Any], shown: str) -> Mapping[str, Any] | None:
+    """Copied arguments become a choice among what was shown; None where one is needed and nothing was."""
+    properties = dict(parameters.get("properties", {}))
+    words = " ".join(re.sub(r'["\\\x00-\x1f\x7f]', " ", shown).split())
+    for name, schema in parameters.get("properties", {}).items():
+        if not schema.get("copied"):
+            continue
+        choices = identifiers(schema["pattern"], shown) if "pattern" in schema else None
+        if choices:
+            properties[name] = {"enum": choices}
+        elif choices is None and words:
+            properties[name] = {**schema, "words_of": words}
+        elif name in parameters.get("required", ()):
+            return None
+        else:
+            del properties[name]
+    return {**parameters, "properties": properties}
+
+
+def identifiers(pattern: str, shown: str) -> list[str]:
+    """The whole words of a text that a schema's pattern admits, each once, in the order they were last shown."""
+    body = pattern.removeprefix("^").removesuffix("$")
+    found = re.findall(rf"(?<![\w-])(?:{body})(?![\w-])", shown) if not re.search(r"\((?!\?)", body) else []
+    return list(dict.fromkeys(reversed(found)))[:MAX_COPIES][::-1]
+
+
 def _quote(literal: str) -> str:
     return json.dumps(literal, ensure_ascii=False)
 
 
 _CHARACTER = r'([^"\\\x00-\x1f\x7f]|\\["\\n])'
+_WORDS = re.compile(r"[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|.")
+"""Words, and alone every other character and those of scripts that put no spaces between words."""
 _NUMBER = r"/0|-?[1-9][0-9]{0,8}(\.[0-9]{0,5}[1-9])?|-?0\.([0-9]{0,3}[1-9])/"
 
 
@@ -269,6 +313,11 @@ class _Rules:
     def _string(self, schema: Mapping[str, Any], where: str, root: Mapping[str, Any]) -> str:
         shortest, longest = _sizes(schema, "Length", MAX_STRING, where)
         pattern = schema.get("pattern")
+        if "words_of" in schema:
+            chunks = json.dumps({"substring_chunks": _WORDS.findall(schema["words_of"])}, ensure_ascii=False)
+            source = self.terminal(f"%regex {chunks}")
+            plain = rf'/"[^ "\\\x00-\x1f\x7f][^"\\\x00-\x1f\x7f]{{{max(shortest - 1, 0)},{max(longest - 1, 0)}}}"/'
+            return self.terminal(f'(/"/ {source} /"/) & {plain}')
         if pattern is None:
             return self.string(shortest, longest)
         if re.fullmatch(r"\^(?:[^\\/]|\\[^/])*\$", pattern) is None:

@@ -111,13 +111,12 @@ class LocalModel(BaseChatModel):
         on_text: Callable[[str], None] | None = None,
     ) -> Proposal:
         """The next step of a run: one generation under the step's grammar."""
-        labels = [passage.label for passage in trajectory.passages]
         spoken = _Speaker(self.renderer, on_text)
         request = Request(
             ids=self.renderer.prompt(messages(trajectory, frame)),
             end=self.renderer.end_of_turn,
             max_new=max_tokens,
-            grammar=step_grammar(frame.shape(trajectory.steps, labels)),
+            grammar=step_grammar(frame.shape(trajectory.task, trajectory.steps)),
             temperature=temperature,
             seed=seed,
             adapter=self.adapter,

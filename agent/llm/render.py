@@ -44,10 +44,12 @@ class Frame:
         """The same frame with some of its tools, in their order here."""
         return replace(self, tools=tuple(tool for tool in self.tools if tool.name in set(names)))
 
-    def shape(self, steps: Sequence[Step], labels: Sequence[int]) -> StepShape:
+    def shape(self, task: Task, steps: Sequence[Step]) -> StepShape:
         """What the next step must hold. A plan is asked for first, and again after a step that failed."""
         plan = self.plan and (not steps or steps[-1].error is not None)
-        return StepShape(self.tools, plan, self.thought, tuple(labels))
+        labels = tuple(passage.label for step in steps for passage in step.passages)
+        shown = "\n".join([*task.facts.values(), task.text, *(observation_text(step) for step in steps)])
+        return StepShape(self.tools, plan, self.thought, labels, shown)
 
     @property
     def version(self) -> str:

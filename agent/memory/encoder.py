@@ -48,13 +48,16 @@ class SentenceEncoder:
         """Loads at once. Raises MemoryIndexError on a folder that is no encoder."""
         if not (folder / "modules.json").is_file():
             raise MemoryIndexError(f"no sentence encoder in {folder}: modules.json is missing; name its local folder")
-        from sentence_transformers import SentenceTransformer
-
         from agent.llm.convert import quiet
+
+        def load() -> Any:
+            from sentence_transformers import SentenceTransformer
+
+            return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
 
         try:
             with quiet():
-                self._model: Any = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+                self._model: Any = in_own_team(load)
         except (OSError, ValueError, KeyError, RuntimeError) as fault:
             raise MemoryIndexError(f"the encoder in {folder} cannot be loaded ({fault}); install it anew") from fault
         self._name = name

@@ -31,6 +31,9 @@ Email = Annotated[str, Field(min_length=5, max_length=50)]
 Reason = Literal["damaged", "wrong_size", "not_needed"]
 Size = Literal["S", "M", "L", "XL"]
 
+COPIED = ("order_id", "sku", "product", "address", "email")
+"""Arguments that are taken from what the customer or a tool said, and never made up."""
+
 LATE_DAYS = 5
 """A parcel counts as lost this many days after it was due."""
 
@@ -246,9 +249,9 @@ class Desk:
 
 
 def _tool(function: Callable[..., str], effect: Literal["read", "workspace"], description: str) -> BaseTool:
-    return StructuredTool.from_function(
-        func=function, name=function.__name__, description=description, metadata={"effect": effect}
-    )
+    tool = StructuredTool.from_function(func=function, name=function.__name__, description=description)
+    tool.metadata = {"effect": effect, "copied": [name for name in COPIED if name in tool.args]}
+    return tool
 
 
 @cache

@@ -69,7 +69,7 @@ def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
     for part in (
         "unknown key top outside a section",
         "unknown section [modle]; did you mean model?",
-        '[model] dtype = "int3": expected one of "float32"',
+        '[model] dtype = "int3": expected one of "auto", "float32"',
         "[model] threads = -1: expected 0 to 1024",
         "[model] max_sessions = true: expected a whole number",
         "[tuning] unknown key lerning_rate; did you mean learning_rate?",

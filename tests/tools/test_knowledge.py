@@ -42,6 +42,6 @@ def test_nothing_found_is_said(tmp_path: Path) -> None:
 
 def test_a_long_query_is_refused_and_the_tool_says_it_reads(tmp_path: Path) -> None:
     tool = search_knowledge(ToolContext(tmp_path, tmp_path, retriever=Shelf()), 3)
-    assert tool.metadata == {"effect": "read"}
+    assert tool.metadata == {"effect": "read", "copied": []}
     with pytest.raises(ValidationError):
         tool.invoke({"query": "x" * 121})

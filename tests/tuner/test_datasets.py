@@ -71,6 +71,20 @@ def test_a_task_stays_in_its_part_when_rows_are_added(tmp_path: Path) -> None:
     assert 6 <= len(held[2]) <= 30
 
 
+def test_what_the_parent_was_trained_on_is_not_held_out(tmp_path: Path) -> None:
+    rows = [row(f"t-{number}") for number in range(60)]
+    curated = Curated(tuple(rows), {}, 0, 0)
+
+    def held(*known: str) -> set[str]:
+        made = write_dataset(curated, tmp_path, validation_share=0.3, created_at="now", provenance={}, trained_on=known)
+        assert len(made.train) + len(made.held_out) == 60
+        return {one.task for one in made.held_out}
+
+    everything = held()
+    known = sorted(everything)[:3]
+    assert held(*known) == everything - set(known)
+
+
 def test_all_rows_of_a_task_lie_in_one_part(tmp_path: Path) -> None:
     rows = [row(f"t-{number % 15}", f"text {number}") for number in range(45)]
     made = written(tmp_path, rows)

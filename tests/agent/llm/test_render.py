@@ -53,8 +53,11 @@ ORDER = {"type": "object", "properties": {"order_id": {"type": "string"}}, "requ
 FRAME = Frame("You help.", (ToolSpec("get_order", "Look at an order.", ORDER), ToolSpec("list", "List.", {})))
 
 
+TASK = Task("t", "Where is it?", {"customer_id": "C1"})
+
+
 def trajectory(*steps: Step) -> Trajectory:
-    return Trajectory("r", Task("t", "Where is it?", {"customer_id": "C1"}), Provenance(), "", steps)
+    return Trajectory("r", TASK, Provenance(), "", steps)
 
 
 STEPS = (
@@ -179,9 +182,9 @@ def test_the_prompt_shows_facts_errors_and_notices() -> None:
 
 
 def test_a_plan_is_due_first_and_after_an_error() -> None:
-    due = [FRAME.shape(STEPS[:count], ()).plan for count in range(5)]
+    due = [FRAME.shape(TASK, STEPS[:count]).plan for count in range(5)]
     assert due == [True, False, True, True, False]
-    assert not replace(FRAME, plan=False).shape((), ()).plan
+    assert not replace(FRAME, plan=False).shape(TASK, ()).plan
 
 
 def test_the_prompt_version_changes_with_what_the_model_is_told() -> None:

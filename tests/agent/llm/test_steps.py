@@ -119,8 +119,8 @@ def test_of_a_thousand_steps_at_temperature_1_5_every_one_parses_fits_its_schema
 
     by_name = {tool.name: tool for tool in desk_tools}
     called = set()
-    for (frame, before, _), proposal in zip(asked, proposals, strict=True):
-        check(model, frame, before, proposal)
+    for (frame, before, task), proposal in zip(asked, proposals, strict=True):
+        check(model, frame, task, before, proposal)
         assert proposal.call is not None
         called.add(proposal.call.name)
         schema: Any = by_name[proposal.call.name].get_input_schema()
@@ -128,7 +128,7 @@ def test_of_a_thousand_steps_at_temperature_1_5_every_one_parses_fits_its_schema
     assert len(called) >= 10, f"only {called} were called; this shows little"
 
 
-def check(model: LocalModel, frame: Frame, before: tuple[Step, ...], proposal: Proposal) -> None:
+def check(model: LocalModel, frame: Frame, task: Task, before: tuple[Step, ...], proposal: Proposal) -> None:
     """What holds of every step: its text is canonical, its ids spell that text, its form is the one due."""
     assert proposal.end == "stop"
     assert proposal.error is None
@@ -139,7 +139,7 @@ def check(model: LocalModel, frame: Frame, before: tuple[Step, ...], proposal: P
     said = ParsedStep(proposal.call, proposal.thought, proposal.plan)
     assert write_step(said).encode() == spelled
     assert parse_step(spelled.decode()) == said
-    shape = frame.shape(before, [passage.label for step in before for passage in step.passages])
+    shape = frame.shape(task, before)
     assert bool(proposal.plan) == shape.plan
     assert bool(proposal.thought) == shape.thought
     if proposal.call.name == "answer":
