@@ -179,7 +179,7 @@ def _copied(parameters: Mapping[str, Any], shown: str) -> Mapping[str, Any] | No
 def identifiers(pattern: str, shown: str) -> list[str]:
     """The whole words of a text that a schema's pattern admits, each once, in the order they were last shown."""
     body = pattern.removeprefix("^").removesuffix("$")
-    found = re.findall(rf"(?<![\w-])(?:{body})(?![\w-])", shown) if not re.search(r"\((?!\?)", body) else []
+    found = [match.group() for match in re.finditer(rf"(?<![\w-])(?:{body})(?![\w-])", shown)]
     return list(dict.fromkeys(reversed(found)))[:MAX_COPIES][::-1]
 
 

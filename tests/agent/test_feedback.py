@@ -158,3 +158,19 @@ def test_a_rating_is_up_or_down_and_has_a_reviewer() -> None:
         make_rating(RUN, "fine", **given)
     with pytest.raises(FeedbackError, match="--reviewer"):
         make_rating(RUN, "up", **{**given, "reviewer": ""})
+
+
+def test_a_correction_copies_its_identifiers_from_what_the_run_was_shown() -> None:
+    order = StructuredTool.from_function(
+        _order, name="order", description="Order.", args_schema=OrderArguments, metadata={"copied": ["order_id"]}
+    )
+    tools = [order, *TOOLS[1:]]
+    given = {"tools": tools, "frame": make_frame(tools, Options()), "tool": "order", "thought": "So."}
+    run = Trajectory("r-1", Task("t", "A tent for 44000?"), Provenance(), "now", (SEARCH, REFUSED, SAID))
+
+    def made(order_id: str) -> Correction:
+        return make_correction(run, 1, arguments={"order_id": order_id}, reviewer="ann", id="c-1", at="then", **given)
+
+    assert made("44000").call == ToolCall("order", {"order_id": "44000"})
+    with pytest.raises(FeedbackError, match=r"could not say this step.*copied from what the run was shown"):
+        made("12345")

@@ -123,3 +123,16 @@ def test_a_missing_file_or_module_and_an_unknown_effect_are_refused(tmp_path: Pa
     file.write_text(file.read_text().replace("return [say]", "say.metadata = {'effect': 'magic'}\n    return [say]"))
     with pytest.raises(ToolsLoadError, match="say has effect 'magic', expected one of read, workspace, world"):
         load_tools(["shop.py"], context)
+
+
+def test_what_is_said_to_be_copied_must_be_a_text_among_the_arguments(tmp_path: Path) -> None:
+    context = project(tmp_path / "a")
+    file = tmp_path / "a" / "shop.py"
+    file.write_text(file.read_text().replace("return [say]", "say.metadata = {'copied': ['id']}\n    return [say]"))
+    with pytest.raises(ToolsLoadError, match="say says that 'id' is copied, but has no such argument that is a text"):
+        load_tools(["shop.py"], context)
+
+
+def test_queries_are_copied_where_the_project_wants_that(tmp_path: Path) -> None:
+    search = load_tools(["shop.py"], project(tmp_path / "a"), copied_queries=True)[0]
+    assert search.metadata == {"effect": "read", "copied": ["query"]}

@@ -182,3 +182,8 @@ def test_rows_are_trained_with_what_their_tasks_would_be_shown_of_the_others_tod
             assert shown == runtime.recall.search(task.text, 2, leave_out=task.id, same_wording=False)
             assert plain(task.text) not in [one.text for one in shown]
         assert any(row.trajectory.provenance.recalled for row in made.dataset.train)
+        # Before the first promotion the base with its recall is served, and is what a candidate must beat.
+        gated = promote(runtime, made.adapter.id)
+        assert gated.active is not None
+        assert (gated.base.adapter, gated.active.adapter) == (None, None)
+        assert gated.candidate.adapter == made.adapter.id

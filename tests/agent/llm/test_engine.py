@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -66,6 +67,18 @@ def test_greedy_ids_are_those_of_transformers(shared: Any, seed: int, size: int)
     made = shared.engine.generate(Request(ids, NO_END, max_new=12))
     assert made.ids == reference(shared.twin, ids, 12)
     assert (made.end, made.prompt, made.sampled, made.forced) == ("length", size, 12, 0)
+
+
+def test_an_idle_worker_ends_and_the_next_request_starts_another(shared: Any) -> None:
+    ids = prompt(1, 20)
+    before = shared.engine.generate(Request(ids, NO_END, max_new=6))
+    deadline = time.monotonic() + engine_module.IDLE_SECONDS + 10
+    while any(thread.name == "ratchet-engine" and thread.is_alive() for thread in threading.enumerate()):
+        assert time.monotonic() < deadline, "the worker outlives its work"
+        time.sleep(0.05)
+    after = shared.engine.generate(Request(ids, NO_END, max_new=6))
+    assert after.ids == before.ids
+    assert after.cached == len(ids) - 1
 
 
 def test_eight_that_run_together_say_what_each_says_alone(shared: Any) -> None:

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from agent.errors import GrammarError, PromptError
 from agent.llm.grammar import (
+    MAX_COPIES,
     ParsedStep,
     StepShape,
     ToolSpec,
     call_grammar,
     canonical,
+    identifiers,
     integer_pattern,
     parse_step,
     step_grammar,
@@ -248,6 +250,64 @@ def test_a_tool_that_ends_nothing_may_have_citations_of_its_own(admits: Admits) 
     tool = ToolSpec("note", "", {"type": "object", "properties": {"citations": cited}})
     said = '{"tool":"note","args":{"citations":[99]}}'
     assert admits(step_grammar(StepShape((tool,), False, False)), said)
+
+
+# -- copied arguments --------------------------------------------------------------------------------------
+
+NUMBER = {"type": "string", "pattern": "^[0-9]{5}$", "copied": True}
+WORDS = {"type": "string", "minLength": 2, "maxLength": 12, "copied": True}
+
+
+def copying(name: str, argument: Schema, *, required: bool = True) -> ToolSpec:
+    needed = ["x"] if required else []
+    return ToolSpec(name, "", {"type": "object", "properties": {"x": argument}, "required": needed})
+
+
+def can_say(admits: Admits, tools: tuple[ToolSpec, ...], shown: str, name: str, **arguments: str) -> bool:
+    grammar = step_grammar(StepShape(tools, False, False, (), shown))
+    return admits(grammar, write_step(ParsedStep(ToolCall(name, arguments))))
+
+
+def test_an_identifier_is_one_that_was_shown(admits: Admits) -> None:
+    tools, shown = (copying("track", NUMBER),), "order 44000, not R55000 nor 66000-1; 123456 is no number of ours"
+    assert can_say(admits, tools, shown, "track", x="44000")
+    for made_up in ("12345", "55000", "66000", "23456"):
+        assert not can_say(admits, tools, shown, "track", x=made_up)
+
+
+def test_without_an_identifier_the_tool_that_needs_one_cannot_be_called(admits: Admits) -> None:
+    tools = (copying("track", NUMBER), copying("list", NUMBER, required=False))
+    assert not can_say(admits, tools, "my last order", "track", x="12345")
+    assert can_say(admits, tools, "my last order", "list")
+    assert not can_say(admits, tools, "my last order", "list", x="12345")
+    assert can_say(admits, tools, "my order 44000", "list", x="44000")
+
+
+def test_where_no_tool_could_be_called_the_tools_have_to_refuse(admits: Admits) -> None:
+    assert can_say(admits, (copying("track", NUMBER),), "my last order", "track", x="12345")
+
+
+def test_a_copied_text_is_a_run_of_whole_words_of_a_fitting_length(admits: Admits) -> None:
+    tools, shown = (copying("find", WORDS),), 'Is the "Elm  Gloves"\nsize (XL) in?'
+    for words in ("Elm Gloves", "Is the Elm", "(XL) in?", "in?", "size", "Gloves size"):
+        assert can_say(admits, tools, shown, "find", x=words)
+    for other in ("elm gloves", "Elm Glove", "lm Gloves", "the Gloves", " the", "Elm Gloves size", "?", '"Elm'):
+        assert not can_say(admits, tools, shown, "find", x=other)
+
+
+def test_a_placeholder_and_scripts_without_spaces_are_copied_too(admits: Admits) -> None:
+    tools, shown = (copying("find", WORDS),), "Now it is <email_1>. 退货期限是几天？"
+    assert can_say(admits, tools, shown, "find", x="<email_1>")
+    assert can_say(admits, tools, shown, "find", x="退货期限")
+    assert not can_say(admits, tools, shown, "find", x="退期限")
+
+
+def test_of_many_identifiers_the_last_shown_stay() -> None:
+    shown = " ".join(f"{number:05}" for number in range(100)) + " 00000"
+    found = identifiers("^[0-9]{5}$", shown)
+    assert (len(found), found[0], found[-1]) == (MAX_COPIES, "00037", "00000")
+    assert identifiers("^(?:A|B)-[0-9]$", "A-1 C-2 B-3 A-1") == ["B-3", "A-1"]
+    assert identifiers("^(A|B)-[0-9]$", "A-1 C-2 B-3 A-1") == ["B-3", "A-1"]
 
 
 def test_references_are_followed(admits: Admits) -> None:
