@@ -202,6 +202,7 @@ class Runtime:
                 passages=memory.passages,
                 min_score=memory.min_score,
                 copied_queries=memory.copied_queries,
+                task_in_queries=memory.task_in_queries,
             )
         except ToolsLoadError as fault:
             raise ToolsError(str(fault)) from fault
@@ -419,7 +420,12 @@ class Runtime:
         folder = workspace or self.home.workspaces / run_id
         folder.mkdir(parents=True, exist_ok=True)
         return ToolContext(
-            folder, self.project.folder, facts=dict(task.facts), retriever=self._retriever(), seen=list(seen)
+            folder,
+            self.project.folder,
+            facts=dict(task.facts),
+            task=task.text,
+            retriever=self._retriever(),
+            seen=list(seen),
         )
 
     def _retriever(self) -> Memory | None:

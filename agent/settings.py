@@ -131,6 +131,8 @@ class MemorySettings:
     """Cosine similarity below which a passage is not shown, -1 to 1; -1 shows the best whatever they score."""
     copied_queries: bool = False
     """Let the model search only for words it was shown: a small one else searches for what nobody asked."""
+    task_in_queries: bool = True
+    """Search for the words of a short task together with what the model asks."""
     chunk_tokens: int = _whole(160, 16, 4096)
     """Length of a passage in tokens of the encoder, at most."""
     recall: int = _whole(3, 0, 20)

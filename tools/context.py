@@ -52,3 +52,5 @@ class ToolContext:
     now: Callable[[], datetime] = _now
     seen: list[Passage] = field(default_factory=list)
     """The passages shown in this run so far, in the order of their labels. `search_knowledge` adds to it."""
+    task: str = ""
+    """What was asked, in its sender's own words."""

@@ -12,6 +12,9 @@ from tools.context import Passage, ToolContext
 
 NOTHING = "Nothing found."
 
+MAX_TASK = 300
+"""Characters; a longer task would drown the query."""
+
 
 class SearchArguments(BaseModel):
     """What the model fills in."""
@@ -20,16 +23,24 @@ class SearchArguments(BaseModel):
 
 
 def search_knowledge(
-    context: ToolContext, k: int = 4, *, min_score: float = -1.0, copied_queries: bool = False
+    context: ToolContext,
+    k: int = 4,
+    *,
+    min_score: float = -1.0,
+    copied_queries: bool = False,
+    task_in_queries: bool = False,
 ) -> BaseTool:
     """The tool for one run. Its artifact is the list of passages this call showed for the first time.
 
     Passages that score below `min_score` are not shown. One shown before is shown again under its old label;
     new ones are added to `context.seen`. With `copied_queries` the model may search only for words it was shown.
+    With `task_in_queries` the task's own words are searched for as well, if they are few: what was asked makes up for
+    what a small model asks.
     """
+    asked = f". {context.task}" if task_in_queries and 0 < len(context.task) <= MAX_TASK else ""
 
     def search(query: str) -> tuple[str, list[Passage]]:
-        found = context.retriever.search(query, k) if context.retriever else ()
+        found = context.retriever.search(query + asked, k) if context.retriever else ()
         found = [passage for passage in found if passage.score >= min_score]
         shown, new = _labelled(found, context.seen)
         context.seen.extend(new)

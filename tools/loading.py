@@ -46,6 +46,7 @@ def load_tools(
     passages: int = 4,
     min_score: float = -1.0,
     copied_queries: bool = False,
+    task_in_queries: bool = False,
 ) -> list[BaseTool]:
     """Built-ins, then the user's tools in the order named.
 
@@ -53,7 +54,9 @@ def load_tools(
     given, leaves only the tools it names, and the built-in ones that end a run unless a named one does.
     The rest is for `search_knowledge`. Raises ToolsLoadError.
     """
-    search = search_knowledge(context, passages, min_score=min_score, copied_queries=copied_queries)
+    search = search_knowledge(
+        context, passages, min_score=min_score, copied_queries=copied_queries, task_in_queries=task_in_queries
+    )
     sources = [("the built-in tools", [search, calculator(), answer(), hand_over()])]
     sources += [(str(name), _users(name, context)) for name in names_or_files]
     owners: dict[str, str] = {}

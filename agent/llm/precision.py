@@ -20,11 +20,11 @@ def faster_precision(device: str) -> Precision:
     from torch.nn.functional import linear
 
     def seconds(rows: int, dtype: torch.dtype) -> float:
-        put, weight = (torch.ones(size, 576, dtype=dtype, device=device) for size in (rows, 1536))
+        inputs, weight = (torch.ones(size, 576, dtype=dtype, device=device) for size in (rows, 1536))
         took = []
         for _ in range(9):
             started = time.perf_counter()
-            float(linear(put, weight)[0, 0])
+            float(linear(inputs, weight)[0, 0])
             took.append(time.perf_counter() - started)
         return min(took)
 
@@ -41,9 +41,9 @@ def use_bfloat16_products(model: Any) -> None:
     class MixedLinear(torch.nn.Linear):
         """A linear layer with bfloat16 weights between float32 activations."""
 
-        def forward(self, put: torch.Tensor) -> torch.Tensor:
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
             bias = None if self.bias is None else self.bias.to(self.weight.dtype)
-            return linear(put.to(self.weight.dtype), self.weight, bias).to(put.dtype)
+            return linear(inputs.to(self.weight.dtype), self.weight, bias).to(inputs.dtype)
 
     output = model.get_output_embeddings()
     for module in model.modules():

@@ -45,3 +45,13 @@ def test_a_long_query_is_refused_and_the_tool_says_it_reads(tmp_path: Path) -> N
     assert tool.metadata == {"effect": "read", "copied": []}
     with pytest.raises(ValidationError):
         tool.invoke({"query": "x" * 121})
+
+
+def test_a_short_task_is_searched_for_together_with_the_query(tmp_path: Path) -> None:
+    def found(task: str, *, wanted: bool) -> list[str]:
+        context = ToolContext(tmp_path, tmp_path, task=task, retriever=Shelf())
+        tool = search_knowledge(context, 9, task_in_queries=wanted)
+        return [passage.id for passage in tool.invoke(call("a")).artifact]
+
+    assert found("b c", wanted=True) == ["a.", "b", "c"]
+    assert found("b c", wanted=False) == found("", wanted=True) == found("b " * 200, wanted=True) == ["a"]
