@@ -9,6 +9,8 @@ cores does so in a thread that ends with its work, and what is small uses one co
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -33,6 +35,18 @@ def in_own_team(action: Callable[[], T], *, name: str = "ratchet-team") -> T:
     if faults:
         raise faults[0]
     return done[0]
+
+
+def give_back_memory() -> None:
+    """Return what was freed to the system, where the C library is one that can.
+
+    Each thread has a heap of its own, and what one leaves behind the next does not use: five trainings in threads of
+    their own were seen to fill 24 GiB.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def on_one_core(action: Callable[[], T]) -> T:

@@ -313,7 +313,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--seeds", type=int, nargs="+", default=[0, 1, 2], help="for the largest number; else the first"
     )
     parser.add_argument("--test-size", type=int, default=500, help="test messages, drawn once")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--home", type=Path, default=Path(".ratchet/routing"), help="where the runs are kept")
     parser.add_argument("--out", type=Path, help="write the results as JSON")
     return parser.parse_args(argv)

@@ -27,7 +27,7 @@ from agent.loop import Unrecorded, timestamp
 from agent.runtime import Runtime
 from agent.sealing import add_documents, seal, tensors_hash, verify
 from agent.settings import Project
-from agent.teams import in_own_team
+from agent.teams import give_back_memory, in_own_team
 from agent.trajectory import Trajectory
 from tuner.card import model_card
 from tuner.curate import Curated, TrainingRow, curate
@@ -106,9 +106,12 @@ def tune(
                 on_progress=told,
             )
         )
+    give_back_memory()
     loss_plot(folder / "metrics.jsonl", folder / "loss.png")
-    served = _load(project, base, project.settings.model.dtype)
-    in_own_team(lambda: _check_lives(served, folder / "adapter", examples[0]))
+    in_own_team(
+        lambda: _check_lives(_load(project, base, project.settings.model.dtype), folder / "adapter", examples[0])
+    )
+    give_back_memory()
     adapter = _keep(runtime, folder, base, dataset, trained, tuning, created_at, parent)
     return Tuning(adapter, dataset, trained, folder)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from agent.teams import in_own_team, on_one_core
+from agent.teams import give_back_memory, in_own_team, on_one_core
 
 
 def threads_of_this_process() -> int:
@@ -46,3 +46,23 @@ def test_no_team_outlives_its_work() -> None:
             break
         time.sleep(0.02)
     assert threads_of_this_process() <= before
+
+
+def resident() -> int:
+    """Bytes of this process that lie in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def test_what_a_thread_freed_goes_back_to_the_system() -> None:
+    def fill() -> None:
+        # Pieces too small to be mapped one by one, so that they lie in the thread's own heap.
+        pieces = [bytes(100_000) for _ in range(4000)]
+        kept.append(pieces[-1])
+
+    kept: list[bytes] = []
+    give_back_memory()
+    before = resident()
+    for _ in range(3):
+        in_own_team(fill)
+    give_back_memory()
+    assert resident() - before < 200 * 2**20
