@@ -96,7 +96,7 @@ def tune(
     with _interruptible(on_progress) as told:
         trained = in_own_team(
             lambda: train(
-                _load(project, base, "float32"),
+                _load(project, base, _trained_in(project.settings.model.dtype)),
                 examples,
                 held_out,
                 _train_settings(project),
@@ -224,6 +224,11 @@ def project_suite(project: Project, *, limit: int | None = None) -> Suite:
 def _train_settings(project: Project) -> TrainSettings:
     known = asdict(project.settings.tuning)
     return TrainSettings(**{name: known[name] for name in TrainSettings.__dataclass_fields__})
+
+
+def _trained_in(dtype: str) -> str:
+    """The weights to train on: `train` itself makes the products bfloat16 where the settings say so."""
+    return "float32" if dtype in ("auto", "mixed") else dtype
 
 
 def _load(project: Project, base: weights.ModelFolder, dtype: str) -> Any:
