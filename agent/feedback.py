@@ -85,7 +85,8 @@ def make_correction(
 
 def expected_arguments(tool: BaseTool) -> str:
     """The arguments of a tool in one line, for a person."""
-    parameters = describe(tool).parameters
+    told = describe(tool)
+    parameters = told.parameters
     required = set(parameters.get("required", ()))
     names = []
     for name, schema in parameters.get("properties", {}).items():
@@ -95,7 +96,7 @@ def expected_arguments(tool: BaseTool) -> str:
             for key in ("minLength", "maxLength", "minimum", "maximum", "pattern")
             if key in schema
         ]
-        limits += ["copied from what the run was shown"] * bool(schema.get("copied"))
+        limits += ["copied from what the run was shown"] * (name in told.copied)
         note = ", ".join([*limits, *(["optional"] if name not in required else [])])
         names.append(f"{name}: {kind}" + (f" ({note})" if note else ""))
     return f"{tool.name} takes {'; '.join(names) or 'no arguments'}"

@@ -250,9 +250,9 @@ def describe(tool: BaseTool) -> ToolSpec:
     """What the model is told of a tool."""
     function = convert_to_openai_tool(tool)["function"]
     parameters = function.get("parameters") or {"type": "object", "properties": {}}
-    for name in (tool.metadata or {}).get("copied", ()):
-        parameters["properties"][name]["copied"] = True
-    return ToolSpec(tool.name, function.get("description", ""), parameters, (tool.metadata or {}).get("ends"))
+    marks = tool.metadata or {}
+    copied = tuple(marks.get("copied", ()))
+    return ToolSpec(tool.name, function.get("description", ""), parameters, marks.get("ends"), copied)
 
 
 def provenance_of(stepper: Stepper, frame: Frame, options: Options) -> Provenance:

@@ -6,9 +6,8 @@ same bytes. Tool arguments follow the JSON schema of the tool: objects, arrays, 
 enum), integers with bounds, numbers, booleans, null, references and unions. Bounds of numbers that are not
 integers are left to the tool. Anything else is refused when the grammar is made, not when it is used.
 
-A text whose schema says `"copied": true` comes from what the run was shown: with a `pattern` it is one of the
-identifiers there, else a run of words. So none is made up, and a tool that needs one cannot be called before there is
-one.
+A text that a tool says is copied comes from what the run was shown: with a `pattern` it is one of the identifiers
+there, else a run of words. So none is made up, and a tool that needs one cannot be called before there is one.
 """
 
 from __future__ import annotations
@@ -44,6 +43,8 @@ class ToolSpec:
     """JSON schema of the arguments: an object with `properties`."""
     ends: Literal["answered", "refused"] | None = None
     """Set on the tools whose call ends a run."""
+    copied: tuple[str, ...] = ()
+    """Names of the arguments, texts all, that come from what the run was shown."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,8 @@ def call_grammar(tools: Sequence[ToolSpec], *, text: bool) -> str:
 def _callable(shape: StepShape) -> list[tuple[ToolSpec, Mapping[str, Any]]]:
     """The tools that can be called at this point, each with what its arguments may be here."""
     known = [(tool, _cited(tool, shape.labels)) for tool in shape.tools]
-    copied = [(tool, _copied(parameters, shape.shown)) for tool, parameters in known]
+    words = " ".join(re.sub(r'["\\\x00-\x1f\x7f]', " ", shape.shown).split())
+    copied = [(tool, _copied(parameters, tool.copied, shape.shown, words)) for tool, parameters in known]
     # With nothing to copy for any tool the step must still be one: then the tools have to refuse.
     return [(tool, parameters) for tool, parameters in copied if parameters is not None] or known
 
@@ -157,13 +159,14 @@ def _cited(tool: ToolSpec, labels: Sequence[int]) -> Mapping[str, Any]:
     return {**tool.parameters, "properties": {**tool.parameters["properties"], "citations": cited}}
 
 
-def _copied(parameters: Mapping[str, Any], shown: str) -> Mapping[str, Any] | None:
-    """Copied arguments become a choice among what was shown; None where one is needed and nothing was."""
+def _copied(parameters: Mapping[str, Any], names: Sequence[str], shown: str, words: str) -> Mapping[str, Any] | None:
+    """Copied arguments become a choice among what was shown; None where one is needed and nothing was.
+
+    `words` is what was shown, as far as it can stand in a text without being escaped.
+    """
     properties = dict(parameters.get("properties", {}))
-    words = " ".join(re.sub(r'["\\\x00-\x1f\x7f]', " ", shown).split())
-    for name, schema in parameters.get("properties", {}).items():
-        if not schema.get("copied"):
-            continue
+    for name in names:
+        schema = properties[name]
         choices = identifiers(schema["pattern"], shown) if "pattern" in schema else None
         if choices:
             properties[name] = {"enum": choices}

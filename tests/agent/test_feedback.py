@@ -13,7 +13,7 @@ from agent.errors import FeedbackError
 from agent.feedback import make_correction, make_rating
 from agent.llm.grammar import MAX_THOUGHT
 from agent.llm.render import Frame
-from agent.loop import Options, make_frame
+from agent.loop import Options, describe, make_frame
 from agent.trajectory import Correction, Provenance, Step, Task, ToolCall, Trajectory
 from tools.basics import answer, calculator, hand_over
 from tools.context import Passage, ToolContext
@@ -174,3 +174,12 @@ def test_a_correction_copies_its_identifiers_from_what_the_run_was_shown() -> No
     assert made("44000").call == ToolCall("order", {"order_id": "44000"})
     with pytest.raises(FeedbackError, match=r"could not say this step.*copied from what the run was shown"):
         made("12345")
+
+
+def test_what_is_copied_is_told_beside_the_schema_and_not_in_it() -> None:
+    plain = describe(TOOLS[0])
+    order = StructuredTool.from_function(
+        _order, name="order", description="Order.", args_schema=OrderArguments, metadata={"copied": ["order_id"]}
+    )
+    assert (plain.copied, describe(order).copied) == ((), ("order_id",))
+    assert describe(order).parameters == plain.parameters

@@ -254,13 +254,14 @@ def test_a_tool_that_ends_nothing_may_have_citations_of_its_own(admits: Admits) 
 
 # -- copied arguments --------------------------------------------------------------------------------------
 
-NUMBER = {"type": "string", "pattern": "^[0-9]{5}$", "copied": True}
-WORDS = {"type": "string", "minLength": 2, "maxLength": 12, "copied": True}
+NUMBER = {"type": "string", "pattern": "^[0-9]{5}$"}
+WORDS = {"type": "string", "minLength": 2, "maxLength": 12}
 
 
 def copying(name: str, argument: Schema, *, required: bool = True) -> ToolSpec:
     needed = ["x"] if required else []
-    return ToolSpec(name, "", {"type": "object", "properties": {"x": argument}, "required": needed})
+    parameters = {"type": "object", "properties": {"x": argument}, "required": needed}
+    return ToolSpec(name, "", parameters, copied=("x",))
 
 
 def can_say(admits: Admits, tools: tuple[ToolSpec, ...], shown: str, name: str, **arguments: str) -> bool:
