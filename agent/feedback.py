@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from agent.errors import FeedbackError
 from agent.llm.grammar import MAX_PLAN_ITEM, MAX_PLAN_ITEMS, MAX_THOUGHT, ParsedStep, step_grammar, write_step
+from agent.llm.quotes import MAX_QUOTES, cited_by, quoted
 from agent.llm.render import Frame
 from agent.loop import describe
 from agent.trajectory import Correction, Rating, Step, ToolCall, Trajectory
@@ -72,6 +73,9 @@ def make_correction(
         raise FeedbackError(f"there is no tool {name!r} in this run; tools: {', '.join(known)}")
     call = ToolCall(name, _checked(chosen, _arguments(chosen, was, arguments, changes or {})))
     shape = frame.shape(trajectory.task, before)
+    if answer is not None and citations is None and (chosen.metadata or {}).get("quoted") == "text":
+        made_of = quoted(answer, shape.quotes) or ()
+        call = ToolCall(name, {**call.arguments, "citations": cited_by(made_of)})
     _check_citations(chosen, call, shape.labels)
     said = ParsedStep(
         call,
@@ -97,6 +101,7 @@ def expected_arguments(tool: BaseTool) -> str:
             if key in schema
         ]
         limits += ["copied from what the run was shown"] * (name in told.copied)
+        limits += [f"one or {MAX_QUOTES} whole sentences that tools said"] * (name == told.quoted)
         note = ", ".join([*limits, *(["optional"] if name not in required else [])])
         names.append(f"{name}: {kind}" + (f" ({note})" if note else ""))
     return f"{tool.name} takes {'; '.join(names) or 'no arguments'}"

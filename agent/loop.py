@@ -23,6 +23,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ValidationError
 
 from agent.llm.grammar import ToolSpec
+from agent.llm.quotes import MAX_QUOTES, quotable, quoted
 from agent.llm.render import Frame, tool_version
 from agent.llm.stepper import Proposal, Stepper, as_stepper
 from agent.planner import REPEATED, Budget, has_failed, repeats, used_up
@@ -251,8 +252,14 @@ def describe(tool: BaseTool) -> ToolSpec:
     function = convert_to_openai_tool(tool)["function"]
     parameters = function.get("parameters") or {"type": "object", "properties": {}}
     marks = tool.metadata or {}
-    copied = tuple(marks.get("copied", ()))
-    return ToolSpec(tool.name, function.get("description", ""), parameters, marks.get("ends"), copied)
+    return ToolSpec(
+        tool.name,
+        function.get("description", ""),
+        parameters,
+        marks.get("ends"),
+        tuple(marks.get("copied", ())),
+        marks.get("quoted"),
+    )
 
 
 def provenance_of(stepper: Stepper, frame: Frame, options: Options) -> Provenance:
@@ -314,6 +321,16 @@ def _not_shown(going: Run, call: ToolCall) -> str | None:
     return f"No passage {wrong} was shown; cite {', '.join(map(str, shown)) or 'none'}."
 
 
+def _not_quoted(going: Run, call: ToolCall) -> str | None:
+    """What is wrong with a text that is to quote the tools: a model without our grammar may say anything."""
+    tool = going.tools.get(call.name)
+    name = None if tool is None else (tool.metadata or {}).get("quoted")
+    said = call.arguments.get(name) if name else None
+    if not isinstance(said, str) or quoted(said, quotable(going.trajectory.steps)) is not None:
+        return None
+    return f"{name} must be one or {MAX_QUOTES} whole sentences that tools said, word for word."
+
+
 def _observe(going: Run, step: Step) -> Step:
     """The step with what its tool gave back, or with why it refused."""
     assert step.call is not None
@@ -323,7 +340,7 @@ def _observe(going: Run, step: Step) -> Step:
     observation, error = "", None
     if tool is None:
         error = f"There is no tool {step.call.name!r}. Tools: {', '.join(going.tools)}."
-    elif (error := _not_shown(going, step.call)) is None:
+    elif (error := _not_shown(going, step.call) or _not_quoted(going, step.call)) is None:
         arguments = step.call.arguments if going.scrubber is None else going.scrubber.unmask(dict(step.call.arguments))
         try:
             observation, passages = call_tool(tool, ToolCall(step.call.name, arguments))

@@ -203,6 +203,7 @@ class Runtime:
                 min_score=memory.min_score,
                 copied_queries=memory.copied_queries,
                 task_in_queries=memory.task_in_queries,
+                quoted_answers=self.project.settings.agent.quoted_answers,
             )
         except ToolsLoadError as fault:
             raise ToolsError(str(fault)) from fault

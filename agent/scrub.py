@@ -12,7 +12,13 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+_PLACEHOLDER = re.compile(r"<(?:key|card|iban|email|phone)_[1-9][0-9]{0,5}>")
 _Span = tuple[int, int, str]
+
+
+def has_placeholder(text: str) -> bool:
+    """Whether something in a text was masked."""
+    return _PLACEHOLDER.search(text) is not None
 
 
 class Scrubber:
@@ -94,7 +100,6 @@ class Scrubber:
         return placeholder
 
 
-_PLACEHOLDER = re.compile(r"<(?:key|card|iban|email|phone)_[1-9][0-9]{0,5}>")
 _KNOWN_LENGTH = 8
 
 _KEY = re.compile(

@@ -99,6 +99,9 @@ class AgentSettings:
     """Have the model write a short plan on the first step and after a step that failed."""
     thought: bool = True
     """Have the model write a thought before each call."""
+    quoted_answers: bool = False
+    """Let an answer be nothing but sentences that tools said, word for word, and cite the passages they stand in. So
+    no fact is made up, and nothing can be answered before a tool was asked; for tools that speak in sentences."""
     max_steps: int = _whole(8, 1)
     """Steps a run may take before it ends as out_of_steps."""
     max_tokens: int = _whole(8000, 1)

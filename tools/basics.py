@@ -59,8 +59,11 @@ def calculator() -> BaseTool:
     )
 
 
-def answer() -> BaseTool:
-    """Ends a run as answered. Whether the citations were shown is for the loop to see."""
+def answer(*, quoted: bool = False) -> BaseTool:
+    """Ends a run as answered. Whether the citations were shown is for the loop to see.
+
+    A `quoted` answer is made of whole sentences that tools said.
+    """
 
     def give(text: str, citations: list[int]) -> str:
         return text
@@ -70,7 +73,7 @@ def answer() -> BaseTool:
         name="answer",
         description="Give the final answer; cite passage labels.",
         args_schema=AnswerArguments,
-        metadata={"effect": "read", "ends": "answered"},
+        metadata={"effect": "read", "ends": "answered", **({"quoted": "text"} if quoted else {})},
     )
 
 

@@ -47,17 +47,18 @@ def load_tools(
     min_score: float = -1.0,
     copied_queries: bool = False,
     task_in_queries: bool = False,
+    quoted_answers: bool = False,
 ) -> list[BaseTool]:
     """Built-ins, then the user's tools in the order named.
 
     `names_or_files` are `.py` files (relative ones inside `context.project`) or dotted modules. `enabled`, when
     given, leaves only the tools it names, and the built-in ones that end a run unless a named one does.
-    The rest is for `search_knowledge`. Raises ToolsLoadError.
+    The rest is for `search_knowledge` and `answer`. Raises ToolsLoadError.
     """
     search = search_knowledge(
         context, passages, min_score=min_score, copied_queries=copied_queries, task_in_queries=task_in_queries
     )
-    sources = [("the built-in tools", [search, calculator(), answer(), hand_over()])]
+    sources = [("the built-in tools", [search, calculator(), answer(quoted=quoted_answers), hand_over()])]
     sources += [(str(name), _users(name, context)) for name in names_or_files]
     owners: dict[str, str] = {}
     tools: list[BaseTool] = []
@@ -114,10 +115,13 @@ def _checked(tool: Any, source: str) -> BaseTool:
     effect = (tool.metadata or {}).get("effect", "world")
     if effect not in EFFECTS:
         raise ToolsLoadError(source, None, f"{tool.name} has effect {effect!r}, expected one of {', '.join(EFFECTS)}")
-    for name in (tool.metadata or {}).get("copied", ()):
+    marks = tool.metadata or {}
+    held = [(name, "copied") for name in marks.get("copied", ())]
+    held += [(marks["quoted"], "quoted")] if "quoted" in marks else []
+    for name, how in held:
         if tool.args.get(name, {}).get("type") != "string":
             has = ", ".join(tool.args) or "none"
-            why = f"{tool.name} says that {name!r} is copied, but has no such argument that is a text; it has {has}"
+            why = f"{tool.name} says that {name!r} is {how}, but has no such argument that is a text; it has {has}"
             raise ToolsLoadError(source, None, why)
     return tool
 

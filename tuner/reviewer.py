@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import TuningError
+from agent.llm.quotes import quotable, quoted
 from agent.loop import Event, new_id
 from agent.runtime import Runtime
-from agent.scrub import Scrubber
+from agent.scrub import Scrubber, has_placeholder
 from agent.trajectory import Step, ToolCall, Trajectory
 from tuner.checks import same_value, score
 from tuner.suites import SolutionStep, SuiteTask
@@ -83,12 +84,15 @@ class Reviewer:
         count = 0
         trajectory = self._watch(ticket, None)
         while (wrong := first_wrong(ticket, trajectory)) is not None:
+            right = as_shown(ticket.solution[wrong], ticket, trajectory)
+            if not self._could_say(right, ticket, trajectory.steps[:wrong]):
+                break
             with self._hand:
                 if self._left <= 0:
                     self._runtime.clear_workspace(trajectory.id)
                     return count, False
                 self._left -= 1
-                self._correct(trajectory, wrong, as_shown(ticket.solution[wrong], ticket, trajectory))
+                self._correct(trajectory, wrong, right)
                 self._progress(self._allowed - self._left, self._allowed)
             count += 1
             trajectory = self._watch(ticket, trajectory.id)
@@ -114,6 +118,13 @@ class Reviewer:
         done = self._runtime.resume(resumed, cancelled=stop, on_event=look)
         self._runtime.clear_workspace(resumed)
         return done
+
+    def _could_say(self, right: SolutionStep, ticket: SuiteTask, before: Sequence[Step]) -> bool:
+        """Whether what it is to quote was found; if not, the search was at fault and no correction helps."""
+        tool = next((one for one in self._runtime.frame(ticket.tools).tools if one.name == right.call.name), None)
+        if tool is None or tool.quoted is None:
+            return True
+        return quoted(str(right.call.arguments[tool.quoted]), quotable(before)) is not None
 
     def _correct(self, trajectory: Trajectory, index: int, right: SolutionStep) -> None:
         """`right` is the solution's step `as_shown` in this run."""
@@ -174,6 +185,8 @@ def resolve_citations(arguments: Any, trajectory: Trajectory, index: int) -> dic
 
 
 def _is_masked(ticket: SuiteTask, trajectory: Trajectory) -> bool:
+    if any(has_placeholder(step.observation) for step in trajectory.steps):
+        return True
     return (trajectory.task.text, dict(trajectory.task.facts)) != (ticket.task.text, dict(ticket.task.facts))
 
 

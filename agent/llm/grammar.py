@@ -8,10 +8,12 @@ integers are left to the tool. Anything else is refused when the grammar is made
 
 A text that a tool says is copied comes from what the run was shown: with a `pattern` it is one of the identifiers
 there, else a run of words. So none is made up, and a tool that needs one cannot be called before there is one.
+Likewise a text that is quoted is made of whole sentences that tools said; an answer then cites where they stand.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from agent.errors import GrammarError, PromptError
+from agent.llm.quotes import MAX_QUOTES, Quote
 from agent.trajectory import Step, ToolCall
 
 MAX_STRING = 240
@@ -45,6 +48,8 @@ class ToolSpec:
     """Set on the tools whose call ends a run."""
     copied: tuple[str, ...] = ()
     """Names of the arguments, texts all, that come from what the run was shown."""
+    quoted: str | None = None
+    """Name of the argument, a text, that is made of whole sentences that tools said."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class StepShape:
     """Labels of the passages shown so far: the only ones that an answer may cite."""
     shown: str = ""
     """What the run was shown so far: the only place that copied arguments come from."""
+    quotes: tuple[Quote, ...] = ()
+    """The sentences that tools said so far: the only ones that a quoted argument may be made of."""
 
 
 @dataclass(frozen=True)
@@ -144,9 +151,14 @@ def _callable(shape: StepShape) -> list[tuple[ToolSpec, Mapping[str, Any]]]:
     """The tools that can be called at this point, each with what its arguments may be here."""
     known = [(tool, _cited(tool, shape.labels)) for tool in shape.tools]
     words = " ".join(re.sub(r'["\\\x00-\x1f\x7f]', " ", shape.shown).split())
-    copied = [(tool, _copied(parameters, tool.copied, shape.shown, words)) for tool, parameters in known]
+    bound = []
+    for tool, parameters in known:
+        copied = _copied(parameters, tool.copied, shape.shown, words)
+        limited = copied and _quoted(tool, copied, shape.quotes)
+        if limited is not None:
+            bound.append((tool, limited))
     # With nothing to copy for any tool the step must still be one: then the tools have to refuse.
-    return [(tool, parameters) for tool, parameters in copied if parameters is not None] or known
+    return bound or known
 
 
 def _cited(tool: ToolSpec, labels: Sequence[int]) -> Mapping[str, Any]:
@@ -177,6 +189,27 @@ def _copied(parameters: Mapping[str, Any], names: Sequence[str], shown: str, wor
         else:
             del properties[name]
     return {**parameters, "properties": properties}
+
+
+def _quoted(tool: ToolSpec, parameters: Mapping[str, Any], quotes: Sequence[Quote]) -> Mapping[str, Any] | None:
+    """A quoted argument becomes a choice among sentences; None where there is none. An answer cites their passages."""
+    if tool.quoted is None:
+        return parameters
+    schema = parameters["properties"][tool.quoted]
+    shortest, longest = _sizes(schema, "Length", MAX_STRING, tool.quoted)
+    fitting = [quote for quote in quotes if shortest <= len(quote.text) <= longest][-MAX_COPIES:]
+    cites = tool.ends == "answered" and "citations" in parameters["properties"]
+    homes: dict[int | None, list[str]] = {}
+    for quote in fitting:
+        homes.setdefault(quote.label if cites else None, []).append(quote.text)
+    choices = []
+    for count in range(1, MAX_QUOTES + 1):
+        for labels in itertools.product(homes, repeat=count):
+            limited: dict[str, Any] = {tool.quoted: {**schema, "quotes_of": [homes[label] for label in labels]}}
+            if cites:
+                limited["citations"] = {"const": list(dict.fromkeys(one for one in labels if one is not None))}
+            choices.append({**parameters, "properties": {**parameters["properties"], **limited}})
+    return {"anyOf": choices} if choices else None
 
 
 def identifiers(pattern: str, shown: str) -> list[str]:
@@ -316,6 +349,13 @@ class _Rules:
     def _string(self, schema: Mapping[str, Any], where: str, root: Mapping[str, Any]) -> str:
         shortest, longest = _sizes(schema, "Length", MAX_STRING, where)
         pattern = schema.get("pattern")
+        if "quotes_of" in schema:
+            homes = [
+                self.terminal(" | ".join(_quote(canonical(sentence)[1:-1]) for sentence in home))
+                for home in schema["quotes_of"]
+            ]
+            between = f" {_quote(' ')} "
+            return self.terminal(f"{_quote(chr(34))} {between.join(homes)} {_quote(chr(34))}")
         if "words_of" in schema:
             chunks = json.dumps({"substring_chunks": _WORDS.findall(schema["words_of"])}, ensure_ascii=False)
             source = self.terminal(f"%regex {chunks}")

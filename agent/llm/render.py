@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from agent.errors import PromptError
 from agent.llm.grammar import StepShape, ToolSpec, canonical, write_step
+from agent.llm.quotes import quotable
 from agent.trajectory import Recalled, Step, Task, Trajectory
 
 PROMPT_VERSION = "2"
@@ -49,7 +50,8 @@ class Frame:
         plan = self.plan and (not steps or steps[-1].error is not None)
         labels = tuple(passage.label for step in steps for passage in step.passages)
         shown = "\n".join([*task.facts.values(), task.text, *(observation_text(step) for step in steps)])
-        return StepShape(self.tools, plan, self.thought, labels, shown)
+        quotes = quotable(steps) if any(tool.quoted for tool in self.tools) else ()
+        return StepShape(self.tools, plan, self.thought, labels, shown, quotes)
 
     @property
     def version(self) -> str:

@@ -181,8 +181,7 @@ class Cases:
         script = self._script(order.customer, "get the order", "answer")
         script.call("They ask about the return window.", "get_order", order_id=order.id)
         day = self._database.spoken(order.last_day)
-        state = f"open until {day}" if order.kind == "open" else f"closed on {day}"
-        script.answer(f"The return window of order {order.id} {'is ' * (order.kind == 'open')}{state}.")
+        script.answer(f"Its return window {'is open until' if order.kind == 'open' else 'closed on'} {day}.")
         must = [self._day(order.last_day)] + ([["closed", "over", "too late"]] if order.kind == "closed" else [])
         return order.customer, {**_called("get_order", order_id=order.id), "must": must}, script
 

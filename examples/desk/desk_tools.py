@@ -80,7 +80,8 @@ class Desk:
             order_id,
         )
         items = ", ".join(f"{name} {sku}" + (f" size {size}" if size else "") for sku, name, size, _ in rows)
-        return f"Order {order_id}: {items}. {sum(row[3] for row in rows)} euros, {self._window(order)}."
+        cost = f"Order {order_id} cost {sum(row[3] for row in rows)} euros."
+        return f"Order {order_id} holds {items}. {cost} {self._window(order)}."
 
     def track_parcel(self, order_id: OrderId) -> str:
         order = self._order(order_id)
@@ -206,11 +207,11 @@ class Desk:
 
     def _window(self, order: sqlite3.Row) -> str:
         if order["status"] != "delivered":
-            return f"{order['status']}"
+            return f"It is {order['status']}"
         last_day = self._last_day(order)
         if last_day < self._today:
-            return f"return window closed on {self._spoken(last_day)}"
-        return f"return window open until {self._spoken(last_day)}"
+            return f"Its return window closed on {self._spoken(last_day)}"
+        return f"Its return window is open until {self._spoken(last_day)}"
 
     def _whereabouts(self, order: sqlite3.Row) -> str:
         due, status = self._spoken(order["due_on"]), order["status"]

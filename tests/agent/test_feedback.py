@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -183,3 +184,18 @@ def test_what_is_copied_is_told_beside_the_schema_and_not_in_it() -> None:
     )
     assert (plain.copied, describe(order).copied) == ((), ("order_id",))
     assert describe(order).parameters == plain.parameters
+
+
+def test_a_quoted_answer_is_corrected_by_its_words_alone() -> None:
+    tools = [answer(quoted=True) if tool.name == "answer" else tool for tool in TOOLS]
+    found = Passage(1, "a", "a.md", "A", "It is dry. It costs 9 euros.")
+    search = replace(SEARCH, passages=(found, Passage(2, "b", "b.md", "", "It is red.")))
+    run = replace(RUN, steps=(search, REFUSED, SAID))
+
+    def made(text: str) -> Correction:
+        return correct(2, run=run, tools=tools, frame=make_frame(tools, Options()), answer=text)
+
+    assert made("It costs 9 euros.").call.arguments == {"text": "It costs 9 euros.", "citations": [1]}
+    assert made("No such order. It is red.").call.arguments["citations"] == [2]
+    with pytest.raises(FeedbackError, match=r"text: string .*one or 2 whole sentences that tools said"):
+        made("It costs 8 euros.")

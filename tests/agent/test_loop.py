@@ -146,6 +146,20 @@ def test_an_answer_may_cite_only_what_was_shown(tools: list[BaseTool]) -> None:
     assert len(made.steps) == 4
 
 
+def test_a_quoted_answer_is_what_tools_said_whatever_model_drives_the_run(tools: list[BaseTool]) -> None:
+    quoting = [answer_tool(quoted=True) if tool.name == "answer" else tool for tool in tools]
+    replies = [
+        answer("Two days."),
+        call("search_knowledge", query="order"),
+        answer("Three days.", 1),
+        answer("Two days.", 2),
+    ]
+    made = done(replies, quoting)
+    refusal = "text must be one or 2 whole sentences that tools said, word for word."
+    assert [step.error for step in made.steps] == [refusal, None, refusal, None]
+    assert (made.outcome, made.answer) == (Outcome.ANSWERED, "Two days.")
+
+
 def test_our_own_failure_ends_the_run_as_crashed_with_the_error_recorded(tools: list[BaseTool], store: Store) -> None:
     made = done([call("look", order=1), call("look", order=500)], tools, recorder=store)
     assert made.outcome is Outcome.CRASHED

@@ -81,6 +81,7 @@ def test_the_tools_say_what_they_touch_and_end() -> None:
     assert calculator().invoke({"expression": "1 + 1"}) == "2"
     assert answer().invoke({"text": "Yes.", "citations": [1]}) == "Yes."
     assert answer().metadata == {"effect": "read", "ends": "answered"}
+    assert answer(quoted=True).metadata == {"effect": "read", "ends": "answered", "quoted": "text"}
     assert hand_over().invoke({"reason": "not yours"}) == "not yours"
     assert hand_over().metadata == {"effect": "read", "ends": "refused"}
     assert all(len(tool.description.split()) <= 10 for tool in (calculator(), answer(), hand_over()))

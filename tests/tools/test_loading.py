@@ -125,14 +125,22 @@ def test_a_missing_file_or_module_and_an_unknown_effect_are_refused(tmp_path: Pa
         load_tools(["shop.py"], context)
 
 
-def test_what_is_said_to_be_copied_must_be_a_text_among_the_arguments(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mark", "how"), [("'copied': ['id']", "copied"), ("'quoted': 'id'", "quoted")])
+def test_what_is_said_to_be_copied_or_quoted_must_be_a_text_among_the_arguments(
+    tmp_path: Path, mark: str, how: str
+) -> None:
     context = project(tmp_path / "a")
     file = tmp_path / "a" / "shop.py"
-    file.write_text(file.read_text().replace("return [say]", "say.metadata = {'copied': ['id']}\n    return [say]"))
-    with pytest.raises(ToolsLoadError, match="say says that 'id' is copied, but has no such argument that is a text"):
+    file.write_text(file.read_text().replace("return [say]", f"say.metadata = {{{mark}}}\n    return [say]"))
+    with pytest.raises(ToolsLoadError, match=f"say says that 'id' is {how}, but has no such argument that is a text"):
         load_tools(["shop.py"], context)
 
 
 def test_queries_are_copied_where_the_project_wants_that(tmp_path: Path) -> None:
     search = load_tools(["shop.py"], project(tmp_path / "a"), copied_queries=True)[0]
     assert search.metadata == {"effect": "read", "copied": ["query"]}
+
+
+def test_answers_are_quoted_where_the_project_wants_that(tmp_path: Path) -> None:
+    tools = load_tools(["shop.py"], project(tmp_path / "a"), quoted_answers=True)
+    assert [tool.name for tool in tools if "quoted" in (tool.metadata or {})] == ["answer"]

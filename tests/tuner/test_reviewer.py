@@ -31,9 +31,15 @@ class Desk:
         self.runtimes: list[Runtime] = []
 
     def open(
-        self, rows: Sequence[dict[str, Any]], wrong: Collection[int], *, allowed: int, gives_up: bool = False
+        self,
+        rows: Sequence[dict[str, Any]],
+        wrong: Collection[int],
+        *,
+        allowed: int,
+        gives_up: bool = False,
+        settings: str = "",
     ) -> tuple[Runtime, Reviewer, list[SuiteTask]]:
-        project = make_desk(self._folder, rows)
+        project = make_desk(self._folder, rows, settings)
         tickets = load_tickets(self._folder / "tickets" / "train.jsonl")
         runtime = Runtime(project, model=Clumsy(tickets, wrong, gives_up=gives_up))
         self.runtimes.append(runtime)
@@ -115,6 +121,15 @@ def test_a_correction_of_a_scrubbed_run_says_what_the_model_was_shown(desk: Desk
     assert shown.answer == "Sent to <email_2>."
 
 
+def test_a_run_that_did_not_find_what_is_to_be_quoted_is_rated_down(desk: Desk) -> None:
+    runtime, reviewer, tickets = desk.open(ROWS[:1], {2}, allowed=5, settings="[agent]\nquoted_answers = true\n")
+    review = reviewer.review(tickets, at_once=1)
+    assert (review.tickets, review.corrections, review.rated_up) == (1, 0, 0)
+    (rating,) = runtime.store.ratings()
+    assert rating.verdict == "down"
+    assert list(runtime.home.workspaces.iterdir()) == []
+
+
 def test_a_scrubbed_run_is_evaluated_by_what_its_calls_really_held(desk: Desk) -> None:
     runtime, _, tickets = desk.open([mail_ticket("t-1", "ann@home.example")], (), allowed=0)
     (row,) = evaluate_adapter(runtime, Suite(tuple(tickets)), None).rows
@@ -187,3 +202,10 @@ def test_a_run_that_was_not_scrubbed_shows_the_solution_as_it_is(one: SuiteTask)
     assert as_shown(one.solution[0], one, taken(one)) is one.solution[0]
     shown = replace(taken(one), task=Task(one.task.id, "masked", {}))
     assert as_shown(one.solution[0], one, shown) == one.solution[0]
+
+
+def test_a_value_that_a_tool_told_is_shown_as_the_run_was_shown_it(one: SuiteTask) -> None:
+    step = replace(one.solution[2], call=ToolCall("answer", {"text": "Sent to ann@home.example.", "citations": []}))
+    told = Step(ToolCall("mail", {}), "Sent to <email_1>.")
+    assert as_shown(step, one, taken(one, told)).call.arguments["text"] == "Sent to <email_1>."
+    assert as_shown(step, one, taken(one, replace(told, observation="Sent."))) is step

@@ -123,3 +123,21 @@ def parts() -> Any:
     return SimpleNamespace(
         tokenizer=make_tokenizer, model=make_model, adapter=save_adapter, chatml=CHATML, special=SPECIAL
     )
+
+
+@pytest.fixture(scope="module")
+def admits(tokenizer: Any) -> Callable[[str, str], bool]:
+    """Whether a grammar takes a text whole, token by token."""
+    import llguidance
+    import llguidance.hf
+
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    vocabulary = llguidance.hf.from_tokenizer(tokenizer, eos_token=end)
+
+    def check(grammar: str, said: str) -> bool:
+        matcher = llguidance.LLMatcher(vocabulary, grammar)
+        assert not matcher.is_error(), matcher.get_error()
+        ids = vocabulary.tokenize_bytes(said.encode())
+        return matcher.try_consume_tokens(ids) == len(ids) and bool(matcher.is_accepting())
+
+    return check
