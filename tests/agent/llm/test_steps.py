@@ -18,6 +18,7 @@ from langchain_core.tools import BaseTool
 from agent.llm.catalog import DEFAULT_MODEL
 from agent.llm.grammar import ParsedStep, parse_step, write_step
 from agent.llm.local import LocalModel
+from agent.llm.quotes import cited_by, quoted
 from agent.llm.render import Frame
 from agent.llm.stepper import Proposal
 from agent.loop import Options, make_frame
@@ -65,19 +66,26 @@ def model(models_folder: Path) -> Iterator[LocalModel]:
     model.close()
 
 
-@pytest.fixture(scope="module")
-def desk_tools(tmp_path_factory: pytest.TempPathFactory) -> list[BaseTool]:
-    context = ToolContext(tmp_path_factory.mktemp("workspace"), DESK)
-    return load_tools([DESK / "desk_tools.py"], context)
+def desk_tools(workspace: Path, *, as_set: bool) -> list[BaseTool]:
+    """The desk's tools, held to what was shown as its settings have it or free to say anything."""
+    return load_tools(
+        [DESK / "desk_tools.py"], ToolContext(workspace, DESK), copied_queries=as_set, quoted_answers=as_set
+    )
 
 
 @pytest.fixture(scope="module")
-def frames(desk_tools: list[BaseTool]) -> list[Frame]:
+def frames(tmp_path_factory: pytest.TempPathFactory) -> list[Frame]:
     """With thoughts and plans, with one of them, and with neither."""
     settings = tomllib.loads((DESK / "ratchet.toml").read_text("utf-8"))
+    assert settings["agent"]["quoted_answers"]
+    assert settings["memory"]["copied_queries"]
     options = Options(instructions=settings["agent"]["instructions"])
-    shapes = [(True, True), (False, True), (True, False), (False, False)]
-    return [make_frame(desk_tools, replace(options, plan=plan, thought=thought)) for plan, thought in shapes]
+    workspace = tmp_path_factory.mktemp("workspace")
+    shapes = [(True, True, True), (False, True, False), (True, False, False), (False, False, True)]
+    return [
+        make_frame(desk_tools(workspace, as_set=as_set), replace(options, plan=plan, thought=thought))
+        for plan, thought, as_set in shapes
+    ]
 
 
 def tickets() -> list[Task]:
@@ -89,7 +97,7 @@ def tickets() -> list[Task]:
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_of_a_thousand_steps_at_temperature_1_5_every_one_parses_fits_its_schema_and_is_written_back_the_same(
-    model: LocalModel, desk_tools: list[BaseTool], frames: list[Frame]
+    model: LocalModel, frames: list[Frame], tmp_path: Path
 ) -> None:
     random.seed(0)
     tasks = tickets()
@@ -117,7 +125,7 @@ def test_of_a_thousand_steps_at_temperature_1_5_every_one_parses_fits_its_schema
     with ThreadPoolExecutor(THREADS) as pool:
         proposals = list(pool.map(propose, range(STEPS)))
 
-    by_name = {tool.name: tool for tool in desk_tools}
+    by_name = {tool.name: tool for tool in desk_tools(tmp_path, as_set=False)}
     called = set()
     for (frame, before, task), proposal in zip(asked, proposals, strict=True):
         check(model, frame, task, before, proposal)
@@ -143,7 +151,12 @@ def check(model: LocalModel, frame: Frame, task: Task, before: tuple[Step, ...],
     assert bool(proposal.plan) == shape.plan
     assert bool(proposal.thought) == shape.thought
     if proposal.call.name == "answer":
-        assert set(proposal.call.arguments.get("citations", [])) <= set(shape.labels)
+        cited = list(proposal.call.arguments.get("citations", []))
+        assert set(cited) <= set(shape.labels)
+        if any(tool.quoted for tool in shape.tools):
+            made_of = quoted(proposal.call.arguments["text"], shape.quotes)
+            assert made_of is not None
+            assert cited == cited_by(made_of)
 
 
 def bytes_of(model: LocalModel, ids: tuple[int, ...]) -> bytes:
