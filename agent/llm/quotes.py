@@ -64,11 +64,15 @@ def _lists_passages(observation: str, labels: set[int]) -> bool:
 
 _BLOCK = re.compile(r"\n\s*\n|\n(?=\s*(?:[-*+|#>]|\d+[.)])\s)")
 """Between paragraphs, and before an element of a list or a line of a table."""
+_MARK = re.compile(r"(?:[-*+>]|#{1,6})\s+")
+"""What makes a line an element of a list, a heading or a quotation."""
 _END = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])\s*")
 
 
 def _sentences(blocks: Sequence[str]) -> Iterator[str]:
     for block in blocks:
-        for sentence in _END.split(" ".join(block.split())):
+        line = " ".join(block.split())
+        mark = _MARK.match(line)
+        for sentence in _END.split(line[mark.end() :] if mark else line):
             if any(character.isalnum() for character in sentence):
                 yield sentence

@@ -47,8 +47,8 @@ def test_what_can_be_quoted_is_sentences_of_passages_and_tools() -> None:
     assert quotable(STEPS) == (
         Quote("Dogs are welcome on a lead.", 1),
         Quote("They drink 4.5 litres!", 1),
-        Quote("- No cats", 1),
-        Quote("- No bears", 1),
+        Quote("No cats", 1),
+        Quote("No bears", 1),
         Quote("Can birds come in?", 2),
         Quote("不可以。", 2),
         Quote("谢谢\uff01", 2),
@@ -57,6 +57,12 @@ def test_what_can_be_quoted_is_sentences_of_passages_and_tools() -> None:
         Quote("It is packing"),
         Quote("Order 7 has shipped."),
     )
+
+
+@pytest.mark.parametrize("line", ["- Fee: 9 euros", "* Fee: 9 euros", "## Fee: 9 euros", "> Fee: 9 euros"])
+def test_marks_of_lists_and_headings_are_not_quoted(line: str) -> None:
+    (quote,) = quotable((Step(ToolCall("look", {}), line),))
+    assert quote.text == "Fee: 9 euros"
 
 
 def test_passages_listed_again_are_quoted_under_their_first_label_and_without_their_headings() -> None:
