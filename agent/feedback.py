@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from agent.errors import FeedbackError
 from agent.llm.grammar import MAX_PLAN_ITEM, MAX_PLAN_ITEMS, MAX_THOUGHT, ParsedStep, step_grammar, write_step
-from agent.llm.quotes import MAX_QUOTES, cited_by, quoted
+from agent.llm.quotes import MAX_QUOTES, Quote, cited_by, quoted
 from agent.llm.render import Frame
 from agent.loop import describe
 from agent.trajectory import Correction, Rating, Step, ToolCall, Trajectory
@@ -60,11 +60,11 @@ def make_correction(
         raise FeedbackError(f"run {trajectory.id} has no step {step}; it has {has}")
     was, before = trajectory.steps[step], trajectory.steps[:step]
     known = {one.name: one for one in tools if _had(trajectory, one.name)}
-    frame = frame.only(list(known))
+    shape = frame.only(list(known)).shape(trajectory.task, before)
     if answer is not None or citations is not None:
         if tool is not None or arguments is not None or changes:
             raise FeedbackError("an answer is a call of its own; give it without --tool, --args and --arg")
-        tool, arguments = _answer(was, known, answer, citations)
+        tool, arguments = _answer(was, known, answer, citations, shape.quotes)
     name = tool if tool is not None else was.call.name if was.call is not None else None
     if name is None:
         raise FeedbackError(f"step {step} could not be read and has no call; name the tool it should have called")
@@ -72,10 +72,6 @@ def make_correction(
     if chosen is None:
         raise FeedbackError(f"there is no tool {name!r} in this run; tools: {', '.join(known)}")
     call = ToolCall(name, _checked(chosen, _arguments(chosen, was, arguments, changes or {})))
-    shape = frame.shape(trajectory.task, before)
-    if answer is not None and citations is None and (chosen.metadata or {}).get("quoted") == "text":
-        made_of = quoted(answer, shape.quotes) or ()
-        call = ToolCall(name, {**call.arguments, "citations": cited_by(made_of)})
     _check_citations(chosen, call, shape.labels)
     said = ParsedStep(
         call,
@@ -119,16 +115,28 @@ def _had(trajectory: Trajectory, name: str) -> bool:
 
 
 def _answer(
-    was: Step, known: Mapping[str, BaseTool], text: str | None, citations: Sequence[int] | None
+    was: Step,
+    known: Mapping[str, BaseTool],
+    text: str | None,
+    citations: Sequence[int] | None,
+    quotes: Sequence[Quote],
 ) -> tuple[str, dict[str, Any]]:
-    """The call that answers. Text or citations that are left out are those of the answer as it was."""
+    """The call that answers. Text or citations that are left out are those of the answer as it was.
+
+    Where answers quote, a new text without citations cites the passages it stands in.
+    """
     name = next((one.name for one in known.values() if (one.metadata or {}).get("ends") == "answered"), None)
     if name is None:
         raise FeedbackError("this run had no tool that answers; name a tool of its own")
     old = was.call.arguments if was.call is not None and was.call.name == name else {}
     if text is None and "text" not in old:
         raise FeedbackError("citations belong to an answer, which this step was not; give --answer as well")
-    cited = old.get("citations", []) if citations is None else list(citations)
+    if citations is not None:
+        cited = list(citations)
+    elif text is not None and (known[name].metadata or {}).get("quoted") == "text":
+        cited = cited_by(quoted(text, quotes) or ())
+    else:
+        cited = old.get("citations", [])
     return name, {"text": old.get("text") if text is None else text, "citations": cited}
 
 

@@ -55,6 +55,8 @@ class Reviewer:
         # The command line prints and parses; one at a time, as a person would.
         self._hand = threading.Lock()
         self._done: list[tuple[int, bool]] = []
+        self._quoted = {tool.name: tool.quoted for tool in runtime.frame().tools}
+        """Tool to its argument that quotes, if it has one."""
 
     def review(self, tickets: Sequence[SuiteTask], *, at_once: int) -> Review:
         """Take the tickets in order, several at once, until they or the corrections run out."""
@@ -85,7 +87,7 @@ class Reviewer:
         trajectory = self._watch(ticket, None)
         while (wrong := first_wrong(ticket, trajectory)) is not None:
             right = as_shown(ticket.solution[wrong], ticket, trajectory)
-            if not self._could_say(right, ticket, trajectory.steps[:wrong]):
+            if not self._could_say(right, trajectory.steps[:wrong]):
                 break
             with self._hand:
                 if self._left <= 0:
@@ -119,12 +121,10 @@ class Reviewer:
         self._runtime.clear_workspace(resumed)
         return done
 
-    def _could_say(self, right: SolutionStep, ticket: SuiteTask, before: Sequence[Step]) -> bool:
+    def _could_say(self, right: SolutionStep, before: Sequence[Step]) -> bool:
         """Whether what it is to quote was found; if not, the search was at fault and no correction helps."""
-        tool = next((one for one in self._runtime.frame(ticket.tools).tools if one.name == right.call.name), None)
-        if tool is None or tool.quoted is None:
-            return True
-        return quoted(str(right.call.arguments[tool.quoted]), quotable(before)) is not None
+        argument = self._quoted.get(right.call.name)
+        return argument is None or quoted(str(right.call.arguments[argument]), quotable(before)) is not None
 
     def _correct(self, trajectory: Trajectory, index: int, right: SolutionStep) -> None:
         """`right` is the solution's step `as_shown` in this run."""
@@ -185,9 +185,11 @@ def resolve_citations(arguments: Any, trajectory: Trajectory, index: int) -> dic
 
 
 def _is_masked(ticket: SuiteTask, trajectory: Trajectory) -> bool:
-    if any(has_placeholder(step.observation) for step in trajectory.steps):
-        return True
-    return (trajectory.task.text, dict(trajectory.task.facts)) != (ticket.task.text, dict(ticket.task.facts))
+    was_told = any(has_placeholder(step.observation) for step in trajectory.steps)
+    return was_told or (trajectory.task.text, dict(trajectory.task.facts)) != (
+        ticket.task.text,
+        dict(ticket.task.facts),
+    )
 
 
 def _mask(value: Any, scrubber: Scrubber) -> Any:

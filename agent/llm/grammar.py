@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from agent.errors import GrammarError, PromptError
-from agent.llm.quotes import MAX_QUOTES, Quote
+from agent.llm.quotes import MAX_QUOTES, Quote, cited_by
 from agent.trajectory import Step, ToolCall
 
 MAX_STRING = 240
@@ -199,15 +199,16 @@ def _quoted(tool: ToolSpec, parameters: Mapping[str, Any], quotes: Sequence[Quot
     shortest, longest = _sizes(schema, "Length", MAX_STRING, tool.quoted)
     fitting = [quote for quote in quotes if shortest <= len(quote.text) <= longest][-MAX_COPIES:]
     cites = tool.ends == "answered" and "citations" in parameters["properties"]
-    homes: dict[int | None, list[str]] = {}
+    homes: dict[int | None, list[Quote]] = {}
     for quote in fitting:
-        homes.setdefault(quote.label if cites else None, []).append(quote.text)
+        homes.setdefault(quote.label if cites else None, []).append(quote)
     choices = []
     for count in range(1, MAX_QUOTES + 1):
-        for labels in itertools.product(homes, repeat=count):
-            limited: dict[str, Any] = {tool.quoted: {**schema, "quotes_of": [homes[label] for label in labels]}}
+        for places in itertools.product(homes.values(), repeat=count):
+            texts = [[quote.text for quote in home] for home in places]
+            limited: dict[str, Any] = {tool.quoted: {**schema, "quotes_of": texts}}
             if cites:
-                limited["citations"] = {"const": list(dict.fromkeys(one for one in labels if one is not None))}
+                limited["citations"] = {"const": cited_by([home[0] for home in places])}
             choices.append({**parameters, "properties": {**parameters["properties"], **limited}})
     return {"anyOf": choices} if choices else None
 
