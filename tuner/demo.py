@@ -40,7 +40,7 @@ class Plan:
 
 
 FULL = Plan()
-QUICK = Plan(held_out=20, rounds=(50,), min_steps=30)
+QUICK = Plan(held_out=20, rounds=(50,), min_steps=25)
 BENCH = Plan(held_out=None, rounds=(60, 240))
 
 
