@@ -8,7 +8,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check lint bench bench-desk bench-banking77 docs lock clean
+.PHONY: help setup demo test check lint bench bench-desk bench-banking77 bench-tuning docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | while IFS='|' read -r target text; do \
@@ -47,13 +47,22 @@ test: lint ## lint and every test, those with the real model too
 check: lint ## lint and the fast tests
 	$(PY) -m pytest -m "not slow"
 
-bench: bench-desk bench-banking77 ## every benchmark (hours); writes docs/results
+bench: bench-desk bench-banking77 bench-tuning ## every benchmark (hours); writes docs/results
 
 bench-desk: $(READY) ## the whole demo desk, all tickets
 	$(PY) -m tests.bench.desk
 
 bench-banking77: $(READY) ## routing real messages; asks for the data under ../shared/data
 	$(PY) -m tests.bench.banking77
+
+PEERS := .ratchet/bench-peers
+
+bench-tuning: $(PEERS)/.ready ## training against TRL; asks for the data under ../shared/data
+	$(PY) -m tests.bench.tuning
+
+$(PEERS)/.ready: tests/bench/peers.txt $(READY)
+	@rm -rf $(PEERS); $(PY) -m pip install --no-input --disable-pip-version-check -qq --no-deps --target $(PEERS) -r tests/bench/peers.txt
+	@touch $@
 
 docs: $(READY) ## write the tables of README and docs from docs/results
 	$(PY) -m tests.bench.tables

@@ -144,12 +144,15 @@ class MemorySettings:
     """Folders of documents, relative to the project's folder."""
 
 
+TUNING_METHODS = ("lora", "rslora", "dora", "lora+")
+
+
 @dataclass(frozen=True)
 class TuningSettings:
     """How an adapter is trained from corrections."""
 
-    method: str = _choice("lora", "lora")
-    """What is trained: "lora"."""
+    method: str = _choice("lora", *TUNING_METHODS)
+    """What is trained; see docs/tuning.md."""
     r: int = _whole(16, 1, 1024)
     """Rank of the adapter."""
     alpha: int = _whole(32, 1, 8192)
@@ -158,6 +161,10 @@ class TuningSettings:
     """Share of the adapter's inputs dropped at random while it trains."""
     targets: tuple[str, ...] = _names(("all-linear",), empty=False)
     """Modules that get an adapter, by name; "all-linear" means every linear layer but the output."""
+    top_layers: int = _whole(0, 0)
+    """Only this many layers, from the top, are tuned; 0 tunes all."""
+    rate_ratio: float = _above_zero(16.0)
+    """With method "lora+": the rate of an adapter's second matrix over that of its first."""
     start: str = _choice("base", "base", "active")
     """What a tuning starts from: "base", or "active" to go on from the adapter that is served."""
     precision: str = _choice("auto", "auto", "float32", "mixed")
@@ -170,18 +177,24 @@ class TuningSettings:
     """Optimizer steps of a tuning, at least; with little data they take more epochs than `epochs`."""
     batch_targets: int = _whole(100, 1)
     """Target tokens (what the model is to say) that one optimizer step gathers, at least."""
-    max_tokens_per_pack: int = _whole(1536, 64)
-    """Tokens of one packed sequence, prompts included, at most."""
+    max_tokens_per_pack: int = _whole(0, 0)
+    """Tokens of one packed sequence, prompts included, at most; 0 takes as many as fit into the free memory."""
+    weighting: str = _choice("token", "token", "example", "trajectory")
+    """What counts the same in the loss: every target token, every example, or every trajectory."""
     validation_share: float = _share(0.1)
     """Share of the runs held out to decide when to stop; 0, or too few runs for it, holds out none."""
     patience: int = _whole(2, 0)
     """Epochs without a lower held-out loss before the training stops; 0 never stops early."""
+    schedule: str = _choice("cosine", "cosine", "linear", "constant")
+    """How the learning rate goes on behind the warm-up; "cosine" and "linear" end at a tenth of it."""
     warmup_share: float = _share(0.05)
     """Share of the optimizer steps in which the learning rate rises."""
     weight_decay: float = _real(0.0, 0.0)
     """Weight decay of AdamW."""
     max_grad_norm: float = _above_zero(1.0)
     """Gradients longer than this are shortened to it."""
+    checkpoint_seconds: float = _above_zero(60.0)
+    """Time between two checkpoints of a running tuning."""
     seed: int = _whole(0, 0, 2**63 - 1)
     """Seed of initial weights, order and dropout."""
 

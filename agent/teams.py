@@ -18,8 +18,13 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def in_own_team(action: Callable[[], T], *, name: str = "ratchet-team") -> T:
-    """Do something in a thread that ends with it, and its team too. Raises what `action` raises."""
+def in_own_team(
+    action: Callable[[], T], *, name: str = "ratchet-team", on_interrupt: Callable[[], None] | None = None
+) -> T:
+    """Do something in a thread that ends with it, and its team too. Raises what `action` raises.
+
+    On Ctrl-C `on_interrupt` asks the thread to come to an end, which is waited for; without it nothing is waited for.
+    """
     done: list[T] = []
     faults: list[BaseException] = []
 
@@ -28,9 +33,20 @@ def in_own_team(action: Callable[[], T], *, name: str = "ratchet-team") -> T:
             done.append(action())
         except BaseException as fault:
             faults.append(fault)
+        finally:
+            over.set()
 
+    # A `join` that was interrupted takes the thread for ended (Python 3.11); an event does not.
+    over = threading.Event()
     thread = threading.Thread(target=work, name=name, daemon=True)
     thread.start()
+    try:
+        over.wait()
+    except KeyboardInterrupt:
+        if on_interrupt is not None:
+            on_interrupt()
+            over.wait()
+        raise
     thread.join()
     if faults:
         raise faults[0]

@@ -50,6 +50,7 @@ MAY_BE_HEAVY = frozenset(
         "agent.llm.engine",
         "agent.llm.local",
         "agent.llm.lora",
+        "tuner.mixed",
         "tuner.train",
     }
 )

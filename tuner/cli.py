@@ -6,8 +6,11 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from agent.settings import TUNING_METHODS
 
 if TYPE_CHECKING:
     from agent.settings import Project
@@ -20,6 +23,14 @@ NOT_SHIPPED = 4
 
 def add_tune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--promote", action="store_true", help="gate the new adapter and promote it if it is better")
+    parser.add_argument("--method", choices=TUNING_METHODS, help="what is trained; left out: tuning.method")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="TUNING",
+        help="go on with an unfinished tuning, by id; without one, the newest",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -48,8 +59,11 @@ def tune(args: argparse.Namespace, project: Project) -> int:
     from agent.runtime import Runtime
     from tuner import pipeline
 
+    if args.method:
+        tuning = replace(project.settings.tuning, method=args.method)
+        project = replace(project, settings=replace(project.settings, tuning=tuning))
     with Runtime(project, progress=_note) as runtime, _Bar() as bar:
-        made = pipeline.tune(runtime, on_progress=bar.training, say=_note)
+        made = pipeline.tune(runtime, resume=args.resume, on_progress=bar.training, say=_note)
         gated = pipeline.promote(runtime, made.adapter.id, progress=bar.tasks) if args.promote else None
     data = {
         "adapter": made.adapter.id,

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -34,13 +33,13 @@ from tuner.curate import Curated, TrainingRow, curate
 from tuner.datasets import Dataset, read_dataset, write_dataset
 from tuner.evaluate import Evaluation, evaluate
 from tuner.gate import Decision, GatePolicy, decide
+from tuner.loss import loss_of
 from tuner.packing import Example, build_pack
 from tuner.prepare import prepare
 from tuner.report import loss_plot, write_gate_report
 from tuner.suites import Suite, SuiteTask, load_suite
-from tuner.train import Progress, Trained, TrainSettings, loss_of, train
-
-Say = Callable[[str], None]
+from tuner.train import Progress, Say, Trained, TrainSettings, train
+from tuner.tunings import Begun, begin, checkpoints, finish, one_at_a_time, unfinished
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Tuning:
     dataset: Dataset
     trained: Trained
     folder: Path
-    """`tunings/<id>`: metrics.jsonl and loss.png."""
+    """`tunings/<id>`: tuning.json, metrics.jsonl and loss.png; checkpoints until it is finished."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,46 @@ class Gated:
 
 
 def tune(
-    runtime: Runtime, *, on_progress: Callable[[Progress], None] | None = None, say: Say = lambda text: None
+    runtime: Runtime,
+    *,
+    resume: str | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    say: Say = lambda text: None,
 ) -> Tuning:
-    """Train a candidate from all feedback in the store, and put it into the registry as trained."""
-    project = runtime.project
-    settings = project.settings.tuning
-    frame = runtime.frame()
+    """Train a candidate from all feedback in the store, and put it into the registry as trained.
+
+    `resume` goes on with an unfinished tuning, named by its id, or "" for the newest. Waits while another process
+    tunes in the same home. Interrupted, it leaves a checkpoint and says how to go on.
+    """
+    with one_at_a_time(runtime.home.tunings, say):
+        project = runtime.project
+        frame = runtime.frame()
+        base = weights.resolve_model(project.named(project.settings.model.base), project.home.models, progress=say)
+        if resume is None:
+            begun, dataset = _begin(runtime, frame, base)
+        else:
+            begun, dataset = _go_on(runtime, frame, base, resume)
+        counts = dataset.manifest
+        told = f"{counts['corrections']} corrections, {counts['accepted_runs']} accepted runs"
+        say(f"dataset {dataset.hash[:12]}: {told}")
+        folder = runtime.home.tunings / begun.id
+        try:
+            trained, example = _train(runtime, frame, base, begun, dataset, on_progress, say)
+        except KeyboardInterrupt:
+            say(f"stopped; go on with `ratchet tune --resume {begun.id}`")
+            raise
+        loss_plot(folder / "metrics.jsonl", folder / "loss.png")
+        dtype = project.settings.model.dtype
+        in_own_team(lambda: _check_lives(_load(project, base, dtype), folder / "adapter", example))
+        give_back_memory()
+        adapter = _keep(runtime, folder, base, dataset, trained, begun)
+        finish(folder)
+        return Tuning(adapter, dataset, trained, folder)
+
+
+def _begin(runtime: Runtime, frame: Frame, base: weights.ModelFolder) -> tuple[Begun, Dataset]:
+    """Write the dataset and the folder of a new tuning."""
+    project, settings = runtime.project, runtime.project.settings.tuning
     created_at = timestamp()
     curated = curate(runtime.store)
     parent = runtime.serving() if settings.start == "active" else None
@@ -83,37 +116,76 @@ def tune(
         provenance={"prompt_version": frame.version, "base": project.settings.model.base},
         trained_on=_trained_on(runtime, parent, curated),
     )
-    counts = dataset.manifest
-    say(f"dataset {dataset.hash[:12]}: {counts['corrections']} corrections, {counts['accepted_runs']} accepted runs")
-    tuning = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:6]}"
-    folder = project.home.tunings / tuning
-    folder.mkdir(parents=True)
-    base = weights.resolve_model(project.named(project.settings.model.base), project.home.models, progress=say)
+    begun = Begun(
+        id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:6]}",
+        dataset=dataset.folder.name,
+        parent=None if parent is None else parent.id,
+        prompt_version=frame.version,
+        base_revision=base.revision,
+        created_at=created_at,
+    )
+    begin(runtime.home.tunings, begun)
+    return begun, dataset
+
+
+def _go_on(runtime: Runtime, frame: Frame, base: weights.ModelFolder, wanted: str) -> tuple[Begun, Dataset]:
+    """An unfinished tuning and its dataset. Raises TuningError where prompt or base are not what they were."""
+    begun = unfinished(runtime.home.tunings, wanted)
+    for name, was, now in (
+        ("prompt", begun.prompt_version, frame.version),
+        ("base", begun.base_revision, base.revision),
+    ):
+        if was != now:
+            raise TuningError(
+                f"tuning {begun.id} was begun with {name} {was[:12]} and now it is {now[:12]}; put it back, or begin "
+                "a new tuning with `ratchet tune`"
+            )
+    return begun, read_dataset(runtime.home.datasets / begun.dataset)
+
+
+def _train(
+    runtime: Runtime,
+    frame: Frame,
+    base: weights.ModelFolder,
+    begun: Begun,
+    dataset: Dataset,
+    on_progress: Callable[[Progress], None] | None,
+    say: Say,
+) -> tuple[Trained, Example]:
+    """Train into the tuning's folder; also returns an example of what was trained on."""
+    project = runtime.project
     renderer = Renderer(weights.load_tokenizer(base))
-    limit = settings.max_tokens_per_pack
+    limit = project.settings.tuning.max_tokens_per_pack or int(renderer.tokenizer.model_max_length)
     examples = prepare(dataset.train, frame, renderer, max_tokens=limit)
     held_out = prepare(dataset.held_out, frame, renderer, max_tokens=limit)
-    with _interruptible(on_progress) as told:
-        trained = in_own_team(
-            lambda: train(
-                _load(project, base, _trained_in(project.settings.model.dtype)),
-                examples,
-                held_out,
-                _train_settings(project),
-                folder=folder / "adapter",
-                start_from=parent.folder if parent is not None else None,
-                metrics=folder / "metrics.jsonl",
-                on_progress=told,
-            )
-        )
-    give_back_memory()
-    loss_plot(folder / "metrics.jsonl", folder / "loss.png")
-    in_own_team(
-        lambda: _check_lives(_load(project, base, project.settings.model.dtype), folder / "adapter", examples[0])
+    folder = runtime.home.tunings / begun.id
+    # What lies here was left by a crash behind the training, which is done again from its last checkpoint.
+    shutil.rmtree(folder / "adapter", ignore_errors=True)
+    stopped = threading.Event()
+
+    def tell(progress: Progress) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        if on_progress is not None:
+            on_progress(progress)
+
+    trained = in_own_team(
+        lambda: train(
+            _load(project, base, _trained_in(project.settings.model.dtype)),
+            examples,
+            held_out,
+            _train_settings(project),
+            folder=folder / "adapter",
+            start_from=None if begun.parent is None else runtime.registry.get(begun.parent).folder,
+            metrics=folder / "metrics.jsonl",
+            checkpoints=checkpoints(folder),
+            on_progress=tell,
+            say=say,
+        ),
+        on_interrupt=stopped.set,
     )
     give_back_memory()
-    adapter = _keep(runtime, folder, base, dataset, trained, tuning, created_at, parent)
-    return Tuning(adapter, dataset, trained, folder)
+    return trained, examples[0]
 
 
 def evaluate_adapter(
@@ -250,23 +322,6 @@ def _trained_on(runtime: Runtime, adapter: Adapter | None, curated: Curated) -> 
     return tasks
 
 
-@contextmanager
-def _interruptible(on_progress: Callable[[Progress], None] | None) -> Iterator[Callable[[Progress], None]]:
-    """Progress for a training in a thread of its own, which ends with its next step once this thread is interrupted."""
-    stopped = threading.Event()
-
-    def tell(progress: Progress) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        if on_progress is not None:
-            on_progress(progress)
-
-    try:
-        yield tell
-    finally:
-        stopped.set()
-
-
 def _check_lives(model: Any, folder: Path, example: Example) -> None:
     """Load what was saved onto fresh weights: it must be what was trained, and change what the model says."""
     import torch
@@ -276,11 +331,11 @@ def _check_lives(model: Any, folder: Path, example: Example) -> None:
     use_ragged_attention(model)
     pack = build_pack([example])
     with torch.inference_mode():
-        before = float(loss_of(model, pack)[0])
+        before = float(loss_of(model, pack))
         bank = AdapterBank(model)
         bank.load("candidate", folder, tensors_sha256=tensors_hash(folder / "adapter_model.safetensors"))
         bank.activate("candidate")
-        after = float(loss_of(model, pack)[0])
+        after = float(loss_of(model, pack))
     if before == after:
         raise LivenessError(
             f"the adapter changes no output: the loss of a training example is {before:.4f} with and without it; "
@@ -294,14 +349,12 @@ def _keep(
     base: weights.ModelFolder,
     dataset: Dataset,
     trained: Trained,
-    tuning: str,
-    created_at: str,
-    parent: Adapter | None,
+    begun: Begun,
 ) -> Adapter:
     """Move the trained folder into the registry, with model card and manifest, and take it in."""
     made = folder / "adapter"
     digest = tensors_hash(made / "adapter_model.safetensors")
-    name = f"{created_at[:10].replace('-', '')}-{digest[:8]}"
+    name = f"{begun.created_at[:10].replace('-', '')}-{digest[:8]}"
     served = runtime.serving()
     card = model_card(name, base.name, dataset, trained, runtime.project.settings.tuning)
     (made / "README.md").write_text(card, encoding="utf-8")
@@ -319,14 +372,14 @@ def _keep(
         base=base.name,
         base_revision=base.revision,
         dataset_hash=dataset.hash,
-        parent=parent.id if parent is not None else None,
-        tuning=tuning,
-        created_at=created_at,
+        parent=begun.parent,
+        tuning=begun.id,
+        created_at=begun.created_at,
         code_version=code_version(),
     )
     made.rename(target)
     verify(target)
-    reason = f"tuning {tuning}" if served is None else f"tuning {tuning}, beside active {served.id}"
+    reason = f"tuning {begun.id}" if served is None else f"tuning {begun.id}, beside active {served.id}"
     return runtime.registry.add(target, reason=reason)
 
 

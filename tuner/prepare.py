@@ -32,7 +32,7 @@ def prepare(rows: Sequence[TrainingRow], frame: Frame, renderer: Renderer, *, ma
             )
         left = iter([choice for step in chosen for choice in step])
         targets = tuple(said and next(left) for said in rendered.targets)
-        examples.append(Example(rendered.ids, targets, row.task))
+        examples.append(Example(rendered.ids, targets, row.task, row.run))
     return examples
 
 

@@ -1,48 +1,64 @@
-"""Trains a LoRA adapter on packs: one loop, no trainer behind it.
+"""Trains an adapter on packs: one loop, no trainer behind it.
 
-The base weights are frozen; the loss is the mean cross-entropy over the target tokens of an optimizer step,
-every target token counting the same. Logits are computed at target tokens alone. Early stopping keeps the
-adapter of the best held-out loss. Deterministic on a CPU for a seed and a number of threads.
+The base weights are frozen; the loss is the mean cross-entropy over the target tokens of an optimizer step, each
+weighted as the settings say. Early stopping keeps the adapter of the best held-out loss. Deterministic on a CPU for
+a seed and a number of threads: a training that was killed and resumed ends with the very tensors of one that was not.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-import random
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from agent.errors import DatasetError, LivenessError, NotBetterError, TuningError
+from agent.errors import DatasetError, LivenessError, ModelError, NotBetterError, TuningError
 from agent.llm.attention import use_ragged_attention
 from agent.llm.precision import faster_precision, use_bfloat16_products
-from tuner.packing import Example, Pack, TreeLayout, pack_examples
+from tuner import methods
+from tuner.checkpoints import Checkpoint, Checkpoints
+from tuner.loss import backward, mean_loss
+from tuner.memory import is_out_of_memory, tokens_that_fit
+from tuner.packing import Batch, Example, Pack, Weighting, make_batches, tokens_in
 
 if TYPE_CHECKING:
     import torch
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """How an adapter is trained; `ratchet.toml`'s [tuning] has the same keys."""
 
+    method: str = "lora"
+    """One of `agent.settings.TUNING_METHODS`; see `tuner.methods`."""
     r: int = 16
     alpha: int = 32
     dropout: float = 0.0
     targets: tuple[str, ...] = ("all-linear",)
+    top_layers: int = 0
+    """Only this many layers, from the top, are tuned; 0 tunes all."""
+    rate_ratio: float = 16.0
+    """With the method "lora+": the rate of the second matrix (B) over that of the first."""
     learning_rate: float = 1e-3
     epochs: int = 4
     min_steps: int = 48
     """Optimizer steps that a training has at least; with little data they take more epochs than `epochs`."""
     batch_targets: int = 100
-    """Target tokens that an optimizer step gathers at least, from as many packs as that takes."""
-    max_tokens_per_pack: int = 1536
+    """Target tokens that an optimizer step gathers at least, from as many tasks as that takes."""
+    max_tokens_per_pack: int = 0
+    """0: as many as fit into the memory that is free."""
+    weighting: Weighting = "token"
+    """What counts the same: every target token, every example, or every trajectory."""
     patience: int = 2
     """Epochs without a better held-out loss before training stops; 0 never stops early."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the rate goes on behind the warm-up; the first two end at a tenth of it."""
     warmup_share: float = 0.05
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -50,6 +66,8 @@ class TrainSettings:
     """Of matrix products: "float32", "mixed" (see `agent.llm.precision`), or "auto", whichever is faster here."""
     start: str = "base"
     """Either "base", or "active" to go on from the adapter that is served."""
+    checkpoint_seconds: float = 60.0
+    """Between two checkpoints, where there is a folder for them."""
     seed: int = 0
 
 
@@ -96,269 +114,413 @@ def train(
     folder: Path,
     start_from: Path | None = None,
     metrics: Path | None = None,
+    checkpoints: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    say: Say = lambda text: None,
 ) -> Trained:
     """Train an adapter on a transformers decoder and save it, as a PEFT folder, in `folder`.
 
     `start_from` is an adapter's folder to go on from, of the same rank and targets. Writes a line of metrics for
-    each optimizer step and epoch. Raises DatasetError for examples without targets, LivenessError for a zero
-    gradient, TuningError when the loss is not a number.
+    each optimizer step and epoch. Where the folder `checkpoints` holds one of this very training, it goes on from
+    there; it leaves one there from time to time, when interrupted and at the end. Raises DatasetError for examples
+    without targets or longer than a pack, LivenessError for a zero gradient, TuningError when the loss is not a
+    number or explodes.
     """
-    import torch
-
-    _check(examples)
-    torch.manual_seed(settings.seed)
-    precision = faster_precision(str(model.device)) if settings.precision == "auto" else settings.precision
-    if precision == "mixed":
-        use_bfloat16_products(model)
-    peft_model, parameters = _with_lora(model, settings)
-    if start_from is not None:
-        _load_state(peft_model, start_from)
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    valid = pack_examples(held_out, max_tokens=settings.max_tokens_per_pack) if held_out else []
-    plan = _plan(examples, settings)
-    total = sum(len(batches) for batches in plan)
-    run = _Run(settings, total, metrics, on_progress)
-    first = _held_out_loss(peft_model, valid, precision)
-    best = (math.inf if first is None else first, -1, _state(peft_model))
-    run.held_out = first
-    for epoch, batches in enumerate(plan):
-        peft_model.train()
-        for batch in batches:
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * _rate(run.step, total, settings.warmup_share)
-            loss, norm = _optimize(peft_model, batch, parameters, optimizer, settings.max_grad_norm, precision)
-            run.after_step(epoch, batch, loss, norm)
-        run.held_out = _held_out_loss(peft_model, valid, precision)
-        run.after_epoch(epoch)
-        if run.held_out is None or run.held_out < best[0]:
-            best = (run.held_out if run.held_out is not None else run.loss, epoch, _state(peft_model))
-        elif settings.patience and epoch - best[1] >= settings.patience:
-            break
-    if best[1] < 0:
-        raise NotBetterError(
-            f"no epoch brought the held-out loss below the {best[0]:.3f} it began with; lower the learning rate"
-        )
-    from peft import set_peft_model_state_dict
-
-    set_peft_model_state_dict(peft_model, best[2])
-    peft_model.save_pretrained(str(folder), safe_serialization=True)
-    (folder / "README.md").unlink(missing_ok=True)
-    peft_model.unload()
-    return Trained(
-        steps=run.step,
-        epochs=epoch + 1,
-        loss=run.loss,
-        held_out_loss=best[0] if valid else None,
-        first_held_out_loss=first,
-        best_epoch=best[1],
-        seconds=time.perf_counter() - run.started,
-        precision=precision,
-        packed_tokens=run.packed,
-        row_tokens=run.rowed,
-        target_tokens=run.targets,
-        parameters=sum(one.numel() for one in parameters),
-    )
-
-
-def loss_of(model: Any, pack: Pack) -> tuple[torch.Tensor, int]:
-    """Summed cross-entropy over a pack's targets, and how many there are. Source: the usual next-token loss."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    device = model.device
-    logits = model(
-        input_ids=torch.from_numpy(pack.ids)[None].to(device),
-        position_ids=torch.from_numpy(pack.positions)[None].to(device),
-        logits_to_keep=torch.from_numpy(pack.sources).to(device),
-        use_cache=False,
-        layout=TreeLayout(pack, device),
-    ).logits[0]
-    labels = torch.from_numpy(pack.labels).to(device)
-    return cross_entropy(logits.float(), labels, reduction="sum"), len(labels)
-
-
-def _products_in(precision: str, device: str) -> Any:
-    import torch
-
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "mixed")
-
-
-def _load_state(model: Any, folder: Path) -> None:
-    from peft import LoraConfig, set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    theirs, ours = LoraConfig.from_pretrained(str(folder)), model.peft_config["default"]
-    for name in ("r", "lora_alpha", "target_modules"):
-        if getattr(theirs, name) != getattr(ours, name):
-            raise TuningError(
-                f"the adapter in {folder} has {name} {getattr(theirs, name)}, the settings give "
-                f'{getattr(ours, name)}; set them alike, or set tuning.start to "base"'
-            )
-    set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
-
-
-def _check(examples: Sequence[Example]) -> None:
-    if not examples:
-        raise DatasetError("there is nothing to train on; accept or correct some runs first")
-    if not any(any(example.targets) for example in examples):
-        raise DatasetError("the dataset has no target token; nothing could be learnt from it")
-
-
-def _with_lora(model: Any, settings: TrainSettings) -> tuple[Any, list[torch.nn.Parameter]]:
-    from peft import LoraConfig, get_peft_model
-
-    use_ragged_attention(model)
-    names = settings.targets
-    config = LoraConfig(
-        r=settings.r,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=names[0] if names == ("all-linear",) else list(names),
-        task_type="CAUSAL_LM",
-    )
+    training = _Training(model, examples, held_out, settings, start_from, say)
+    kept = None if checkpoints is None else Checkpoints(checkpoints)
+    log = _Log(metrics, settings, training.steps)
+    found = None if kept is None else kept.newest()
+    if found is None:
+        training.first_evaluation()
+        log.begin()
+    else:
+        training.resume(found)
+        log.rewind(training.at)
+        say(f"going on behind step {training.at.step} of {training.steps}")
+    saved_at = time.perf_counter()
     try:
-        with warnings.catch_warnings():
-            # peft 0.21 asks transformers by a name that is going away.
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-            peft_model = get_peft_model(model, config)
-    except ValueError as fault:
-        raise TuningError(
-            f"tuning.targets {list(names)} do not fit this model ({fault}); "
-            'set tuning.targets to names of its linear layers, or to ["all-linear"]'
-        ) from fault
-    return peft_model, [one for one in peft_model.parameters() if one.requires_grad]
+        while training.goes_on():
+            if training.epoch_is_over():
+                training.end_epoch()
+                log.epoch(training.at)
+            else:
+                log.step(training.at, training.take_step())
+            if on_progress is not None:
+                on_progress(training.progress())
+            if kept is not None and time.perf_counter() - saved_at >= settings.checkpoint_seconds:
+                kept.save(training.at.step, *training.checkpoint())
+                saved_at = time.perf_counter()
+    except KeyboardInterrupt:
+        if kept is not None and training.settled:
+            kept.save(training.at.step, *training.checkpoint())
+        raise
+    if kept is not None:
+        kept.save(training.at.step, *training.checkpoint())
+    return training.finish(folder)
 
 
-def _plan(examples: Sequence[Example], settings: TrainSettings) -> list[list[list[Pack]]]:
-    """Every epoch's optimizer steps: as many epochs as set, or as it takes to have enough steps."""
-    plan: list[list[list[Pack]]] = []
-    while len(plan) < settings.epochs or sum(map(len, plan)) < settings.min_steps:
-        plan.append(_batches(examples, settings, len(plan)))
-    return plan
+@dataclass
+class _Position:
+    """Where a training stands; what of a checkpoint is no tensor."""
+
+    epoch: int = 0
+    done: int = 0
+    """Optimizer steps of this epoch."""
+    step: int = 0
+    loss: float = math.nan
+    held_out: float | None = None
+    first_held_out: float | None = None
+    first_loss: float = math.nan
+    best_loss: float = math.inf
+    best_epoch: int = -1
+    packed: int = 0
+    rowed: int = 0
+    targets: int = 0
+    seconds: float = 0.0
+    """Of the runs before this one."""
+    max_tokens: int = 0
 
 
-def _batches(examples: Sequence[Example], settings: TrainSettings, epoch: int) -> list[list[Pack]]:
-    """The optimizer steps of an epoch."""
-    seed = settings.seed * 1000 + epoch
-    packs = pack_examples(examples, max_tokens=settings.max_tokens_per_pack, seed=seed)
-    random.Random(seed).shuffle(packs)
-    batches: list[list[Pack]] = [[]]
-    for pack in packs:
-        if sum(len(one.labels) for one in batches[-1]) >= settings.batch_targets:
-            batches.append([])
-        batches[-1].append(pack)
-    return batches
+@dataclass(frozen=True)
+class _Step:
+    """What one optimizer step gave."""
+
+    loss: float
+    norm: float
+    """Of the gradient, before clipping."""
+    rate: float
 
 
-def _optimize(
-    model: Any,
-    batch: Sequence[Pack],
-    parameters: Sequence[torch.nn.Parameter],
-    optimizer: Any,
-    max_norm: float,
-    precision: str,
-) -> tuple[float, float]:
-    """One optimizer step. Returns the mean loss and the gradient's norm before clipping."""
-    import torch
-
-    count = sum(len(pack.labels) for pack in batch)
-    total = 0.0
-    optimizer.zero_grad(set_to_none=True)
-    for pack in batch:
-        with _products_in(precision, model.device.type):
-            loss, _ = loss_of(model, pack)
-        torch.autograd.backward(loss / count)
-        total += float(loss.detach())
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
-    if not math.isfinite(total) or not math.isfinite(norm):
-        raise TuningError(
-            f"the loss is {total / count} and the gradient's norm {norm} at rate "
-            f"{optimizer.param_groups[0]['lr']:.2e}; lower tuning.learning_rate"
-        )
-    if norm == 0.0:
-        raise LivenessError("the gradient is zero: nothing reaches the adapter; check tuning.targets")
-    optimizer.step()
-    return total / count, norm
-
-
-def _held_out_loss(model: Any, packs: Sequence[Pack], precision: str) -> float | None:
-    import torch
-
-    if not packs:
-        return None
-    model.eval()
-    with torch.inference_mode(), _products_in(precision, model.device.type):
-        sums = [loss_of(model, pack) for pack in packs]
-    return sum(float(loss) for loss, _ in sums) / sum(count for _, count in sums)
-
-
-def _state(model: Any) -> dict[str, torch.Tensor]:
-    from peft import get_peft_model_state_dict
-
-    return {name: tensor.detach().clone() for name, tensor in get_peft_model_state_dict(model).items()}
-
-
-def _rate(step: int, total: int, warmup_share: float) -> float:
-    """Share of the learning rate: linear warm-up, then a cosine down to a tenth."""
-    warmup = max(1, round(total * warmup_share))
-    if step < warmup:
-        return (step + 1) / warmup
-    along = (step - warmup) / max(1, total - warmup)
-    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * along))
-
-
-class _Run:
-    """Counts, clock and log of one training."""
+class _Training:
+    """A model, its plan and where it stands."""
 
     def __init__(
         self,
+        model: Any,
+        examples: Sequence[Example],
+        held_out: Sequence[Example],
         settings: TrainSettings,
-        total: int,
-        metrics: Path | None,
-        on_progress: Callable[[Progress], None] | None,
+        start_from: Path | None,
+        say: Say,
     ) -> None:
-        self.step = self.packed = self.rowed = self.targets = 0
-        self.loss = math.nan
-        self.held_out: float | None = None
-        self.started = time.perf_counter()
-        self._total = total
-        self._metrics = metrics
-        self._on_progress = on_progress
-        self._write({"settings": asdict(settings), "steps": total})
+        import torch
 
-    def after_step(self, epoch: int, batch: Sequence[Pack], loss: float, norm: float) -> None:
-        self.step += 1
-        self.loss = loss
-        self.packed += sum(len(pack) for pack in batch)
-        self.rowed += sum(pack.row_tokens for pack in batch)
-        self.targets += sum(len(pack.labels) for pack in batch)
-        seconds = time.perf_counter() - self.started
-        self._write({"step": self.step, "epoch": epoch, "loss": loss, "gradient_norm": norm, "seconds": seconds})
-        self._tell(epoch, seconds)
+        from tuner import mixed
 
-    def after_epoch(self, epoch: int) -> None:
-        if self.held_out is not None:
-            self._write({"step": self.step, "epoch": epoch, "held_out_loss": self.held_out})
-            self._tell(epoch, time.perf_counter() - self.started)
+        if not examples:
+            raise DatasetError("there is nothing to train on; accept or correct some runs first")
+        if not any(one.target_count for one in examples):
+            raise DatasetError("the dataset has no target token; nothing could be learnt from it")
+        torch.manual_seed(settings.seed)
+        self.settings = settings
+        self.at = _Position()
+        self.settled = True
+        """False in the midst of a step."""
+        self._say = say
+        self._started = time.perf_counter()
+        self._packs_trees = _packs_trees(model, say)
+        self._precision = faster_precision(str(model.device)) if settings.precision == "auto" else settings.precision
+        if self._precision == "mixed":
+            use_bfloat16_products(model)
+            mixed.round_output(model)
+        longest = max(len(one.ids) for one in [*examples, *held_out])
+        self.at.max_tokens = settings.max_tokens_per_pack or tokens_that_fit(model, longest)
+        self._model, self._groups = methods.with_adapter(model, settings)
+        if self._precision == "mixed":
+            mixed.fuse_lora(self._model)
+        if start_from is not None:
+            methods.start_from(self._model, start_from)
+        self._optimizer = torch.optim.AdamW(
+            [{"params": group.parameters, "scale": group.rate} for group in self._groups],
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+        )
+        self._plan = _plan(examples, settings)
+        self._held_out = _as_one(held_out, settings)
+        for batch in [*self._plan[0], *([self._held_out] if self._held_out else [])]:
+            self._packs(batch)  # What is too long is said before anything is computed.
+        self._best = methods.state_of(self._model)
+        self._identity = _identity(examples, held_out, settings, start_from)
 
-    def _tell(self, epoch: int, seconds: float) -> None:
-        if self._on_progress is not None:
-            left = seconds / self.step * (self._total - self.step)
-            self._on_progress(
-                Progress(
-                    epoch,
-                    self.step,
-                    self._total,
-                    self.loss,
-                    self.held_out,
-                    self.packed / seconds,
-                    seconds,
-                    left,
-                )
+    @property
+    def steps(self) -> int:
+        """Optimizer steps, if none are saved by stopping early."""
+        return sum(map(len, self._plan))
+
+    def goes_on(self) -> bool:
+        at, patience = self.at, self.settings.patience
+        stops = bool(patience) and self._held_out is not None and at.epoch - 1 - at.best_epoch >= patience
+        return at.epoch < len(self._plan) and not (stops and at.done == 0)
+
+    def epoch_is_over(self) -> bool:
+        return self.at.done == len(self._plan[self.at.epoch])
+
+    def first_evaluation(self) -> None:
+        self.at.held_out = self.at.first_held_out = self._evaluate()
+        if self.at.held_out is not None:
+            self.at.best_loss = self.at.held_out
+
+    def take_step(self) -> _Step:
+        """One optimizer step."""
+        at, batch = self.at, self._plan[self.at.epoch][self.at.done]
+        rate = self.settings.learning_rate * _rate(at.step, self.steps, self.settings)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        self.settled = False
+        self._model.train()
+        loss, tokens = self._gradient(batch)
+        step = _Step(loss, self._clip(), rate)
+        self._check(step, batch)
+        self._optimizer.step()
+        at.step += 1
+        at.done += 1
+        at.loss = loss
+        at.first_loss = loss if math.isnan(at.first_loss) else at.first_loss
+        at.packed += tokens
+        at.rowed += batch.row_tokens
+        at.targets += batch.targets
+        self.settled = True
+        return step
+
+    def end_epoch(self) -> None:
+        """Evaluate, keep the adapter if it is the best so far, and turn to the next epoch."""
+        at = self.at
+        at.held_out = self._evaluate()
+        if at.held_out is None or at.held_out < at.best_loss:
+            at.best_loss = at.loss if at.held_out is None else at.held_out
+            at.best_epoch = at.epoch
+            self._best = methods.state_of(self._model)
+        at.epoch += 1
+        at.done = 0
+
+    def progress(self) -> Progress:
+        seconds = self._seconds()
+        at, steps = self.at, self.steps
+        left = seconds / at.step * (steps - at.step) if at.step else math.nan
+        epoch = at.epoch if at.done else max(0, at.epoch - 1)
+        return Progress(epoch, at.step, steps, at.loss, at.held_out, at.packed / seconds, seconds, left)
+
+    def checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Everything that a fresh training with the same arguments needs to go on from here."""
+        import torch
+
+        tensors = {f"best/{name}": tensor for name, tensor in self._best.items()}
+        tensors["random"] = torch.get_rng_state()
+        for place, parameter in enumerate(self._parameters):
+            tensors[f"parameter/{place}"] = parameter.detach()
+            for name, tensor in self._optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer/{place}/{name}"] = tensor
+        # A tensor that is another's memory is written for itself.
+        copies = {name: tensor.clone() for name, tensor in tensors.items()}
+        return copies, {**asdict(self.at), "seconds": self._seconds(), "identity": self._identity}
+
+    def resume(self, found: Checkpoint) -> None:
+        """Stand where the checkpoint was taken. Raises TuningError for one of another training."""
+        import torch
+
+        counters = dict(found.counters)
+        if counters.pop("identity") != self._identity:
+            raise TuningError(
+                "the checkpoint is of other examples or settings; start a new tuning, or put back what it was made with"
             )
+        self.at = _Position(**counters)
+        with torch.no_grad():
+            for place, parameter in enumerate(self._parameters):
+                parameter.copy_(found.tensors[f"parameter/{place}"])
+                held = f"optimizer/{place}/"
+                state = {name.removeprefix(held): one for name, one in found.tensors.items() if name.startswith(held)}
+                if state:
+                    self._optimizer.state[parameter] = state
+        self._best = {name.removeprefix("best/"): one for name, one in found.tensors.items() if name.startswith("best")}
+        torch.set_rng_state(found.tensors["random"])
 
-    def _write(self, row: dict[str, Any]) -> None:
-        if self._metrics is not None:
-            with self._metrics.open("a", encoding="utf-8") as file:
+    def finish(self, folder: Path) -> Trained:
+        """Save the best adapter, take it off the model again, and sum up."""
+        at = self.at
+        if at.best_epoch < 0:
+            raise NotBetterError(
+                f"no epoch brought the held-out loss below the {at.best_loss:.3f} it began with; lower the "
+                "learning rate"
+            )
+        methods.save(self._model, self._best, folder)
+        self._model.unload()
+        return Trained(
+            steps=at.step,
+            epochs=at.epoch,
+            loss=at.loss,
+            held_out_loss=at.best_loss if self._held_out is not None else None,
+            first_held_out_loss=at.first_held_out,
+            best_epoch=at.best_epoch,
+            seconds=self._seconds(),
+            precision=self._precision,
+            packed_tokens=at.packed,
+            row_tokens=at.rowed,
+            target_tokens=at.targets,
+            parameters=sum(one.numel() for one in self._parameters),
+        )
+
+    @property
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [one for group in self._groups for one in group.parameters]
+
+    def _seconds(self) -> float:
+        return self.at.seconds + time.perf_counter() - self._started
+
+    def _packs(self, batch: Batch) -> list[Pack]:
+        return batch.packs(self.at.max_tokens) if self._packs_trees else batch.one_by_one()
+
+    def _gradient(self, batch: Batch) -> tuple[float, int]:
+        """The mean loss of a batch, its gradient in the parameters, and the tokens that took.
+
+        Where memory runs out the packs are halved, for the rest of the training.
+        """
+        while True:
+            packs = self._packs(batch)
+            self._optimizer.zero_grad(set_to_none=True)
+            try:
+                loss = sum(backward(self._model, pack, batch.weight, self._precision) for pack in packs)
+                return loss / batch.weight, tokens_in(packs)
+            except (RuntimeError, MemoryError) as fault:
+                if not is_out_of_memory(fault):
+                    raise
+                self._halve(fault)
+
+    def _halve(self, fault: BaseException) -> None:
+        longest = max(len(row.ids) for epoch in self._plan for batch in epoch for row in batch.rows)
+        if self.at.max_tokens <= longest:
+            raise TuningError(
+                f"memory does not hold the longest example, {longest} tokens ({fault}); leave it out, tune fewer "
+                "layers (tuning.top_layers), or free memory"
+            ) from fault
+        self.at.max_tokens = max(longest, self.at.max_tokens // 2)
+        self._say(f"out of memory; packs have at most {self.at.max_tokens} tokens from here on")
+
+    def _clip(self) -> float:
+        import torch
+
+        return float(torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm))
+
+    def _check(self, step: _Step, batch: Batch) -> None:
+        guessing = math.log(self._model.config.get_text_config().vocab_size)
+        # Well above what guessing costs, and above what it began with: nothing is being learnt any more.
+        exploded = step.loss > 1.2 * max(guessing, self.at.first_loss if self.at.step else step.loss)
+        if exploded or not math.isfinite(step.loss) or not math.isfinite(step.norm):
+            raise TuningError(
+                f"step {self.at.step + 1}: the loss is {step.loss} and the gradient's norm {step.norm} at rate "
+                f"{step.rate:.2e}, with the examples of {', '.join(batch.groups)}; lower tuning.learning_rate"
+            )
+        if step.norm == 0.0:
+            raise LivenessError("the gradient is zero: nothing reaches the adapter; check tuning.targets")
+
+    def _evaluate(self) -> float | None:
+        if self._held_out is None:
+            return None
+        self._model.eval()
+        return mean_loss(self._model, self._packs(self._held_out), self._precision)
+
+
+def _packs_trees(model: Any, say: Say) -> bool:
+    """Make the model read trees; False, having said so, where it cannot."""
+    try:
+        use_ragged_attention(model)
+    except ModelError as fault:
+        say(f"training row by row, which is slower: {fault}")
+        return False
+    return True
+
+
+def _plan(examples: Sequence[Example], settings: TrainSettings) -> list[list[Batch]]:
+    """Every epoch's optimizer steps: as many epochs as set, or as it takes to have enough steps."""
+    plan: list[list[Batch]] = []
+    while len(plan) < settings.epochs or sum(map(len, plan)) < settings.min_steps:
+        plan.append(
+            make_batches(
+                examples,
+                batch_targets=settings.batch_targets,
+                weighting=settings.weighting,
+                seed=settings.seed * 1000 + len(plan),
+            )
+        )
+    return plan
+
+
+def _as_one(examples: Sequence[Example], settings: TrainSettings) -> Batch | None:
+    """Everything as if it were one step."""
+    most = sum(one.target_count for one in examples)
+    batches = make_batches(examples, batch_targets=most, weighting=settings.weighting)
+    return batches[0] if batches else None
+
+
+def _identity(
+    examples: Sequence[Example], held_out: Sequence[Example], settings: TrainSettings, start_from: Path | None
+) -> str:
+    """Names everything that decides what comes out."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for example in (*examples, None, *held_out):
+        digest.update(repr(example).encode())
+    if start_from is not None:
+        digest.update((start_from / "adapter_model.safetensors").read_bytes())
+    return digest.hexdigest()
+
+
+def _rate(step: int, total: int, settings: TrainSettings) -> float:
+    """Share of the learning rate: linear warm-up, then the schedule."""
+    warmup = max(1, round(total * settings.warmup_share))
+    if step < warmup:
+        return (step + 1) / warmup
+    along = (step - warmup) / max(1, total - warmup)
+    if settings.schedule == "cosine":
+        return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * along))
+    return 1.0 if settings.schedule == "constant" else 1.0 - 0.9 * along
+
+
+class _Log:
+    """`metrics.jsonl`: the settings, then a line for each step and each evaluation."""
+
+    def __init__(self, path: Path | None, settings: TrainSettings, steps: int) -> None:
+        self._path = path
+        self._head = {"settings": asdict(settings), "steps": steps}
+        self._started = time.perf_counter()
+
+    def begin(self) -> None:
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+        self._write(self._head)
+
+    def rewind(self, at: _Position) -> None:
+        """Drop what was logged behind the checkpoint that is gone on from."""
+        if self._path is None or not self._path.is_file():
+            return
+        rows = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break  # Cut short by what ended the run.
+        kept = [
+            row for row in rows if row.get("step", 0) <= at.step and ("loss" in row or row.get("epoch", -1) < at.epoch)
+        ]
+        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+    def step(self, at: _Position, step: _Step) -> None:
+        seconds = at.seconds + time.perf_counter() - self._started
+        self._write(
+            {
+                "step": at.step,
+                "epoch": at.epoch,
+                "loss": step.loss,
+                "gradient_norm": step.norm,
+                "rate": step.rate,
+                "tokens": at.packed,
+                "seconds": seconds,
+            }
+        )
+
+    def epoch(self, at: _Position) -> None:
+        if at.held_out is not None:
+            self._write({"step": at.step, "epoch": at.epoch - 1, "held_out_loss": at.held_out})
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

@@ -168,7 +168,7 @@ instructions = "Help."
 [memory]
 recall = 0
 [tuning]
-learning_rate = 1e-2
+learning_rate = 5e-3
 epochs = 70
 min_steps = 1
 batch_targets = 100

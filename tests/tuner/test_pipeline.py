@@ -90,7 +90,7 @@ def test_the_loop_turns_once(loop: Loop) -> None:
     made = tune(runtime, say=heard.append)
     assert made.trained.loss < 0.2
     assert heard[0].startswith(f"dataset {made.dataset.hash[:12]}")
-    assert sorted(path.name for path in made.folder.iterdir()) == ["loss.png", "metrics.jsonl"]
+    assert sorted(path.name for path in made.folder.iterdir()) == ["loss.png", "metrics.jsonl", "tuning.json"]
     manifest = verify(made.adapter.folder)
     assert (manifest.id, manifest.dataset_hash, manifest.parent) == (made.adapter.id, made.dataset.hash, None)
     trained_hash = tensors_hash(made.adapter.folder / "adapter_model.safetensors")
@@ -161,7 +161,7 @@ def test_tuning_without_feedback_says_what_to_do(tmp_path: Path, tiny_base: Path
     with Runtime(project) as runtime, pytest.raises(DatasetError, match="no run was accepted or corrected yet"):
         tune(runtime)
     assert not project.home.datasets.exists()
-    assert not project.home.tunings.exists()
+    assert [path.name for path in project.home.tunings.iterdir()] == [".lock"]
 
 
 def test_a_project_without_a_suite_has_no_gate(loop: Loop) -> None:

@@ -55,7 +55,7 @@ def random_tree(chance: random.Random, *, rows: int, length: int) -> list[Exampl
         paths.append(ids)
         marks = [False, *(chance.random() < 0.3 for _ in ids[1:])]
         marks[chance.randrange(1, len(ids))] = True
-        examples.append(Example(ids, tuple(marks), chance.choice("abc")))
+        examples.append(Example(ids, tuple(marks), chance.choice("abc"), chance.choice("rst")))
     return examples
 
 

@@ -25,17 +25,17 @@ def test_linear_weights_become_bfloat16_and_all_else_stays_float32() -> None:
 def test_outputs_stay_float32_and_near_and_a_second_time_changes_nothing() -> None:
     from agent.llm.attention import use_ragged_attention
     from tests.tuner.tiny import copying_examples
+    from tuner.loss import loss_of
     from tuner.packing import build_pack
-    from tuner.train import loss_of
 
     model, pack = tiny_model(), build_pack(copying_examples()[:3])
     use_ragged_attention(model)
     with torch.inference_mode():
-        before = loss_of(model, pack)[0]
+        before = loss_of(model, pack)
         use_bfloat16_products(model)
-        once = loss_of(model, pack)[0]
+        once = loss_of(model, pack)
         use_bfloat16_products(model)
-        twice = loss_of(model, pack)[0]
+        twice = loss_of(model, pack)
     assert once.dtype == torch.float32
     assert float(once) == pytest.approx(float(before), rel=0.01)
     assert float(once) != float(before)

@@ -1,0 +1,163 @@
+"""What `make bench-tuning` trains on: each set as token ids and target masks, the same for both sides.
+
+The desk's runs are made from its training tickets; the others from public data under ../shared/data, of which
+nothing is kept. Assistant turns are targets; in what our own renderer makes, what the grammar forces is not.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from agent.llm.grammar import ToolSpec
+from agent.llm.render import Frame, Message, Rendered, Renderer
+from agent.loop import new_id, timestamp
+from agent.runtime import Runtime
+from agent.trajectory import Provenance, Rating, Step, Task, ToolCall, Trajectory
+from tests.tuner.desks import Clumsy
+from tuner import demo
+from tuner.curate import TrainingRow, curate
+from tuner.packing import Example
+from tuner.prepare import prepare
+from tuner.reviewer import load_tickets
+
+ROOT = Path(__file__).resolve().parents[2]
+MAX_TOKENS = 1536
+"""Of one example; longer ones are left out on both sides."""
+
+
+def desk(renderer: Renderer, data: Path, scratch: Path) -> list[Example]:
+    """(a) Solved runs of the demo desk's training tickets, as the desk records them."""
+    project = demo.prepare_desk(ROOT / "examples" / "desk", scratch)
+    tickets = load_tickets(project.folder / "tickets" / "train.jsonl")
+    with Runtime(project, model=Clumsy(tickets, ())) as runtime:
+        for folder in project.settings.memory.folders:
+            runtime.memory.add_folder(project.resolve(folder))
+        for ticket in tickets[:300]:
+            run = runtime.run(ticket.task, tools=ticket.tools, run_id=new_id())
+            if run.answer is not None or run.outcome == "refused":
+                runtime.store.rate(Rating(new_id(), run.id, "up", "bench", "", timestamp()))
+        return prepare(curate(runtime.store).rows, runtime.frame(), renderer, max_tokens=MAX_TOKENS)
+
+
+def toolalpaca(renderer: Renderer, data: Path, scratch: Path) -> list[Example]:
+    """(b) The golden calls of ToolAlpaca: one conversation an instruction, behind the descriptions of its API."""
+    examples = []
+    for name in ("eval_simulated.json", "eval_real.json"):
+        for api in _json(data / "toolalpaca" / name):
+            system = f"Use the functions of {api['Name']}.\n{api.get('NLDocumentation', '')}"
+            for asked, calls in zip(api.get("Instructions") or (), api.get("Golden_Answers") or (), strict=False):
+                turns = [("system", system), ("user", asked)]
+                for call in calls:
+                    turns += [("assistant", json.dumps(call, ensure_ascii=False)), ("tool", "done")]
+                examples.append(_conversation(renderer, turns[:-1], api["Name"]))
+    return examples
+
+
+def fireact(renderer: Renderer, data: Path, scratch: Path) -> list[Example]:
+    """(c) FireAct's HotpotQA trajectories, questions with searches."""
+    (path,) = (data / "fireact").glob("hotpotqa_dev_*.json")
+    examples = []
+    for key, run in _json(path).items():
+        turns = [(turn["role"], turn["content"]) for turn in run["traj"]]
+        while turns and turns[-1][0] != "assistant":
+            turns.pop()
+        if turns:
+            examples.append(_conversation(renderer, turns, key))
+    return examples
+
+
+def rows(renderer: Renderer, data: Path, scratch: Path) -> list[Example]:
+    """(d) Single turns that share no prefix: word problems and their answers."""
+    return [
+        _conversation(
+            renderer,
+            [("user", f"{row['Body']} {row['Question']}"), ("assistant", f"{row['Equation']} = {row['Answer']}")],
+            row["ID"],
+        )
+        for row in _json(data / "svamp" / "SVAMP.json")
+    ]
+
+
+def corrections(renderer: Renderer, data: Path, scratch: Path) -> list[Example]:
+    """(e) One corrected call each, behind a system prompt that lists 77 desks."""
+    with (data / "banking77" / "train.csv").open(encoding="utf-8", newline="") as file:
+        messages = [(row["text"], row["category"].replace("_", " ")) for row in csv.DictReader(file)]
+    desks = sorted({label for _, label in messages})
+    parameters: Mapping[str, Any] = {
+        "type": "object",
+        "properties": {"desk": {"enum": desks, "type": "string"}},
+        "required": ["desk"],
+    }
+    frame = Frame(
+        "Route the customer's message to the one desk that handles it.",
+        (ToolSpec("route", "Send the message to a desk.", parameters, "answered"),),
+        plan=False,
+        thought=False,
+    )
+    training = []
+    for number, (text, label) in enumerate(random.Random(0).sample(messages, 3200)):
+        step = Step(ToolCall("route", {"desk": label}))
+        run = Trajectory(f"r{number}", Task(f"t{number}", text), Provenance(), "", (step,))
+        training.append(TrainingRow(run.id, run.task.id, "corrected", run, {0: step}, ("bench",)))
+    return prepare(training, frame, renderer, max_tokens=MAX_TOKENS)
+
+
+SETS: dict[str, Callable[[Renderer, Path, Path], list[Example]]] = {
+    "desk": desk,
+    "toolalpaca": toolalpaca,
+    "fireact": fireact,
+    "rows": rows,
+    "corrections": corrections,
+}
+
+
+def fitting(examples: Sequence[Example]) -> list[Example]:
+    """Those that fit into a pack and have something to say, in an order of their own."""
+    kept = [one for one in examples if len(one.ids) <= MAX_TOKENS and one.target_count]
+    random.Random(1).shuffle(kept)
+    return kept
+
+
+def of_steps(example: Example, steps: int) -> Example:
+    """The example with what follows its prompt cut off, or said again, until it is `steps` steps of 60 tokens."""
+    first = next(place for place, said in enumerate(example.targets) if said)
+    ids, targets = example.ids[first:], example.targets[first:]
+    length = 60 * steps
+    again = -(-length // len(ids))
+    return Example(
+        example.ids[:first] + (ids * again)[:length],
+        (*example.targets[:first], True, *(targets * again)[1:length]),
+        example.group,
+        example.trajectory,
+    )
+
+
+def write(path: Path, examples: Sequence[Example]) -> None:
+    lines = (json.dumps([one.ids, [int(said) for said in one.targets], one.group, one.trajectory]) for one in examples)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> list[Example]:
+    return list(_read(path))
+
+
+def _read(path: Path) -> Iterator[Example]:
+    for line in path.read_text("utf-8").splitlines():
+        ids, targets, group, trajectory = json.loads(line)
+        yield Example(tuple(ids), tuple(map(bool, targets)), group, trajectory)
+
+
+def _conversation(renderer: Renderer, turns: Sequence[tuple[Any, str]], group: str) -> Example:
+    rendered = Rendered((), ())
+    for role, text in turns:
+        rendered += renderer.message(Message(role, text), target=role == "assistant")
+    return Example(rendered.ids, rendered.targets, group)
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))

@@ -1,0 +1,101 @@
+"""Loss and gradient of a packed tree, to the digit those of its examples row by row.
+
+A pack without branches is one forward and one backward pass. A trunk is read once; its keys and values are handed
+to each branch as leaves that gather gradients, and go back through the trunk when the last branch is done. So a
+step holds the activations of one path through its packs at a time, however many branches there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from agent.llm.attention import IMPLEMENTATION
+from tuner.layout import KeysAndValues, TreeLayout
+from tuner.packing import Pack
+
+if TYPE_CHECKING:
+    import torch
+
+
+def backward(model: Any, pack: Pack, weight: float, precision: str = "float32", *, before: KeysAndValues = ()) -> float:
+    """Add the gradient of the pack's weighted loss over `weight`, branches included; returns that loss, summed."""
+    import torch
+
+    with products_in(precision, model.device.type):
+        loss, layout = _forward(model, pack, before)
+    total = float(loss.detach())
+    ends: list[tuple[torch.Tensor, torch.Tensor | None]] = [(loss / weight, None)]
+    """What the gradient starts from: the loss, and the keys and values that branches looked back at."""
+    if pack.branches:
+        leaves = [(_leaf(key), _leaf(value)) for key, value in layout.kept]
+        behind = _joined(before, leaves)
+        for branch in pack.branches:
+            total += backward(model, branch, weight, precision, before=behind)
+        for made, held in zip(layout.kept, leaves, strict=True):
+            ends += [(one, leaf.grad) for one, leaf in zip(made, held, strict=True) if leaf.grad is not None]
+    ends = [(end, gradient) for end, gradient in ends if end.requires_grad]
+    if ends:
+        torch.autograd.backward([end for end, _ in ends], [gradient for _, gradient in ends])
+    return total
+
+
+def loss_of(model: Any, pack: Pack, *, before: KeysAndValues = ()) -> torch.Tensor:
+    """Weighted sum of the cross-entropy over the targets of a pack and its branches. Source: next-token loss."""
+    loss, layout = _forward(model, pack, before)
+    if pack.branches:
+        behind = _joined(before, layout.kept)
+        for branch in pack.branches:
+            loss = loss + loss_of(model, branch, before=behind)
+    return loss
+
+
+def mean_loss(model: Any, packs: Sequence[Pack], precision: str = "float32") -> float:
+    """The weighted mean loss over all targets, without gradients."""
+    import torch
+
+    with torch.inference_mode(), products_in(precision, model.device.type):
+        total = sum(float(loss_of(model, pack)) for pack in packs)
+    return total / float(sum(one.weights.sum() for pack in packs for one in pack.all()))
+
+
+def products_in(precision: str, device: str) -> Any:
+    """A context in which matrix products are made in this precision (see `agent.llm.precision`)."""
+    import torch
+
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "mixed")
+
+
+def _forward(model: Any, pack: Pack, before: KeysAndValues) -> tuple[torch.Tensor, TreeLayout]:
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    device = model.device
+    layout = TreeLayout(pack, device, before, mixed=torch.is_autocast_enabled(device.type))
+    ids, positions, sources, labels = (
+        torch.from_numpy(one).to(device) for one in (pack.ids, pack.positions, pack.sources, pack.labels)
+    )
+    if model.config._attn_implementation == IMPLEMENTATION:
+        out = model(
+            input_ids=ids[None], position_ids=positions[None], logits_to_keep=sources, use_cache=False, layout=layout
+        )
+        logits = out.logits[0]
+    else:  # A model that reads rows only.
+        logits = model(input_ids=ids[None], use_cache=False).logits[0].index_select(0, sources)
+    losses = cross_entropy(logits.float(), labels, reduction="none")
+    return (losses * torch.from_numpy(pack.weights).to(device)).sum(), layout
+
+
+def _leaf(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().requires_grad_(tensor.requires_grad)
+
+
+def _joined(before: KeysAndValues, own: KeysAndValues) -> KeysAndValues:
+    import torch
+
+    if not before:
+        return own
+    return [
+        (torch.cat([key, more_keys], 1), torch.cat([value, more_values], 1))
+        for (key, value), (more_keys, more_values) in zip(before, own, strict=True)
+    ]
