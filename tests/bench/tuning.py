@@ -13,6 +13,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -47,11 +48,11 @@ class Size:
 
 
 SIZES = {
-    "desk": Size(96, 32),
-    "toolalpaca": Size(96, 32),
-    "fireact": Size(64, 32),
-    "rows": Size(512, 64),
-    "corrections": Size(96, 32),
+    "desk": Size(64, 32),
+    "toolalpaca": Size(64, 32),
+    "fireact": Size(48, 24),
+    "rows": Size(256, 64),
+    "corrections": Size(64, 32),
 }
 TRL_WAYS = [(packing, precision) for packing in (True, False) for precision in ("mixed", "float32")]
 GROWTH_EXAMPLES = (100, 300, 1000, 3000)
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=DATA, help="folder with banking77, toolalpaca, fireact and svamp")
     parser.add_argument("--home", type=Path, default=HOME)
     parser.add_argument("--sets", nargs="*", choices=tuple(SIZES), default=tuple(SIZES))
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1, help="runs of theirs, each between two of ours")
     parser.add_argument("--side", choices=("ours", "theirs", "growth"), help="measure one side and print it")
     parser.add_argument("--rows", type=int, default=0)
     parser.add_argument("--steps", type=int, default=0)
@@ -86,10 +87,10 @@ def compare(args: argparse.Namespace) -> int:
     for name in args.sets:
         size = SIZES[name]
         packing, precision = _fastest_way(args, name)
-        runs: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": []}
+        runs: dict[str, list[dict[str, Any]]] = {"ours": [_measured(args, name, "ours", size.rows)], "theirs": []}
         for _ in range(args.repeats):
-            runs["ours"].append(_measured(args, name, "ours", size.rows))
             runs["theirs"].append(_measured(args, name, "theirs", size.rows, packing=packing, precision=precision))
+            runs["ours"].append(_measured(args, name, "ours", size.rows))
         ours, theirs = (_middle(runs[side]) for side in ("ours", "theirs"))
         rows.append({"set": name, "side": "ours", "packing": True, **ours})
         rows.append({"set": name, "side": "theirs", "packing": packing, **theirs, "precision": precision})
@@ -103,6 +104,7 @@ def compare(args: argparse.Namespace) -> int:
     metrics["growth_exponent"] = _slope(grown[: len(GROWTH_EXAMPLES)])
     metrics["growth_exponent_steps"] = _slope(grown[len(GROWTH_EXAMPLES) :])
     rows += grown
+    metrics["kills_survived"] = _kills_survived(args.home / "kills")
     print(write_result("tuning", "make bench-tuning", metrics, rows))
     return 0
 
@@ -239,7 +241,7 @@ def _theirs(args: argparse.Namespace, base: Any, chosen: list[Example], step: in
         packing=args.packing,
         max_length=tuning_sets.MAX_TOKENS,
         per_device_train_batch_size=together,
-        gradient_accumulation_steps=_packs_a_step(chosen, step) if args.packing else step // together,
+        gradient_accumulation_steps=max(1, step // together),
         num_train_epochs=1,
         learning_rate=RATE,
         lr_scheduler_type="constant",
@@ -257,17 +259,14 @@ def _theirs(args: argparse.Namespace, base: Any, chosen: list[Example], step: in
     )
     lora = LoraConfig(r=R, lora_alpha=2 * R, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = SFTTrainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer, peft_config=lora)
+    if args.packing:  # As many packs a step as hold the rows of a step.
+        packs = len(trainer.train_dataset)
+        trainer.args.gradient_accumulation_steps = max(1, math.ceil(packs * step / len(chosen)))
     started = time.perf_counter()
     trainer.train()
     seconds, peak = time.perf_counter() - started, _peak()
     print(f"{trainer.state.global_step} steps", file=sys.stderr)
     return seconds, peak, args.precision, trainer.model
-
-
-def _packs_a_step(chosen: Sequence[Example], step: int) -> int:
-    """Packs of theirs that hold about `step` rows."""
-    rows_in_pack = tuning_sets.MAX_TOKENS / statistics.mean(len(one.ids) for one in chosen)
-    return math.ceil(step / max(1.0, rows_in_pack))
 
 
 def _loss(model: Any, held_out: Sequence[Example]) -> float:
@@ -296,7 +295,7 @@ def _fastest_way(args: argparse.Namespace, name: str) -> tuple[bool, str]:
     """TRL's packing and precision, by target tokens a second on a few rows."""
     found = []
     for packing, precision in TRL_WAYS:
-        made = _measured(args, name, "theirs", SIZES[name].step // 2, packing=packing, precision=precision)
+        made = _measured(args, name, "theirs", SIZES[name].step // 4, packing=packing, precision=precision)
         found.append((made["targets_per_second"], (packing, precision)))
     return max(found)[1]
 
@@ -319,6 +318,22 @@ def _measured(
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     print(f"  {name}, {side}, packing {packing}, {precision}: {result}", file=sys.stderr, flush=True)
     return result
+
+
+def _kills_survived(folder: Path) -> int:
+    """Kills of small trainings at random instants, if each then ended with the tensors of one left alone."""
+    shutil.rmtree(folder, ignore_errors=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.tuner.kills", str(folder), "--kills", "50"],
+        check=True,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    counts = json.loads(done.stdout)
+    print(f"kills: {counts}", file=sys.stderr)
+    return int(counts["kills"]) if counts["equal"] == counts["finished"] else 0
 
 
 def _middle(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
