@@ -167,6 +167,18 @@ class TuningSettings:
     """With method "lora+": the rate of an adapter's second matrix over that of its first."""
     start: str = _choice("base", "base", "active")
     """What a tuning starts from: "base", or "active" to go on from the adapter that is served."""
+    replay: float = _real(1.0, 0.0, 1.0)
+    """With start "active": the share of the tasks learnt before that is learnt again, chosen to cover them all."""
+    anchor: float = _real(0.0, 0.0)
+    """With start "active": how strongly the adapter is held to where it started (half the squared distance)."""
+    label_smoothing: float = _share(0.0)
+    """Share of a target's probability that is spread over all tokens."""
+    neftune: float = _real(0.0, 0.0)
+    """Strength of the noise on the embeddings (NEFTune's alpha); 5 is usual, 0 is none."""
+    adversarial: str = _choice("none", "none", "fgm", "pgd", "freelb")
+    """Train against the worst small change of the embeddings; costs 2, 4 and 3 times the passes."""
+    adversarial_size: float = _above_zero(0.05)
+    """How large that change may be, as a share of each embedding's length."""
     precision: str = _choice("auto", "auto", "float32", "mixed")
     """Of matrix products while training; "auto" takes whichever is faster on this machine."""
     learning_rate: float = _above_zero(1e-3)

@@ -7,7 +7,9 @@ step holds the activations of one path through its packs at a time, however many
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from agent.llm.attention import IMPLEMENTATION
@@ -18,12 +20,35 @@ if TYPE_CHECKING:
     import torch
 
 
-def backward(model: Any, pack: Pack, weight: float, precision: str = "float32", *, before: KeysAndValues = ()) -> float:
+@dataclass(frozen=True)
+class Noise:
+    """What a training pass does to the model's task so that it generalises; nothing of it acts in an evaluation."""
+
+    smoothing: float = 0.0
+    """Share of a target's probability that is spread over all tokens. Source: Szegedy et al., 2016."""
+    neftune: float = 0.0
+    """Alpha of the uniform noise on the embeddings. Source: NEFTune (Jain et al., 2023)."""
+    shifts: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    """By the id of a pack, [T, d] that is added to the embeddings of its tokens."""
+
+
+SILENCE = Noise()
+
+
+def backward(
+    model: Any,
+    pack: Pack,
+    weight: float,
+    precision: str = "float32",
+    *,
+    noise: Noise = SILENCE,
+    before: KeysAndValues = (),
+) -> float:
     """Add the gradient of the pack's weighted loss over `weight`, branches included; returns that loss, summed."""
     import torch
 
     with products_in(precision, model.device.type):
-        loss, layout = _forward(model, pack, before)
+        loss, layout = _forward(model, pack, before, noise)
     total = float(loss.detach())
     ends: list[tuple[torch.Tensor, torch.Tensor | None]] = [(loss / weight, None)]
     """What the gradient starts from: the loss, and the keys and values that branches looked back at."""
@@ -31,7 +56,7 @@ def backward(model: Any, pack: Pack, weight: float, precision: str = "float32", 
         leaves = [(_leaf(key), _leaf(value)) for key, value in layout.kept]
         behind = _joined(before, leaves)
         for branch in pack.branches:
-            total += backward(model, branch, weight, precision, before=behind)
+            total += backward(model, branch, weight, precision, noise=noise, before=behind)
         for made, held in zip(layout.kept, leaves, strict=True):
             ends += [(one, leaf.grad) for one, leaf in zip(made, held, strict=True) if leaf.grad is not None]
     ends = [(end, gradient) for end, gradient in ends if end.requires_grad]
@@ -42,7 +67,7 @@ def backward(model: Any, pack: Pack, weight: float, precision: str = "float32", 
 
 def loss_of(model: Any, pack: Pack, *, before: KeysAndValues = ()) -> torch.Tensor:
     """Weighted sum of the cross-entropy over the targets of a pack and its branches. Source: next-token loss."""
-    loss, layout = _forward(model, pack, before)
+    loss, layout = _forward(model, pack, before, SILENCE)
     if pack.branches:
         behind = _joined(before, layout.kept)
         for branch in pack.branches:
@@ -66,7 +91,7 @@ def products_in(precision: str, device: str) -> Any:
     return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "mixed")
 
 
-def _forward(model: Any, pack: Pack, before: KeysAndValues) -> tuple[torch.Tensor, TreeLayout]:
+def _forward(model: Any, pack: Pack, before: KeysAndValues, noise: Noise) -> tuple[torch.Tensor, TreeLayout]:
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -75,15 +100,26 @@ def _forward(model: Any, pack: Pack, before: KeysAndValues) -> tuple[torch.Tenso
     ids, positions, sources, labels = (
         torch.from_numpy(one).to(device) for one in (pack.ids, pack.positions, pack.sources, pack.labels)
     )
+    given = {"input_ids": ids[None]}
+    if noise.neftune or id(pack) in noise.shifts:
+        given = {"inputs_embeds": _disturbed(model.get_input_embeddings()(ids), pack, noise)[None]}
     if model.config._attn_implementation == IMPLEMENTATION:
-        out = model(
-            input_ids=ids[None], position_ids=positions[None], logits_to_keep=sources, use_cache=False, layout=layout
-        )
+        out = model(**given, position_ids=positions[None], logits_to_keep=sources, use_cache=False, layout=layout)
         logits = out.logits[0]
     else:  # A model that reads rows only.
-        logits = model(input_ids=ids[None], use_cache=False).logits[0].index_select(0, sources)
-    losses = cross_entropy(logits.float(), labels, reduction="none")
+        logits = model(**given, use_cache=False).logits[0].index_select(0, sources)
+    losses = cross_entropy(logits.float(), labels, reduction="none", label_smoothing=noise.smoothing)
     return (losses * torch.from_numpy(pack.weights).to(device)).sum(), layout
+
+
+def _disturbed(embeddings: torch.Tensor, pack: Pack, noise: Noise) -> torch.Tensor:
+    """The embeddings [T, d] with noise, and with what the pack's tokens are shifted by."""
+    if noise.neftune:
+        longest = int(pack.positions.max()) + 1
+        strength = noise.neftune / math.sqrt(longest * embeddings.shape[-1])
+        embeddings = embeddings + strength * (2 * embeddings.new_empty(embeddings.shape).uniform_() - 1)
+    shift = noise.shifts.get(id(pack))
+    return embeddings if shift is None else embeddings + shift
 
 
 def _leaf(tensor: torch.Tensor) -> torch.Tensor:

@@ -49,6 +49,8 @@ def with_adapter(model: Any, settings: MethodSettings) -> tuple[Any, list[Group]
     from peft import LoraConfig, get_peft_model
 
     names = settings.targets
+    if settings.top_layers and names == ("all-linear",):
+        names = _linear_layers(model)  # PEFT takes the short name for all layers only.
     layers = int(model.config.get_text_config().num_hidden_layers)
     if settings.top_layers > layers:
         raise TuningError(f"tuning.top_layers is {settings.top_layers} and the model has {layers} layers; lower it")
@@ -73,6 +75,15 @@ def with_adapter(model: Any, settings: MethodSettings) -> tuple[Any, list[Group]
             'set tuning.targets to names of its linear layers, or to ["all-linear"]'
         ) from fault
     return peft_model, _groups(peft_model, settings)
+
+
+def _linear_layers(model: Any) -> tuple[str, ...]:
+    """Last names of all linear layers but the output."""
+    import torch
+
+    output = model.get_output_embeddings()
+    linear = [name for name, one in model.named_modules() if isinstance(one, torch.nn.Linear) and one is not output]
+    return tuple(sorted({name.rsplit(".", 1)[-1] for name in linear}))
 
 
 def _groups(model: Any, settings: MethodSettings) -> list[Group]:

@@ -36,6 +36,7 @@ from tuner.gate import Decision, GatePolicy, decide
 from tuner.loss import loss_of
 from tuner.packing import Example, build_pack
 from tuner.prepare import prepare
+from tuner.replay import replayed
 from tuner.report import loss_plot, write_gate_report
 from tuner.suites import Suite, SuiteTask, load_suite
 from tuner.train import Progress, Say, Trained, TrainSettings, train
@@ -108,13 +109,17 @@ def _begin(runtime: Runtime, frame: Frame, base: weights.ModelFolder) -> tuple[B
     created_at = timestamp()
     curated = curate(runtime.store)
     parent = runtime.serving() if settings.start == "active" else None
+    learnt = _trained_on(runtime, parent, curated)
+    rows = curated.rows
+    if parent is not None and settings.replay < 1:
+        rows = replayed(rows, learnt, settings.replay, runtime.encoder)
     dataset = write_dataset(
-        replace(curated, rows=tuple(_as_served_now(runtime, row) for row in curated.rows)),
+        replace(curated, rows=tuple(_as_served_now(runtime, row) for row in rows)),
         project.home.datasets,
         validation_share=settings.validation_share,
         created_at=created_at,
         provenance={"prompt_version": frame.version, "base": project.settings.model.base},
-        trained_on=_trained_on(runtime, parent, curated),
+        trained_on=learnt,
     )
     begun = Begun(
         id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:6]}",

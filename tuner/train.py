@@ -20,8 +20,9 @@ from agent.errors import DatasetError, LivenessError, ModelError, NotBetterError
 from agent.llm.attention import use_ragged_attention
 from agent.llm.precision import faster_precision, use_bfloat16_products
 from tuner import methods
+from tuner.adversarial import adversarial_backward
 from tuner.checkpoints import Checkpoint, Checkpoints
-from tuner.loss import backward, mean_loss
+from tuner.loss import Noise, backward, mean_loss
 from tuner.memory import is_out_of_memory, tokens_that_fit
 from tuner.packing import Batch, Example, Pack, Weighting, make_batches, tokens_in
 
@@ -55,6 +56,14 @@ class TrainSettings:
     """0: as many as fit into the memory that is free."""
     weighting: Weighting = "token"
     """What counts the same: every target token, every example, or every trajectory."""
+    label_smoothing: float = 0.0
+    neftune: float = 0.0
+    adversarial: Literal["none", "fgm", "pgd", "freelb"] = "none"
+    """See `tuner.adversarial`."""
+    adversarial_size: float = 0.05
+    """The most an embedding is changed, as a share of its length."""
+    anchor: float = 0.0
+    """Half the squared distance from the adapter that is gone on from, times this, is added to the loss."""
     patience: int = 2
     """Epochs without a better held-out loss before training stops; 0 never stops early."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -230,6 +239,8 @@ class _Training:
             mixed.fuse_lora(self._model)
         if start_from is not None:
             methods.start_from(self._model, start_from)
+        pulls = start_from is not None and settings.anchor > 0
+        self._anchors = [one.detach().clone() for one in self._parameters] if pulls else []
         self._optimizer = torch.optim.AdamW(
             [{"params": group.parameters, "scale": group.rate} for group in self._groups],
             lr=settings.learning_rate,
@@ -378,12 +389,31 @@ class _Training:
             packs = self._packs(batch)
             self._optimizer.zero_grad(set_to_none=True)
             try:
-                loss = sum(backward(self._model, pack, batch.weight, self._precision) for pack in packs)
+                loss = self._backward(packs, batch.weight)
+                self._pull()
                 return loss / batch.weight, tokens_in(packs)
             except (RuntimeError, MemoryError) as fault:
                 if not is_out_of_memory(fault):
                     raise
                 self._halve(fault)
+
+    def _backward(self, packs: Sequence[Pack], weight: float) -> float:
+        chosen = self.settings
+        noise = Noise(chosen.label_smoothing, chosen.neftune)
+        if chosen.adversarial == "none":
+            return sum(backward(self._model, pack, weight, self._precision, noise=noise) for pack in packs)
+        kind, size, parameters = chosen.adversarial, chosen.adversarial_size, self._parameters
+        return adversarial_backward(kind, size, self._model, packs, weight, self._precision, noise, parameters)
+
+    def _pull(self) -> None:
+        """Add the gradient that holds the adapter to where it started."""
+        import torch
+
+        if self._anchors:
+            with torch.no_grad():
+                for parameter, anchor in zip(self._parameters, self._anchors, strict=True):
+                    if parameter.grad is not None:
+                        parameter.grad.add_(parameter - anchor, alpha=self.settings.anchor)
 
     def _halve(self, fault: BaseException) -> None:
         longest = max(len(row.ids) for epoch in self._plan for batch in epoch for row in batch.rows)

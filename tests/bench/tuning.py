@@ -1,9 +1,10 @@
 """`make bench-tuning`: trees against TRL's SFTTrainer, same ids, targets, LoRA, optimizer, rate and threads.
 
 Each measurement is a process of its own, ours and theirs in turn, both on the same rows. TRL gets whichever of its
-settings is fastest here: packing or not, bfloat16 or float32, tried on the first rows of a set. Loss is measured the
-same way on both sides: row by row in float32, on rows that neither was trained on. Then how our time grows with the
-number of examples and with the steps of a trajectory.
+settings is fastest here: packing or not, tried on the first rows of a set, in the precision that is faster. Loss is
+measured the same way on both sides: row by row in float32, on rows that neither was trained on. Then how our time
+grows with the number of examples and with the steps of a trajectory, whether trainings survive kills, and what is
+forgotten.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ from typing import Any
 from agent.llm import weights
 from agent.llm.catalog import DEFAULT_MODEL
 from agent.llm.render import Renderer
-from tests.bench import tuning_sets
-from tests.bench.results import write_result
+from tests.bench import continual, tuning_sets
+from tests.bench.results import RESULTS, commit, write_result
 from tuner.packing import Example, make_batches, tokens_in
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,13 +49,12 @@ class Size:
 
 
 SIZES = {
-    "desk": Size(64, 32),
-    "toolalpaca": Size(64, 32),
-    "fireact": Size(48, 24),
-    "rows": Size(256, 64),
-    "corrections": Size(64, 32),
+    "desk": Size(32, 32),
+    "toolalpaca": Size(32, 32),
+    "fireact": Size(24, 24),
+    "rows": Size(128, 64),
+    "corrections": Size(32, 32),
 }
-TRL_WAYS = [(packing, precision) for packing in (True, False) for precision in ("mixed", "float32")]
 GROWTH_EXAMPLES = (100, 300, 1000, 3000)
 GROWTH_STEPS = (2, 4, 8, 16, 32)
 
@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=DATA, help="folder with banking77, toolalpaca, fireact and svamp")
     parser.add_argument("--home", type=Path, default=HOME)
     parser.add_argument("--sets", nargs="*", choices=tuple(SIZES), default=tuple(SIZES))
+    parser.add_argument("--parts", nargs="*", choices=tuple(PARTS), default=tuple(PARTS))
     parser.add_argument("--repeats", type=int, default=1, help="runs of theirs, each between two of ours")
     parser.add_argument("--side", choices=("ours", "theirs", "growth"), help="measure one side and print it")
     parser.add_argument("--rows", type=int, default=0)
@@ -79,8 +80,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(args: argparse.Namespace) -> int:
-    """Every set, both sides in turn; writes docs/results/tuning.json."""
-    prepare_sets(args)
+    """Measure the parts asked for; writes docs/results/tuning.json after each, where the others stay as they are."""
+    path = RESULTS / "tuning.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"metrics": {}, "rows": []}
+    metrics, rows = before["metrics"], before["rows"]
+    for part in args.parts:
+        found, made = PARTS[part](args)
+        metrics |= found
+        rows = [row for row in rows if row["part"] != part] + [
+            {"part": part, "commit": commit(), **row} for row in made
+        ]
+        print(write_result("tuning", "make bench-tuning", metrics, rows), flush=True)
+    return 0
+
+
+def against_trl(args: argparse.Namespace) -> Part:
+    """Every set, both sides in turn."""
+    prepare_sets(args, args.sets)
     rows: list[dict[str, Any]] = []
     metrics: dict[str, float | None] = {}
     memory = []
@@ -99,21 +115,53 @@ def compare(args: argparse.Namespace) -> int:
         memory.append(ours["peak_bytes"] / theirs["peak_bytes"])
         print(f"{name}: {metrics[f'{name}_ratio_vs_trl']:.1f} times TRL", file=sys.stderr)
     metrics["peak_memory_ratio_vs_trl"] = statistics.geometric_mean(memory)
-    grown = [_measured(args, "corrections", "growth", count) for count in GROWTH_EXAMPLES]
-    grown += [_measured(args, "desk", "growth", 32, steps=steps) for steps in GROWTH_STEPS]
-    metrics["growth_exponent"] = _slope(grown[: len(GROWTH_EXAMPLES)])
-    metrics["growth_exponent_steps"] = _slope(grown[len(GROWTH_EXAMPLES) :])
-    rows += grown
-    metrics["kills_survived"] = _kills_survived(args.home / "kills")
-    print(write_result("tuning", "make bench-tuning", metrics, rows))
-    return 0
+    return metrics, rows
 
 
-def prepare_sets(args: argparse.Namespace) -> None:
+def growth(args: argparse.Namespace) -> Part:
+    """How our time grows with examples, and with the steps of a run."""
+    prepare_sets(args, ["corrections", "desk"])
+    examples = [_measured(args, "corrections", "growth", count) for count in GROWTH_EXAMPLES]
+    steps = [_measured(args, "desk", "growth", 32, steps=steps) for steps in GROWTH_STEPS]
+    return {"growth_exponent": _slope(examples), "growth_exponent_steps": _slope(steps)}, examples + steps
+
+
+def kills(args: argparse.Namespace) -> Part:
+    """Kills of small trainings at random instants, if each then ended with the tensors of one left alone."""
+    folder = args.home / "kills"
+    shutil.rmtree(folder, ignore_errors=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.tuner.kills", str(folder), "--kills", "50"],
+        check=True,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    counts = json.loads(done.stdout)
+    print(f"kills: {counts}", file=sys.stderr)
+    return {"kills_survived": counts["kills"] if counts["equal"] == counts["finished"] else 0}, [counts]
+
+
+def retention(args: argparse.Namespace) -> Part:
+    """What an adapter that goes on forgets."""
+    return continual.measure(args.data, args.home)
+
+
+Part = tuple[dict[str, float | None], list[dict[str, Any]]]
+PARTS: dict[str, Callable[[argparse.Namespace], Part]] = {
+    "trl": against_trl,
+    "growth": growth,
+    "kills": kills,
+    "retention": retention,
+}
+
+
+def prepare_sets(args: argparse.Namespace, names: Sequence[str]) -> None:
     """Write each set's examples once, for every process to read."""
     base = weights.resolve_model(DEFAULT_MODEL, args.home / "models", progress=lambda text: None)
     renderer = Renderer(weights.load_tokenizer(base))
-    for name in args.sets:
+    for name in names:
         made = tuning_sets.SETS[name](renderer, args.data, args.home / "desk-home")
         chosen = tuning_sets.fitting(made)
         tuning_sets.write(args.home / f"{name}.jsonl", chosen)
@@ -292,11 +340,23 @@ def _peak() -> int:
 
 
 def _fastest_way(args: argparse.Namespace, name: str) -> tuple[bool, str]:
-    """TRL's packing and precision, by target tokens a second on a few rows."""
+    """TRL's packing and precision, by target tokens a second on a few rows; a way that memory does not hold is out.
+
+    Without packing rows are padded to the longest, and in float32 8 of them were seen to need over 20 GiB; so where
+    products in bfloat16 are faster on this machine, that precision alone is tried.
+    """
+    from agent.llm.precision import faster_precision
+
     found = []
-    for packing, precision in TRL_WAYS:
-        made = _measured(args, name, "theirs", SIZES[name].step // 4, packing=packing, precision=precision)
-        found.append((made["targets_per_second"], (packing, precision)))
+    for packing in (True, False):
+        try:
+            made = _measured(
+                args, name, "theirs", SIZES[name].step // 4, packing=packing, precision=faster_precision("cpu")
+            )
+        except subprocess.CalledProcessError as fault:
+            print(f"  {name}, theirs, packing {packing}: {fault}", file=sys.stderr)
+            continue
+        found.append((made["targets_per_second"], (packing, made["precision"])))
     return max(found)[1]
 
 
@@ -318,22 +378,6 @@ def _measured(
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     print(f"  {name}, {side}, packing {packing}, {precision}: {result}", file=sys.stderr, flush=True)
     return result
-
-
-def _kills_survived(folder: Path) -> int:
-    """Kills of small trainings at random instants, if each then ended with the tensors of one left alone."""
-    shutil.rmtree(folder, ignore_errors=True)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.tuner.kills", str(folder), "--kills", "50"],
-        check=True,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    counts = json.loads(done.stdout)
-    print(f"kills: {counts}", file=sys.stderr)
-    return int(counts["kills"]) if counts["equal"] == counts["finished"] else 0
 
 
 def _middle(found: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -88,21 +88,24 @@ def corrections(renderer: Renderer, data: Path, scratch: Path) -> list[Example]:
     with (data / "banking77" / "train.csv").open(encoding="utf-8", newline="") as file:
         messages = [(row["text"], row["category"].replace("_", " ")) for row in csv.DictReader(file)]
     desks = sorted({label for _, label in messages})
+    chosen = random.Random(0).sample(messages, 3200)
+    return labelled(renderer, "route", "Route the customer's message to the one desk that handles it.", desks, chosen)
+
+
+def labelled(
+    renderer: Renderer, tool: str, instruction: str, labels: Sequence[str], messages: Sequence[tuple[str, str]]
+) -> list[Example]:
+    """One call for each message, to a tool that takes one of the labels."""
     parameters: Mapping[str, Any] = {
         "type": "object",
-        "properties": {"desk": {"enum": desks, "type": "string"}},
-        "required": ["desk"],
+        "properties": {"label": {"enum": list(labels), "type": "string"}},
+        "required": ["label"],
     }
-    frame = Frame(
-        "Route the customer's message to the one desk that handles it.",
-        (ToolSpec("route", "Send the message to a desk.", parameters, "answered"),),
-        plan=False,
-        thought=False,
-    )
+    frame = Frame(instruction, (ToolSpec(tool, instruction, parameters, "answered"),), plan=False, thought=False)
     training = []
-    for number, (text, label) in enumerate(random.Random(0).sample(messages, 3200)):
-        step = Step(ToolCall("route", {"desk": label}))
-        run = Trajectory(f"r{number}", Task(f"t{number}", text), Provenance(), "", (step,))
+    for number, (text, label) in enumerate(messages):
+        step = Step(ToolCall(tool, {"label": label}))
+        run = Trajectory(f"{tool}{number}", Task(f"{tool}{number}", text), Provenance(), "", (step,))
         training.append(TrainingRow(run.id, run.task.id, "corrected", run, {0: step}, ("bench",)))
     return prepare(training, frame, renderer, max_tokens=MAX_TOKENS)
 

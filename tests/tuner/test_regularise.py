@@ -1,0 +1,129 @@
+"""Noise in training: smoothing, NEFTune, the worst small change of the embeddings, and a pull towards the start."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn.functional import cross_entropy
+
+from agent.llm.attention import use_ragged_attention
+from tests.tuner.test_packing import packs_of
+from tests.tuner.test_train import QUICK, adapter_hash, trained
+from tests.tuner.tiny import copying_examples, random_tree, tiny_model
+from tuner.adversarial import _climb, adversarial_backward
+from tuner.loss import SILENCE, Noise, backward, mean_loss
+from tuner.methods import with_adapter
+from tuner.packing import Example, Pack
+from tuner.train import TrainSettings
+
+
+@pytest.fixture
+def model() -> Any:
+    base = tiny_model()
+    use_ragged_attention(base)
+    made, _ = with_adapter(base, TrainSettings(r=4, alpha=8))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0.0, 0.1)
+    return made
+
+
+def gradient(model: Any) -> torch.Tensor:
+    return torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None])
+
+
+def weight_of(packs: list[Pack]) -> float:
+    return float(sum(one.weights.sum() for pack in packs for one in pack.all()))
+
+
+def test_smoothing_is_that_of_the_usual_loss(model: Any) -> None:
+    example = Example((5, 9, 3, 7), (False, False, True, True))
+    (pack,) = packs_of([example], 10)
+    found = backward(model, pack, 1.0, noise=Noise(smoothing=0.2))
+    model.base_model.model.set_attn_implementation("sdpa")
+    logits = model(input_ids=torch.tensor([example.ids])).logits[0, 1:3]
+    expected = cross_entropy(logits, torch.tensor([3, 7]), label_smoothing=0.2, reduction="sum")
+    assert found == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_neftune_disturbs_training_and_no_evaluation(model: Any, tmp_path: Path) -> None:
+    packs = packs_of(random_tree(random.Random(0), rows=4, length=12), 100)
+    torch.manual_seed(0)
+    quiet = sum(backward(model, pack, 1.0) for pack in packs)
+    noisy = [sum(backward(model, pack, 1.0, noise=Noise(neftune=5.0)) for pack in packs) for _ in range(2)]
+    assert len({quiet, *noisy}) == 3
+    assert mean_loss(model, packs) == pytest.approx(quiet / weight_of(packs), rel=1e-5)
+    hashes = []
+    for name, alpha in (("a", 0.0), ("b", 5.0), ("c", 5.0)):
+        trained(tmp_path / name, replace(QUICK, neftune=alpha))
+        hashes.append(adapter_hash(tmp_path / name))
+    assert hashes[1] == hashes[2] != hashes[0]
+
+
+def test_the_change_makes_the_loss_worse_and_is_no_longer_than_allowed(model: Any) -> None:
+    packs = packs_of(random_tree(random.Random(2), rows=6, length=20), 30)
+    weight = weight_of(packs)
+    shifts = {id(one): torch.zeros(len(one), 64, requires_grad=True) for pack in packs for one in pack.all()}
+    clean = sum(backward(model, pack, weight, noise=Noise(shifts=shifts)) for pack in packs)
+    embed = model.get_input_embeddings()
+    moved = {}
+    for pack in packs:
+        for one in pack.all():
+            most = 0.05 * embed(torch.from_numpy(one.ids)).norm(dim=-1, keepdim=True)
+            moved[id(one)] = _climb(shifts[id(one)], most, 3.0)
+            assert bool((moved[id(one)].norm(dim=-1, keepdim=True) <= most * 1.001).all())
+    worse = sum(backward(model, pack, weight, noise=Noise(shifts=moved)) for pack in packs)
+    assert worse > clean
+
+
+@pytest.mark.parametrize("kind", ["fgm", "pgd"])
+def test_how_examples_are_packed_does_not_change_an_adversarial_gradient(model: Any, kind: str) -> None:
+    examples = random_tree(random.Random(4), rows=8, length=20)
+    found = []
+    for room in (40, 1000):
+        packs = packs_of(examples, room)
+        model.zero_grad()
+        parameters = [one for one in model.parameters() if one.requires_grad]
+        adversarial_backward(kind, 0.05, model, packs, weight_of(packs), "float32", SILENCE, parameters)
+        found.append(gradient(model))
+    clean = packs_of(examples, 1000)
+    model.zero_grad()
+    for pack in clean:
+        backward(model, pack, weight_of(clean))
+    # What several packs begin with is a token of each, and each changes its own: so nearly, not to the digit.
+    assert float((found[0] - found[1]).norm() / found[1].norm()) < 0.1
+    assert float((found[1] - gradient(model)).norm() / found[1].norm()) > 0.001
+
+
+@pytest.mark.parametrize("kind", ["fgm", "pgd", "freelb"])
+def test_training_against_changes_learns(tmp_path: Path, kind: Any) -> None:
+    examples = copying_examples()
+    made = trained(tmp_path / "a", replace(QUICK, epochs=8, adversarial=kind), held_out=examples)
+    assert made.held_out_loss is not None
+    assert made.first_held_out_loss is not None
+    assert made.held_out_loss < 0.6 * made.first_held_out_loss
+    trained(tmp_path / "b", replace(QUICK, epochs=8))
+    assert adapter_hash(tmp_path / "a") != adapter_hash(tmp_path / "b")
+
+
+def test_an_anchor_holds_the_adapter_to_where_it_started(tmp_path: Path) -> None:
+    trained(tmp_path / "start", QUICK)
+    moved = []
+    for name, anchor in (("free", 0.0), ("held", 10.0)):
+        trained(
+            tmp_path / name,
+            replace(QUICK, anchor=anchor),
+            examples=copying_examples(seed=3),
+            start_from=tmp_path / "start",
+        )
+        before, after = (load_file(tmp_path / one / "adapter_model.safetensors") for one in ("start", name))
+        moved.append(sum(float((after[key] - before[key]).norm() ** 2) for key in before) ** 0.5)
+    assert 0 < moved[1] < 0.5 * moved[0]
