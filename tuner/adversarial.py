@@ -81,13 +81,14 @@ def _climb(shift: torch.Tensor, most: torch.Tensor, stride: float) -> torch.Tens
         return shift.detach()
     moved = shift.detach() + stride * most * gradient / gradient.norm(dim=-1, keepdim=True).clamp_min(1e-30)
     kept: torch.Tensor = (most / moved.norm(dim=-1, keepdim=True).clamp_min(1e-30)).clamp_max(1.0)
-    return moved * kept
+    changed: torch.Tensor = moved * kept
+    return changed
 
 
 def _random(like: torch.Tensor, most: torch.Tensor) -> torch.Tensor:
     """A random direction for each token, of a random part of the length `most`."""
     import torch
 
-    direction: torch.Tensor = torch.randn_like(like)
-    share: torch.Tensor = torch.rand_like(most)
-    return most * share * direction / direction.norm(dim=-1, keepdim=True)
+    direction = torch.randn_like(like)
+    made: torch.Tensor = most * torch.rand_like(most) * direction / direction.norm(dim=-1, keepdim=True)
+    return made
