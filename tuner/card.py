@@ -33,7 +33,8 @@ A LoRA adapter of {base}, trained by Ratchet from people's feedback on the agent
 - {trained.target_tokens} target tokens in {trained.steps} optimizer steps, {trained.seconds / 60:.1f} minutes;
   {trained.packed_tokens} tokens as trees, which as rows would have been {trained.row_tokens}.
 - Loss on held-out rows: {held}. Best epoch {trained.best_epoch + 1} of {trained.epochs}.
-- Trained parameters: {trained.parameters}.
+- Trained parameters: {trained.parameters}. Peak memory: {trained.peak_bytes / 2**30:.1f} GiB.
+- Still wrong somewhere: {len(trained.missed)} of {trained.looked_at} examples that were looked at.
 
 Whether it is better than what was served before is the gate's to say: see `report/`. It was trained for this
 project's tools and instructions, and nothing is known of it outside them.

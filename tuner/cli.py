@@ -57,12 +57,15 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
 def tune(args: argparse.Namespace, project: Project) -> int:
     """Train a candidate from the feedback in the store."""
     from agent.runtime import Runtime
-    from tuner import pipeline
+    from tuner import parallel, pipeline
 
     if args.method:
         tuning = replace(project.settings.tuning, method=args.method)
         project = replace(project, settings=replace(project.settings, tuning=tuning))
-    with Runtime(project, progress=_note) as runtime, _Bar() as bar:
+    with parallel.together(), Runtime(project, progress=_note) as runtime, _Bar() as bar:
+        if parallel.rank() > 0:
+            pipeline.follow(runtime)
+            return 0
         made = pipeline.tune(runtime, resume=args.resume, on_progress=bar.training, say=_note)
         gated = pipeline.promote(runtime, made.adapter.id, progress=bar.tasks) if args.promote else None
     data = {
@@ -76,7 +79,10 @@ def tune(args: argparse.Namespace, project: Project) -> int:
         "minutes": round(made.trained.seconds / 60, 2),
         "promoted": gated is not None and gated.decision.ship,
     }
-    text = f"adapter {made.adapter.id} in {made.adapter.folder}\nnext: ratchet promote {made.adapter.id}"
+    report = made.folder / "report.html"
+    text = (
+        f"adapter {made.adapter.id} in {made.adapter.folder}\nreport: {report}\nnext: ratchet promote {made.adapter.id}"
+    )
     _print(data if args.json else (_told(gated) if gated else text))
     return NOT_SHIPPED if gated is not None and not gated.decision.ship else 0
 

@@ -84,6 +84,29 @@ def mean_loss(model: Any, packs: Sequence[Pack], precision: str = "float32") -> 
     return total / float(sum(one.weights.sum() for pack in packs for one in pack.all()))
 
 
+def misses(model: Any, packs: Sequence[Pack], precision: str = "float32") -> dict[str, list[tuple[int, int]]]:
+    """By run, the targets that are not the likeliest token, in the order of the pack: what was wanted, what comes."""
+    import torch
+
+    found: dict[str, list[tuple[int, int]]] = {}
+
+    def look(pack: Pack, before: KeysAndValues) -> None:
+        logits, labels, layout = _logits(model, pack, before, SILENCE)
+        likeliest = logits.argmax(-1)
+        for place in (likeliest != labels).nonzero()[:, 0].tolist():
+            for run in pack.runs[place]:
+                found.setdefault(run, []).append((int(labels[place]), int(likeliest[place])))
+        if pack.branches:
+            behind = _joined(before, layout.kept)
+            for branch in pack.branches:
+                look(branch, behind)
+
+    with torch.inference_mode(), products_in(precision, model.device.type):
+        for pack in packs:
+            look(pack, ())
+    return found
+
+
 def products_in(precision: str, device: str) -> Any:
     """A context in which matrix products are made in this precision (see `agent.llm.precision`)."""
     import torch
@@ -92,8 +115,20 @@ def products_in(precision: str, device: str) -> Any:
 
 
 def _forward(model: Any, pack: Pack, before: KeysAndValues, noise: Noise) -> tuple[torch.Tensor, TreeLayout]:
+    """The weighted sum of the losses, and the layout with what a trunk kept."""
     import torch
     from torch.nn.functional import cross_entropy
+
+    logits, labels, layout = _logits(model, pack, before, noise)
+    losses = cross_entropy(logits.float(), labels, reduction="none", label_smoothing=noise.smoothing)
+    return (losses * torch.from_numpy(pack.weights).to(losses.device)).sum(), layout
+
+
+def _logits(
+    model: Any, pack: Pack, before: KeysAndValues, noise: Noise
+) -> tuple[torch.Tensor, torch.Tensor, TreeLayout]:
+    """Logits [N, vocabulary] and labels [N] of the pack's own targets."""
+    import torch
 
     device = model.device
     layout = TreeLayout(pack, device, before, mixed=torch.is_autocast_enabled(device.type))
@@ -105,11 +140,9 @@ def _forward(model: Any, pack: Pack, before: KeysAndValues, noise: Noise) -> tup
         given = {"inputs_embeds": _disturbed(model.get_input_embeddings()(ids), pack, noise)[None]}
     if model.config._attn_implementation == IMPLEMENTATION:
         out = model(**given, position_ids=positions[None], logits_to_keep=sources, use_cache=False, layout=layout)
-        logits = out.logits[0]
-    else:  # A model that reads rows only.
-        logits = model(**given, use_cache=False).logits[0].index_select(0, sources)
-    losses = cross_entropy(logits.float(), labels, reduction="none", label_smoothing=noise.smoothing)
-    return (losses * torch.from_numpy(pack.weights).to(device)).sum(), layout
+        return out.logits[0], labels, layout
+    # A model that reads rows only.
+    return model(**given, use_cache=False).logits[0].index_select(0, sources), labels, layout
 
 
 def _disturbed(embeddings: torch.Tensor, pack: Pack, noise: Noise) -> torch.Tensor:

@@ -58,6 +58,8 @@ class Pack:
     """int64 [N] the target ids."""
     weights: np.ndarray
     """float32 [N] how much each counts; what several examples say at the same place counts for each."""
+    runs: tuple[tuple[str, ...], ...] = ()
+    """[N] the runs that say each target."""
     start: int = 0
     """Tokens of the trunks before it, all of which every token here sees."""
     branches: tuple[Pack, ...] = ()
@@ -86,11 +88,14 @@ class Row:
     weight: float
     """Of each target."""
     group: str
+    trajectory: str
 
     @classmethod
     def of(cls, example: Example, weight: float) -> Row:
         depths = tuple(place for place, said in enumerate(example.targets) if said and place)
-        return cls(example.ids[: depths[-1]], example.ids[: depths[-1] + 1], depths, weight, example.group)
+        return cls(
+            example.ids[: depths[-1]], example.ids[: depths[-1] + 1], depths, weight, example.group, example.trajectory
+        )
 
 
 @dataclass(frozen=True)
@@ -233,6 +238,7 @@ def _lay_out(rows: Sequence[Row], start: int) -> Pack:
     parents: list[int] = []
     targets: dict[tuple[int, int], float] = {}
     """Weight by source and label."""
+    runs: dict[tuple[int, int], tuple[str, ...]] = {}
     path: list[int] = []
     """Indices in the pack of the previous row's tokens."""
     previous: tuple[int, ...] = rows[0].path[:start]
@@ -248,6 +254,7 @@ def _lay_out(rows: Sequence[Row], start: int) -> Pack:
             if start < depth <= len(row.path):
                 place = path[depth - 1 - start], row.ids[depth]
                 targets[place] = targets.get(place, 0.0) + row.weight
+                runs[place] = (*runs.get(place, ()), row.trajectory)
         previous = row.path
     places = sorted(targets)
     return Pack(
@@ -257,6 +264,7 @@ def _lay_out(rows: Sequence[Row], start: int) -> Pack:
         np.array([source for source, _ in places], dtype=np.int64),
         np.array([label for _, label in places], dtype=np.int64),
         np.array([targets[place] for place in places], dtype=np.float32),
+        tuple(runs[place] for place in places),
         start,
     )
 

@@ -28,6 +28,7 @@ from agent.sealing import add_documents, seal, tensors_hash, verify
 from agent.settings import Project
 from agent.teams import give_back_memory, in_own_team
 from agent.trajectory import Trajectory
+from tuner import parallel
 from tuner.card import model_card
 from tuner.curate import Curated, TrainingRow, curate
 from tuner.datasets import Dataset, read_dataset, write_dataset
@@ -40,6 +41,7 @@ from tuner.replay import replayed
 from tuner.report import loss_plot, write_gate_report
 from tuner.suites import Suite, SuiteTask, load_suite
 from tuner.train import Progress, Say, Trained, TrainSettings, train
+from tuner.tuning_report import write_tuning_report
 from tuner.tunings import Begun, begin, checkpoints, finish, one_at_a_time, unfinished
 
 
@@ -51,7 +53,7 @@ class Tuning:
     dataset: Dataset
     trained: Trained
     folder: Path
-    """`tunings/<id>`: tuning.json, metrics.jsonl and loss.png; checkpoints until it is finished."""
+    """`tunings/<id>`: tuning.json, metrics.jsonl, loss.png, result.json, report.html; until it ends checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def tune(
             begun, dataset = _begin(runtime, frame, base)
         else:
             begun, dataset = _go_on(runtime, frame, base, resume)
+        parallel.tell(begun.id)
         counts = dataset.manifest
         told = f"{counts['corrections']} corrections, {counts['accepted_runs']} accepted runs"
         say(f"dataset {dataset.hash[:12]}: {told}")
@@ -99,8 +102,23 @@ def tune(
         in_own_team(lambda: _check_lives(_load(project, base, dtype), folder / "adapter", example))
         give_back_memory()
         adapter = _keep(runtime, folder, base, dataset, trained, begun)
+        chosen = asdict(project.settings.tuning)
+        decode = Renderer(weights.load_tokenizer(base)).decode
+        write_tuning_report(folder, adapter.id, trained, chosen, counts, decode)
         finish(folder)
         return Tuning(adapter, dataset, trained, folder)
+
+
+def follow(runtime: Runtime) -> None:
+    """Take part in the tuning that the first of several processes runs. See `tuner.parallel`."""
+    project = runtime.project
+    begun = unfinished(runtime.home.tunings, parallel.tell(None))
+    base = weights.resolve_model(project.named(project.settings.model.base), project.home.models)
+    _train(runtime, runtime.frame(), base, begun, read_dataset(runtime.home.datasets / begun.dataset), None, _silent)
+
+
+def _silent(text: str) -> None:
+    pass
 
 
 def _begin(runtime: Runtime, frame: Frame, base: weights.ModelFolder) -> tuple[Begun, Dataset]:
@@ -165,7 +183,8 @@ def _train(
     held_out = prepare(dataset.held_out, frame, renderer, max_tokens=limit)
     folder = runtime.home.tunings / begun.id
     # What lies here was left by a crash behind the training, which is done again from its last checkpoint.
-    shutil.rmtree(folder / "adapter", ignore_errors=True)
+    if parallel.rank() == 0:
+        shutil.rmtree(folder / "adapter", ignore_errors=True)
     stopped = threading.Event()
 
     def tell(progress: Progress) -> None:

@@ -10,13 +10,14 @@ import html
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from agent.errors import RecordError
 from tuner.evaluate import Evaluation, Interval, Row
 from tuner.gate import Change, Decision
+from tuner.pages import Table, html_table, page, short, write
 
 REPORT_VERSION = 1
 
@@ -67,9 +68,9 @@ def write_gate_report(
             for old, new in flips
         ],
     }
-    _write(report / "gate.json", json.dumps(data, ensure_ascii=False, indent=1) + "\n")
-    _write(report / "gate.md", _markdown(decision, runs, flips))
-    _write(report / "gate.html", _page(decision, runs, flips))
+    write(report / "gate.json", json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+    write(report / "gate.md", _markdown(decision, runs, flips))
+    write(report / "gate.html", _page(decision, runs, flips))
     return report
 
 
@@ -141,7 +142,7 @@ def loss_plot(metrics_jsonl: Path, target_png: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    curves = _curves(metrics_jsonl)
+    curves = loss_curves(metrics_jsonl)
     figure = Figure(figsize=(7, 4), dpi=144, facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -163,7 +164,8 @@ _FIGURE = re.compile(r"[+-]?[0-9]|$")
 _LOSSES = {"loss": "training", "held_out_loss": "held out"}
 
 
-def _curves(path: Path) -> dict[str, list[tuple[float, float]]]:
+def loss_curves(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """Points of `loss` and `held_out_loss` over the step. Raises RecordError where there are none."""
     curves: dict[str, list[tuple[float, float]]] = {key: [] for key in _LOSSES}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
         try:
@@ -177,13 +179,6 @@ def _curves(path: Path) -> dict[str, list[tuple[float, float]]]:
     if not any(curves.values()):
         raise RecordError(f"{path}: no line has `loss` or `held_out_loss`; expected the metrics of a tuning")
     return curves
-
-
-@dataclass(frozen=True)
-class _Table:
-    title: str
-    headers: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 def _named(base: Evaluation, active: Evaluation | None, candidate: Evaluation) -> dict[str, Evaluation]:
@@ -203,7 +198,7 @@ def _why(old: Row, new: Row) -> tuple[str, ...]:
     return (old if new.scores.success else new).scores.reasons
 
 
-def _tables(decision: Decision, runs: Mapping[str, Evaluation], flips: Sequence[tuple[Row, Row]]) -> tuple[_Table, ...]:
+def _tables(decision: Decision, runs: Mapping[str, Evaluation], flips: Sequence[tuple[Row, Row]]) -> tuple[Table, ...]:
     summaries = {name: run.summary() for name, run in runs.items()}
     figures = []
     for labels, unit in ((METRICS, "share"), (COSTS, "number")):
@@ -215,13 +210,13 @@ def _tables(decision: Decision, runs: Mapping[str, Evaluation], flips: Sequence[
                 figures.append((label, *(_shown(interval, unit) for interval in found)))
     changes = [decision.overall, *decision.groups, *([decision.refusals] if decision.refusals else [])]
     return (
-        _Table("Figures, with 95 % intervals", ("", *runs), tuple(figures)),
-        _Table(
+        Table("Figures, with 95 % intervals", ("", *runs), tuple(figures)),
+        Table(
             "Change against what is served now, by group",
             ("group", "tasks", "before", "after", "gain in points", "won", "lost", "note"),
             tuple(_change_row(change, decision) for change in changes),
         ),
-        _Table(
+        Table(
             f"Tasks that flipped ({len(flips)})",
             ("task", "group", "now", "asked", "what was wrong"),
             tuple(
@@ -229,8 +224,8 @@ def _tables(decision: Decision, runs: Mapping[str, Evaluation], flips: Sequence[
                     new.task,
                     new.group,
                     "won" if new.scores.success else "lost",
-                    _short(new.text),
-                    _short("; ".join(_why(old, new)), 400),
+                    short(new.text),
+                    short("; ".join(_why(old, new)), 400),
                 )
                 for old, new in flips
             ),
@@ -274,28 +269,15 @@ def _markdown(decision: Decision, runs: Mapping[str, Evaluation], flips: Sequenc
 
 def _page(decision: Decision, runs: Mapping[str, Evaluation], flips: Sequence[tuple[Row, Row]]) -> str:
     escape = html.escape
-    tables = "".join(_html_table(table) for table in _tables(decision, runs, flips))
+    tables = "".join(html_table(table) for table in _tables(decision, runs, flips))
     reasons = "".join(f"<li>{escape(reason)}</li>" for reason in decision.reasons)
     made_by = "".join(f"<li>{escape(line)}</li>" for line in _made_by(runs))
     verdict = "ship" if decision.ship else "stay"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Gate: {_verdict(decision)}</title><style>{_STYLE}</style></head><body>\n"
+    return page(
+        f"Gate: {_verdict(decision)}",
         f'<h1>Gate: <span class="{verdict}">{_verdict(decision)}</span></h1>\n'
         f"<ul>{reasons}</ul>\n<h2>Success by group, with 95 % intervals</h2>\n{_svg(runs)}\n{tables}"
-        f"<h2>What was compared</h2><ul>{made_by}</ul>\n</body></html>\n"
-    )
-
-
-def _html_table(table: _Table) -> str:
-    if not table.rows:
-        return f"<h2>{html.escape(table.title)}</h2><p>None.</p>\n"
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in table.headers)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n" for row in table.rows)
-    return (
-        f'<h2>{html.escape(table.title)}</h2><div class="wide"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>\n"
+        f"<h2>What was compared</h2><ul>{made_by}</ul>\n",
     )
 
 
@@ -307,17 +289,6 @@ def _made_by(runs: Mapping[str, Evaluation]) -> list[str]:
     return lines
 
 
-_STYLE = """
-:root{color-scheme:light dark;--text:#1a1a1a;--back:#fff;--line:#d0d0d0;--good:#116329;--bad:#a40e26;
---base:#6b7280;--active:#0b62a4;--candidate:#c2410c}
-@media(prefers-color-scheme:dark){:root{--text:#e6e6e6;--back:#16181c;--line:#3c4048;--good:#57d27a;
---bad:#ff7b8a;--base:#a3abb8;--active:#5eb1ff;--candidate:#ff9a5c}}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--text);background:var(--back);max-width:64rem;
-margin:2rem auto;padding:0 1rem}
-.wide{overflow-x:auto}table{border-collapse:collapse}th,td{border-bottom:1px solid var(--line);
-padding:.3rem .6rem;text-align:left;vertical-align:top;font-variant-numeric:tabular-nums}
-.ship{color:var(--good)}.stay{color:var(--bad)}svg{max-width:100%;height:auto}svg text{fill:var(--text)}
-"""
 _LEFT, _WIDTH, _TRACK = 190, 760, 14
 
 
@@ -342,7 +313,7 @@ def _svg(runs: Mapping[str, Evaluation]) -> str:
     for row, group in enumerate(names):
         top = 34 + block * row
         middle = top + block / 2
-        parts.append(f'<text x="{_LEFT - 12}" y="{middle}" text-anchor="end">{html.escape(_short(group, 26))}</text>')
+        parts.append(f'<text x="{_LEFT - 12}" y="{middle}" text-anchor="end">{html.escape(short(group, 26))}</text>')
         for i, (name, summary) in enumerate(summaries.items()):
             interval = summary.metrics["success"] if row == 0 else summary.groups[group]
             parts.append(_mark(interval, name, group, top + _TRACK * i + _TRACK / 2))
@@ -371,11 +342,6 @@ def _ends(interval: Interval) -> dict[str, float]:
     return {"mean": interval.mean, "low": interval.low, "high": interval.high}
 
 
-def _short(text: str, limit: int = 160) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
-
-
 def _cell(value: object) -> str:
     return " ".join(str(value).split()).replace("|", "\\|")
 
@@ -383,9 +349,3 @@ def _cell(value: object) -> str:
 def _inline(text: str) -> str:
     """Text that Markdown shows as it is: no tags, links or emphasis from a task or a model."""
     return "".join(f"\\{mark}" if mark in "\\`*_[]~#" else mark for mark in html.escape(text, quote=False))
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from agent.errors import DatasetError, LivenessError, ModelError, NotBetterError, TuningError
 from agent.llm.attention import use_ragged_attention
 from agent.llm.precision import faster_precision, use_bfloat16_products
-from tuner import methods
+from tuner import methods, parallel
 from tuner.adversarial import adversarial_backward
 from tuner.checkpoints import Checkpoint, Checkpoints
-from tuner.loss import Noise, backward, mean_loss
+from tuner.loss import Noise, backward, mean_loss, misses
 from tuner.memory import is_out_of_memory, tokens_that_fit
 from tuner.packing import Batch, Example, Pack, Weighting, make_batches, tokens_in
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     import torch
 
 Say = Callable[[str], None]
+
+MOST_LOOKED_AT = 200
+"""Examples that are looked at, once the training is over, for what the model still gets wrong."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,12 @@ class Trained:
     """What the same examples would have had as rows."""
     target_tokens: int
     parameters: int
+    peak_bytes: int
+    """The most memory that the process held."""
+    missed: Mapping[str, Sequence[tuple[int, int]]]
+    """Of the first examples and the held-out ones: by run, the targets it still gets wrong, and what it says there."""
+    looked_at: int
+    """Examples that were looked at for that."""
 
 
 def train(
@@ -133,11 +143,12 @@ def train(
     each optimizer step and epoch. Where the folder `checkpoints` holds one of this very training, it goes on from
     there; it leaves one there from time to time, when interrupted and at the end. Raises DatasetError for examples
     without targets or longer than a pack, LivenessError for a zero gradient, TuningError when the loss is not a
-    number or explodes.
+    number or explodes. Processes that are `tuner.parallel.together` share the work; the first of them writes.
     """
     training = _Training(model, examples, held_out, settings, start_from, say)
+    leads = parallel.rank() == 0
     kept = None if checkpoints is None else Checkpoints(checkpoints)
-    log = _Log(metrics, settings, training.steps)
+    log = _Log(metrics if leads else None, settings, training.steps)
     found = None if kept is None else kept.newest()
     if found is None:
         training.first_evaluation()
@@ -156,16 +167,16 @@ def train(
                 log.step(training.at, training.take_step())
             if on_progress is not None:
                 on_progress(training.progress())
-            if kept is not None and time.perf_counter() - saved_at >= settings.checkpoint_seconds:
+            if leads and kept is not None and time.perf_counter() - saved_at >= settings.checkpoint_seconds:
                 kept.save(training.at.step, *training.checkpoint())
                 saved_at = time.perf_counter()
     except KeyboardInterrupt:
-        if kept is not None and training.settled:
+        if leads and kept is not None and training.settled:
             kept.save(training.at.step, *training.checkpoint())
         raise
-    if kept is not None:
+    if leads and kept is not None:
         kept.save(training.at.step, *training.checkpoint())
-    return training.finish(folder)
+    return training.finish(folder if leads else None)
 
 
 @dataclass
@@ -248,6 +259,7 @@ class _Training:
         )
         self._plan = _plan(examples, settings)
         self._held_out = _as_one(held_out, settings)
+        self._looked_at = _as_one([*held_out, *examples][:MOST_LOOKED_AT], settings)
         for batch in [*self._plan[0], *([self._held_out] if self._held_out else [])]:
             self._packs(batch)  # What is too long is said before anything is computed.
         self._best = methods.state_of(self._model)
@@ -345,15 +357,19 @@ class _Training:
         self._best = {name.removeprefix("best/"): one for name, one in found.tensors.items() if name.startswith("best")}
         torch.set_rng_state(found.tensors["random"])
 
-    def finish(self, folder: Path) -> Trained:
-        """Save the best adapter, take it off the model again, and sum up."""
+    def finish(self, folder: Path | None) -> Trained:
+        """Save the best adapter, if there is a folder for it, take it off the model again, and sum up."""
         at = self.at
         if at.best_epoch < 0:
             raise NotBetterError(
                 f"no epoch brought the held-out loss below the {at.best_loss:.3f} it began with; lower the "
                 "learning rate"
             )
-        methods.save(self._model, self._best, folder)
+        missed: dict[str, list[tuple[int, int]]] = {}
+        if folder is not None:
+            methods.save(self._model, self._best, folder)
+            self._model.eval()
+            missed = misses(self._model, self._packs(self._looked_at), self._precision) if self._looked_at else {}
         self._model.unload()
         return Trained(
             steps=at.step,
@@ -368,6 +384,9 @@ class _Training:
             row_tokens=at.rowed,
             target_tokens=at.targets,
             parameters=sum(one.numel() for one in self._parameters),
+            peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            missed=missed,
+            looked_at=len(self._looked_at.rows) if self._looked_at else 0,
         )
 
     @property
@@ -385,17 +404,20 @@ class _Training:
 
         Where memory runs out the packs are halved, for the rest of the training.
         """
+        own = parallel.own_share(batch)
         while True:
-            packs = self._packs(batch)
+            packs = self._packs(own) if own.rows else []
             self._optimizer.zero_grad(set_to_none=True)
             try:
                 loss = self._backward(packs, batch.weight)
-                self._pull()
-                return loss / batch.weight, tokens_in(packs)
+                break
             except (RuntimeError, MemoryError) as fault:
                 if not is_out_of_memory(fault):
                     raise
                 self._halve(fault)
+        loss, tokens = parallel.add_up(self._parameters, loss, tokens_in(packs))
+        self._pull()
+        return loss / batch.weight, int(tokens)
 
     def _backward(self, packs: Sequence[Pack], weight: float) -> float:
         chosen = self.settings

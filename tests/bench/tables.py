@@ -95,6 +95,29 @@ def _banking77(data: Mapping[str, Any]) -> str:
     )
 
 
+def _tuning(data: Mapping[str, Any]) -> str:
+    """`rows` of the part "trl": `set` and `side` ("ours", then "theirs"), with what each measured."""
+    rows = [row for row in data["rows"] if row["part"] == "trl"]
+    table = []
+    for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
+        table.append(
+            [
+                ours["set"],
+                f"{ours['targets_per_second']:.1f}",
+                f"{theirs['targets_per_second']:.1f}",
+                f"{ours['targets_per_second'] / theirs['targets_per_second']:.1f}",
+                f"{ours['seconds_per_epoch']:.0f}",
+                f"{theirs['seconds_per_epoch']:.0f}",
+                f"{ours['peak_bytes'] / 2**30:.1f}",
+                f"{theirs['peak_bytes'] / 2**30:.1f}",
+                f"{ours['loss']:.3f}",
+                f"{theirs['loss']:.3f}",
+            ]
+        )
+    head = ["set", "target tokens/s", "TRL", "ratio", "seconds per epoch", "TRL", "peak GiB", "TRL", "loss", "TRL"]
+    return markdown_table(head, table)
+
+
 def _metrics(data: Mapping[str, Any]) -> str:
     return markdown_table(
         ["figure", "value"],
@@ -112,7 +135,12 @@ def _source(data: Mapping[str, Any]) -> str:
     )
 
 
-_TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {"desk": _desk, "desk_demo": _desk, "banking77": _banking77}
+_TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "desk": _desk,
+    "desk_demo": _desk,
+    "banking77": _banking77,
+    "tuning": _tuning,
+}
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -90,7 +90,18 @@ def test_the_loop_turns_once(loop: Loop) -> None:
     made = tune(runtime, say=heard.append)
     assert made.trained.loss < 0.2
     assert heard[0].startswith(f"dataset {made.dataset.hash[:12]}")
-    assert sorted(path.name for path in made.folder.iterdir()) == ["loss.png", "metrics.jsonl", "tuning.json"]
+    assert sorted(path.name for path in made.folder.iterdir()) == [
+        "loss.png",
+        "metrics.jsonl",
+        "report.html",
+        "result.json",
+        "tuning.json",
+    ]
+    page = (made.folder / "report.html").read_text("utf-8")
+    assert f"Adapter {made.adapter.id}" in page
+    assert f"of {made.trained.looked_at} examples that were looked at" in page
+    assert page.count("<polyline") == 1, "nothing is held out here"
+    assert "http" not in page, "self-contained"
     manifest = verify(made.adapter.folder)
     assert (manifest.id, manifest.dataset_hash, manifest.parent) == (made.adapter.id, made.dataset.hash, None)
     trained_hash = tensors_hash(made.adapter.folder / "adapter_model.safetensors")

@@ -85,6 +85,17 @@ def test_the_loss_falls_and_an_adapter_folder_is_left(tmp_path: Path) -> None:
     assert made.precision == "float32"
 
 
+def test_what_the_model_still_gets_wrong_is_told_by_run(tmp_path: Path) -> None:
+    examples = [replace(one, trajectory=f"run-{place}") for place, one in enumerate(copying_examples())]
+    poor = trained(tmp_path / "a", replace(QUICK, epochs=1, learning_rate=1e-4), examples=examples)
+    assert poor.looked_at == len(examples)
+    assert set(poor.missed) == {one.trajectory for one in examples}
+    wanted = {one.trajectory: set(one.ids[-2:]) for one in examples}
+    assert all(pair[0] in wanted[run] != pair[1] for run, pairs in poor.missed.items() for pair in pairs)
+    good = trained(tmp_path / "b", replace(QUICK, epochs=40), examples=examples)
+    assert len(good.missed) < len(poor.missed)
+
+
 def test_the_same_seed_gives_the_same_tensors_and_another_does_not(tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         trained(tmp_path / name, replace(QUICK, seed=seed, dropout=0.1))
