@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(args: argparse.Namespace) -> int:
-    """Measure the parts asked for; writes docs/results/tuning.json after each, where the others stay as they are."""
+    """Measure the parts and sets asked for; writes docs/results/tuning.json after each, where the others stay."""
     path = RESULTS / "tuning.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"metrics": {}, "rows": []}
     metrics, rows = before["metrics"], before["rows"]
@@ -99,7 +99,6 @@ def against_trl(args: argparse.Namespace) -> Part:
     prepare_sets(args, args.sets)
     rows: list[dict[str, Any]] = []
     metrics: dict[str, float | None] = {}
-    memory = []
     for name in args.sets:
         size = SIZES[name]
         packing, precision = _fastest_way(args, name)
@@ -112,9 +111,7 @@ def against_trl(args: argparse.Namespace) -> Part:
         rows.append({"set": name, "side": "theirs", "packing": packing, **theirs, "precision": precision})
         metrics[f"{name}_ratio_vs_trl"] = ours["targets_per_second"] / theirs["targets_per_second"]
         metrics[f"{name}_loss_ratio_vs_trl"] = ours["loss"] / theirs["loss"]
-        memory.append(ours["peak_bytes"] / theirs["peak_bytes"])
         print(f"{name}: {metrics[f'{name}_ratio_vs_trl']:.1f} times TRL", file=sys.stderr)
-    metrics["peak_memory_ratio_vs_trl"] = statistics.geometric_mean(memory)
     return metrics, rows
 
 
@@ -386,6 +383,12 @@ def _middle(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
         key: statistics.median(one[key] for one in found) if isinstance(value, int | float) else value
         for key, value in found[0].items()
     }
+
+
+def _memory_ratio(rows: Sequence[dict[str, Any]]) -> float | None:
+    """Ours over theirs, the geometric mean of the sets."""
+    ours, theirs = ([row["peak_bytes"] for row in rows if row.get("side") == side] for side in ("ours", "theirs"))
+    return statistics.geometric_mean([one / other for one, other in zip(ours, theirs, strict=True)]) if ours else None
 
 
 def _slope(grown: Sequence[dict[str, Any]]) -> float:
