@@ -187,7 +187,7 @@ class TuningSettings:
     """Passes over the data, when there is enough of it for `min_steps`."""
     min_steps: int = _whole(48, 1)
     """Optimizer steps of a tuning, at least; with little data they take more epochs than `epochs`."""
-    batch_targets: int = _whole(100, 1)
+    batch_targets: int = _whole(150, 1)
     """Target tokens (what the model is to say) that one optimizer step gathers, at least."""
     max_tokens_per_pack: int = _whole(0, 0)
     """Tokens of one packed sequence, prompts included, at most; 0 takes as many as fit into the free memory."""

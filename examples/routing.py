@@ -79,7 +79,7 @@ scrub = false
 [tuning]
 epochs = {epochs}
 max_tokens_per_pack = 1024
-batch_targets = 30
+batch_targets = 40
 validation_share = 0.0
 seed = {seed}
 """

@@ -54,7 +54,7 @@ class TrainSettings:
     epochs: int = 4
     min_steps: int = 48
     """Optimizer steps that a training has at least; with little data they take more epochs than `epochs`."""
-    batch_targets: int = 100
+    batch_targets: int = 150
     """Target tokens that an optimizer step gathers at least, from as many tasks as that takes."""
     max_tokens_per_pack: int = 0
     """0: as many as fit into the memory that is free."""
