@@ -38,8 +38,11 @@ def adversarial_backward(
     import torch
 
     every = [one for pack in packs for one in pack.all()]
-    embeddings = {id(one): model.get_input_embeddings()(torch.from_numpy(one.ids).to(model.device)) for one in every}
-    lengths = {key: size * one.detach().norm(dim=-1, keepdim=True) for key, one in embeddings.items()}
+    with torch.no_grad():
+        embeddings = {
+            id(one): model.get_input_embeddings()(torch.from_numpy(one.ids).to(model.device)) for one in every
+        }
+    lengths = {key: size * one.norm(dim=-1, keepdim=True) for key, one in embeddings.items()}
 
     def run(shifts: dict[int, torch.Tensor], share: float) -> float:
         for shift in shifts.values():
@@ -62,8 +65,9 @@ def adversarial_backward(
         for _ in range(CLIMBS - 1):
             run(shifts, 0.5)
             shifts = climb(shifts, 1 / CLIMBS)
-            for parameter, gradient in zip(parameters, clean, strict=True):
-                parameter.grad = None if gradient is None else gradient.clone()
+        # The passes on the way there only showed the direction.
+        for parameter, gradient in zip(parameters, clean, strict=True):
+            parameter.grad = gradient
         run(shifts, 0.5)
     else:
         shifts = {key: _random(one, lengths[key]) for key, one in shifts.items()}

@@ -6,9 +6,7 @@ the SHA-256 of the tensors. The newest whole one is read; the one before it stay
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.errors import TuningError
+from agent.llm.checks import sha256_file, sync
 
 if TYPE_CHECKING:
     import torch
@@ -53,13 +52,13 @@ class Checkpoints:
             shutil.rmtree(staged, ignore_errors=True)
             staged.mkdir(parents=True)
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staged / _TENSORS)
-            written = {"counters": dict(counters), "sha256": _sha256(staged / _TENSORS)}
+            written = {"counters": dict(counters), "sha256": sha256_file(staged / _TENSORS)}
             (staged / _COUNTERS).write_text(json.dumps(written), encoding="utf-8")
             for path in (staged / _TENSORS, staged / _COUNTERS, staged):
-                _sync(path)
+                sync(path)
             shutil.rmtree(target, ignore_errors=True)
             staged.rename(target)
-            _sync(self._folder)
+            sync(self._folder)
         except Exception as fault:
             # safetensors has an error of its own for what the system refuses.
             shutil.rmtree(staged, ignore_errors=True)
@@ -77,7 +76,7 @@ class Checkpoints:
         for folder in reversed(self._all()):
             try:
                 written = json.loads((folder / _COUNTERS).read_text(encoding="utf-8"))
-                if written["sha256"] == _sha256(folder / _TENSORS):
+                if written["sha256"] == sha256_file(folder / _TENSORS):
                     return Checkpoint(load_file(folder / _TENSORS), written["counters"])
             except (OSError, ValueError, KeyError):
                 continue
@@ -85,16 +84,3 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         return sorted(self._folder.glob(f"{_PREFIX}*"))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -67,14 +67,14 @@ class TreeLayout:
         """Query [heads, T, d], key and value [kv_heads, T, d]; returns [T, heads, d]."""
         import torch
 
-        from tuner import mixed
-
         if self._keeps:
             self.kept.append((key, value))
         if self._before:
             key = torch.cat([self._before[layer][0], key], 1)
             value = torch.cat([self._before[layer][1], value], 1)
         if self._mixed:
+            from tuner.mixed import attention
+
             key, value = key.to(torch.bfloat16), value.to(torch.bfloat16)
         parts = []
         for place, block in enumerate(self._blocks):
@@ -86,7 +86,7 @@ class TreeLayout:
                 visible = visible & (self._depths[block.columns] > depths[:, None] - window)
             if self._mixed:
                 bias = self._biases[place] if window is None else _as_bias(visible)
-                out = mixed.attention(asked, keys, values, bias, scale)
+                out = attention(asked, keys, values, bias, scale)
             else:
                 out = _exact_attention(asked, keys, values, visible, scale)
             parts.append(out.transpose(0, 1))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.llm.attention import IMPLEMENTATION
 from tuner.layout import KeysAndValues, TreeLayout
-from tuner.packing import Pack
+from tuner.packing import Pack, weight_in
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +81,7 @@ def mean_loss(model: Any, packs: Sequence[Pack], precision: str = "float32") -> 
 
     with torch.inference_mode(), products_in(precision, model.device.type):
         total = sum(float(loss_of(model, pack)) for pack in packs)
-    return total / float(sum(one.weights.sum() for pack in packs for one in pack.all()))
+    return total / weight_in(packs)
 
 
 def misses(model: Any, packs: Sequence[Pack], precision: str = "float32") -> dict[str, list[tuple[int, int]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from typing import Any
 
 FEWEST, MOST = 512, 2048
@@ -16,6 +17,11 @@ def tokens_that_fit(model: Any, longest: int) -> int:
     """Tokens of a pack for this model on this machine; never fewer than the longest example has."""
     room = int(SHARE * _free_bytes(model) / (OVERHEAD * _bytes_per_token(model)))
     return max(longest, min(MOST, max(FEWEST, room)))
+
+
+def peak_bytes() -> int:
+    """The most memory that this process held until now."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def is_out_of_memory(fault: BaseException) -> bool:

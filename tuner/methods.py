@@ -8,31 +8,14 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from agent.errors import TuningError
+from agent.llm.precision import use_bfloat16_products
+from tuner.train_settings import TrainSettings
 
 if TYPE_CHECKING:
     import torch
-
-
-class MethodSettings(Protocol):
-    """The settings that say what is trained; `tuner.train.TrainSettings` has them."""
-
-    @property
-    def method(self) -> str: ...
-    @property
-    def r(self) -> int: ...
-    @property
-    def alpha(self) -> int: ...
-    @property
-    def dropout(self) -> float: ...
-    @property
-    def targets(self) -> tuple[str, ...]: ...
-    @property
-    def top_layers(self) -> int: ...
-    @property
-    def rate_ratio(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -44,7 +27,7 @@ class Group:
     """Times the learning rate of the settings."""
 
 
-def with_adapter(model: Any, settings: MethodSettings) -> tuple[Any, list[Group]]:
+def with_adapter(model: Any, settings: TrainSettings) -> tuple[Any, list[Group]]:
     """The model with a fresh adapter on it, and what of it is trained. Raises TuningError."""
     from peft import LoraConfig, get_peft_model
 
@@ -77,6 +60,19 @@ def with_adapter(model: Any, settings: MethodSettings) -> tuple[Any, list[Group]
     return peft_model, _groups(peft_model, settings)
 
 
+def prepare_model(model: Any, settings: TrainSettings, precision: str) -> tuple[Any, list[Group]]:
+    """As `with_adapter`, with products in `precision`: layers are rounded before the adapter comes, and fused after."""
+    if precision != "mixed":
+        return with_adapter(model, settings)
+    from tuner import mixed
+
+    use_bfloat16_products(model)
+    mixed.round_output(model)
+    peft_model, groups = with_adapter(model, settings)
+    mixed.fuse_lora(peft_model)
+    return peft_model, groups
+
+
 def _linear_layers(model: Any) -> tuple[str, ...]:
     """Last names of all linear layers but the output."""
     import torch
@@ -86,7 +82,7 @@ def _linear_layers(model: Any) -> tuple[str, ...]:
     return tuple(sorted({name.rsplit(".", 1)[-1] for name in linear}))
 
 
-def _groups(model: Any, settings: MethodSettings) -> list[Group]:
+def _groups(model: Any, settings: TrainSettings) -> list[Group]:
     trained = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
     if settings.method != "lora+":
         return [Group([one for _, one in trained], 1.0)]

@@ -110,13 +110,17 @@ class Batch:
 
         Raises DatasetError for an example that is longer than that.
         """
+        self.check_fits(max_tokens)
+        return _split(self.rows, 0, max_tokens, min_trunk)
+
+    def check_fits(self, max_tokens: int) -> None:
+        """Raise DatasetError for an example that is longer than a pack."""
         longest = max(self.rows, key=lambda row: len(row.ids))
         if len(longest.ids) > max_tokens:
             raise DatasetError(
                 f"the example of {longest.group!r} has {len(longest.ids)} tokens and a pack holds {max_tokens}; "
                 "raise tuning.max_tokens_per_pack or shorten the observations"
             )
-        return _split(self.rows, 0, max_tokens, min_trunk)
 
     def one_by_one(self) -> list[Pack]:
         """Each example as a pack of its own: for models that cannot read trees."""
@@ -145,6 +149,11 @@ class Batch:
 def tokens_in(packs: Iterable[Pack]) -> int:
     """Tokens that are computed for these packs, branches included."""
     return sum(len(one) for pack in packs for one in pack.all())
+
+
+def weight_in(packs: Iterable[Pack]) -> float:
+    """What the weights of all targets of these packs come to, branches included."""
+    return float(sum(one.weights.sum() for pack in packs for one in pack.all()))
 
 
 def make_batches(

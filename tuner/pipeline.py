@@ -40,7 +40,8 @@ from tuner.prepare import prepare
 from tuner.replay import replayed
 from tuner.report import loss_plot, write_gate_report
 from tuner.suites import Suite, SuiteTask, load_suite
-from tuner.train import Progress, Say, Trained, TrainSettings, train
+from tuner.train import Progress, Say, Trained, train
+from tuner.train_settings import TrainSettings
 from tuner.tuning_report import write_tuning_report
 from tuner.tunings import Begun, begin, checkpoints, finish, one_at_a_time, unfinished
 
@@ -92,8 +93,9 @@ def tune(
         told = f"{counts['corrections']} corrections, {counts['accepted_runs']} accepted runs"
         say(f"dataset {dataset.hash[:12]}: {told}")
         folder = runtime.home.tunings / begun.id
+        renderer = Renderer(weights.load_tokenizer(base))
         try:
-            trained, example = _train(runtime, frame, base, begun, dataset, on_progress, say)
+            trained, example = _train(runtime, frame, base, renderer, begun, dataset, on_progress, say)
         except KeyboardInterrupt:
             say(f"stopped; go on with `ratchet tune --resume {begun.id}`")
             raise
@@ -103,8 +105,7 @@ def tune(
         give_back_memory()
         adapter = _keep(runtime, folder, base, dataset, trained, begun)
         chosen = asdict(project.settings.tuning)
-        decode = Renderer(weights.load_tokenizer(base)).decode
-        write_tuning_report(folder, adapter.id, trained, chosen, counts, decode)
+        write_tuning_report(folder, adapter.id, trained, chosen, counts, renderer.decode)
         finish(folder)
         return Tuning(adapter, dataset, trained, folder)
 
@@ -114,11 +115,8 @@ def follow(runtime: Runtime) -> None:
     project = runtime.project
     begun = unfinished(runtime.home.tunings, parallel.tell(None))
     base = weights.resolve_model(project.named(project.settings.model.base), project.home.models)
-    _train(runtime, runtime.frame(), base, begun, read_dataset(runtime.home.datasets / begun.dataset), None, _silent)
-
-
-def _silent(text: str) -> None:
-    pass
+    dataset = read_dataset(runtime.home.datasets / begun.dataset)
+    _train(runtime, runtime.frame(), base, Renderer(weights.load_tokenizer(base)), begun, dataset)
 
 
 def _begin(runtime: Runtime, frame: Frame, base: weights.ModelFolder) -> tuple[Begun, Dataset]:
@@ -170,14 +168,14 @@ def _train(
     runtime: Runtime,
     frame: Frame,
     base: weights.ModelFolder,
+    renderer: Renderer,
     begun: Begun,
     dataset: Dataset,
-    on_progress: Callable[[Progress], None] | None,
-    say: Say,
+    on_progress: Callable[[Progress], None] | None = None,
+    say: Say = lambda text: None,
 ) -> tuple[Trained, Example]:
     """Train into the tuning's folder; also returns an example of what was trained on."""
     project = runtime.project
-    renderer = Renderer(weights.load_tokenizer(base))
     limit = project.settings.tuning.max_tokens_per_pack or int(renderer.tokenizer.model_max_length)
     examples = prepare(dataset.train, frame, renderer, max_tokens=limit)
     held_out = prepare(dataset.held_out, frame, renderer, max_tokens=limit)

@@ -10,22 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from agent.errors import DatasetError, LivenessError, ModelError, NotBetterError, TuningError
 from agent.llm.attention import use_ragged_attention
-from agent.llm.precision import faster_precision, use_bfloat16_products
+from agent.llm.precision import faster_precision
 from tuner import methods, parallel
 from tuner.adversarial import adversarial_backward
 from tuner.checkpoints import Checkpoint, Checkpoints
 from tuner.loss import Noise, backward, mean_loss, misses
-from tuner.memory import is_out_of_memory, tokens_that_fit
-from tuner.packing import Batch, Example, Pack, Weighting, make_batches, tokens_in
+from tuner.memory import is_out_of_memory, peak_bytes, tokens_that_fit
+from tuner.packing import Batch, Example, Pack, make_batches, tokens_in
+from tuner.train_settings import TrainSettings
 
 if TYPE_CHECKING:
     import torch
@@ -34,54 +34,6 @@ Say = Callable[[str], None]
 
 MOST_LOOKED_AT = 200
 """Examples that are looked at, once the training is over, for what the model still gets wrong."""
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How an adapter is trained; `ratchet.toml`'s [tuning] has the same keys."""
-
-    method: str = "lora"
-    """One of `agent.settings.TUNING_METHODS`; see `tuner.methods`."""
-    r: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    targets: tuple[str, ...] = ("all-linear",)
-    top_layers: int = 0
-    """Only this many layers, from the top, are tuned; 0 tunes all."""
-    rate_ratio: float = 16.0
-    """With the method "lora+": the rate of the second matrix (B) over that of the first."""
-    learning_rate: float = 1e-3
-    epochs: int = 4
-    min_steps: int = 48
-    """Optimizer steps that a training has at least; with little data they take more epochs than `epochs`."""
-    batch_targets: int = 150
-    """Target tokens that an optimizer step gathers at least, from as many tasks as that takes."""
-    max_tokens_per_pack: int = 0
-    """0: as many as fit into the memory that is free."""
-    weighting: Weighting = "token"
-    """What counts the same: every target token, every example, or every trajectory."""
-    label_smoothing: float = 0.0
-    neftune: float = 0.0
-    adversarial: Literal["none", "fgm", "pgd", "freelb"] = "none"
-    """See `tuner.adversarial`."""
-    adversarial_size: float = 0.05
-    """The most an embedding is changed, as a share of its length."""
-    anchor: float = 0.0
-    """Half the squared distance from the adapter that is gone on from, times this, is added to the loss."""
-    patience: int = 2
-    """Epochs without a better held-out loss before training stops; 0 never stops early."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the rate goes on behind the warm-up; the first two end at a tenth of it."""
-    warmup_share: float = 0.05
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    precision: str = "auto"
-    """Of matrix products: "float32", "mixed" (see `agent.llm.precision`), or "auto", whichever is faster here."""
-    start: str = "base"
-    """Either "base", or "active" to go on from the adapter that is served."""
-    checkpoint_seconds: float = 60.0
-    """Between two checkpoints, where there is a folder for them."""
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -158,24 +110,29 @@ def train(
         log.rewind(training.at)
         say(f"going on behind step {training.at.step} of {training.steps}")
     saved_at = time.perf_counter()
+
+    def leave_checkpoint() -> None:
+        if leads and kept is not None:
+            kept.save(training.at.step, *training.checkpoint())
+
     try:
         while training.goes_on():
             if training.epoch_is_over():
                 training.end_epoch()
                 log.epoch(training.at)
             else:
-                log.step(training.at, training.take_step())
+                step = training.take_step()
+                log.step(training.at, step, training.seconds())
             if on_progress is not None:
                 on_progress(training.progress())
-            if leads and kept is not None and time.perf_counter() - saved_at >= settings.checkpoint_seconds:
-                kept.save(training.at.step, *training.checkpoint())
+            if time.perf_counter() - saved_at >= settings.checkpoint_seconds:
+                leave_checkpoint()
                 saved_at = time.perf_counter()
     except KeyboardInterrupt:
-        if leads and kept is not None and training.settled:
-            kept.save(training.at.step, *training.checkpoint())
+        if training.settled:
+            leave_checkpoint()
         raise
-    if leads and kept is not None:
-        kept.save(training.at.step, *training.checkpoint())
+    leave_checkpoint()
     return training.finish(folder if leads else None)
 
 
@@ -225,8 +182,6 @@ class _Training:
     ) -> None:
         import torch
 
-        from tuner import mixed
-
         if not examples:
             raise DatasetError("there is nothing to train on; accept or correct some runs first")
         if not any(one.target_count for one in examples):
@@ -240,14 +195,9 @@ class _Training:
         self._started = time.perf_counter()
         self._packs_trees = _packs_trees(model, say)
         self._precision = faster_precision(str(model.device)) if settings.precision == "auto" else settings.precision
-        if self._precision == "mixed":
-            use_bfloat16_products(model)
-            mixed.round_output(model)
+        self._model, self._groups = methods.prepare_model(model, settings, self._precision)
         longest = max(len(one.ids) for one in [*examples, *held_out])
-        self.at.max_tokens = settings.max_tokens_per_pack or tokens_that_fit(model, longest)
-        self._model, self._groups = methods.with_adapter(model, settings)
-        if self._precision == "mixed":
-            mixed.fuse_lora(self._model)
+        self.at.max_tokens = settings.max_tokens_per_pack or tokens_that_fit(self._model, longest)
         if start_from is not None:
             methods.start_from(self._model, start_from)
         pulls = start_from is not None and settings.anchor > 0
@@ -261,7 +211,8 @@ class _Training:
         self._held_out = _as_one(held_out, settings)
         self._looked_at = _as_one([*held_out, *examples][:MOST_LOOKED_AT], settings)
         for batch in [*self._plan[0], *([self._held_out] if self._held_out else [])]:
-            self._packs(batch)  # What is too long is said before anything is computed.
+            if self._packs_trees:
+                batch.check_fits(self.at.max_tokens)  # What is too long is said before anything is computed.
         self._best = methods.state_of(self._model)
         self._identity = _identity(examples, held_out, settings, start_from)
 
@@ -317,11 +268,15 @@ class _Training:
         at.done = 0
 
     def progress(self) -> Progress:
-        seconds = self._seconds()
+        seconds = self.seconds()
         at, steps = self.at, self.steps
         left = seconds / at.step * (steps - at.step) if at.step else math.nan
         epoch = at.epoch if at.done else max(0, at.epoch - 1)
         return Progress(epoch, at.step, steps, at.loss, at.held_out, at.packed / seconds, seconds, left)
+
+    def seconds(self) -> float:
+        """Of training until now, those before a checkpoint included."""
+        return self.at.seconds + time.perf_counter() - self._started
 
     def checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Everything that a fresh training with the same arguments needs to go on from here."""
@@ -333,9 +288,7 @@ class _Training:
             tensors[f"parameter/{place}"] = parameter.detach()
             for name, tensor in self._optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{place}/{name}"] = tensor
-        # A tensor that is another's memory is written for itself.
-        copies = {name: tensor.clone() for name, tensor in tensors.items()}
-        return copies, {**asdict(self.at), "seconds": self._seconds(), "identity": self._identity}
+        return tensors, {**asdict(self.at), "seconds": self.seconds(), "identity": self._identity}
 
     def resume(self, found: Checkpoint) -> None:
         """Stand where the checkpoint was taken. Raises TuningError for one of another training."""
@@ -378,13 +331,13 @@ class _Training:
             held_out_loss=at.best_loss if self._held_out is not None else None,
             first_held_out_loss=at.first_held_out,
             best_epoch=at.best_epoch,
-            seconds=self._seconds(),
+            seconds=self.seconds(),
             precision=self._precision,
             packed_tokens=at.packed,
             row_tokens=at.rowed,
             target_tokens=at.targets,
             parameters=sum(one.numel() for one in self._parameters),
-            peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_bytes=peak_bytes(),
             missed=missed,
             looked_at=len(self._looked_at.rows) if self._looked_at else 0,
         )
@@ -392,9 +345,6 @@ class _Training:
     @property
     def _parameters(self) -> list[torch.nn.Parameter]:
         return [one for group in self._groups for one in group.parameters]
-
-    def _seconds(self) -> float:
-        return self.at.seconds + time.perf_counter() - self._started
 
     def _packs(self, batch: Batch) -> list[Pack]:
         return batch.packs(self.at.max_tokens) if self._packs_trees else batch.one_by_one()
@@ -532,7 +482,6 @@ class _Log:
     def __init__(self, path: Path | None, settings: TrainSettings, steps: int) -> None:
         self._path = path
         self._head = {"settings": asdict(settings), "steps": steps}
-        self._started = time.perf_counter()
 
     def begin(self) -> None:
         if self._path is not None:
@@ -554,8 +503,7 @@ class _Log:
         ]
         self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
-    def step(self, at: _Position, step: _Step) -> None:
-        seconds = at.seconds + time.perf_counter() - self._started
+    def step(self, at: _Position, step: _Step, seconds: float) -> None:
         self._write(
             {
                 "step": at.step,

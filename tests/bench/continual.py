@@ -27,7 +27,8 @@ from agent.memory.encoder import SentenceEncoder
 from tests.bench import tuning_sets
 from tuner.packing import Example
 from tuner.replay import cover
-from tuner.train import TrainSettings, train
+from tuner.train import train
+from tuner.train_settings import TrainSettings
 
 TRAINED_ON, TESTED_ON, LABELS = 120, 100, 20
 REPLAY = 0.5

@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -29,6 +28,7 @@ from agent.llm.catalog import DEFAULT_MODEL
 from agent.llm.render import Renderer
 from tests.bench import continual, tuning_sets
 from tests.bench.results import RESULTS, commit, write_result
+from tuner.memory import peak_bytes
 from tuner.packing import Example, make_batches, tokens_in
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -188,11 +188,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def grow(args: argparse.Namespace) -> dict[str, Any]:
     """Our loss and gradient of so many examples as one step; `--steps` cuts or repeats each run to so many steps."""
     from agent.llm.attention import use_ragged_attention
-    from agent.llm.precision import faster_precision, use_bfloat16_products
-    from tuner import mixed
+    from agent.llm.precision import faster_precision
     from tuner.loss import backward
-    from tuner.methods import with_adapter
-    from tuner.train import TrainSettings
+    from tuner.methods import prepare_model
+    from tuner.train_settings import TrainSettings
 
     (name,) = args.sets
     _, chosen = _rows(args, name, held_out=0)
@@ -205,12 +204,7 @@ def grow(args: argparse.Namespace) -> dict[str, Any]:
     model = weights.load_model(base, device="cpu", dtype="float32", threads=0)
     precision = faster_precision("cpu")
     use_ragged_attention(model)
-    if precision == "mixed":
-        use_bfloat16_products(model)
-        mixed.round_output(model)
-    model, _ = with_adapter(model, TrainSettings(r=R, alpha=2 * R))
-    if precision == "mixed":
-        mixed.fuse_lora(model)
+    model, _ = prepare_model(model, TrainSettings(r=R, alpha=2 * R), precision)
     started = time.perf_counter()
     for pack in packs:
         backward(model, pack, batch.weight, precision)
@@ -222,7 +216,7 @@ def grow(args: argparse.Namespace) -> dict[str, Any]:
         "row_tokens": batch.row_tokens,
         "unique_tokens": tokens_in(packs),
         "seconds": time.perf_counter() - started,
-        "peak_bytes": _peak(),
+        "peak_bytes": peak_bytes(),
     }
 
 
@@ -234,7 +228,8 @@ def _rows(args: argparse.Namespace, name: str, held_out: int = HELD_OUT) -> tupl
 def _ours(args: argparse.Namespace, base: Any, chosen: list[Example], step: int) -> tuple[float, int, str, Any]:
     from peft import PeftModel
 
-    from tuner.train import TrainSettings, train
+    from tuner.train import train
+    from tuner.train_settings import TrainSettings
 
     model = weights.load_model(base, device="cpu", dtype="float32", threads=0)
     targets = sum(one.target_count for one in chosen)
@@ -254,7 +249,7 @@ def _ours(args: argparse.Namespace, base: Any, chosen: list[Example], step: int)
     folder = args.home / "ours"
     started = time.perf_counter()
     trained = train(model, chosen, [], settings, folder=folder)
-    seconds, peak = time.perf_counter() - started, _peak()
+    seconds, peak = time.perf_counter() - started, peak_bytes()
     print(f"{trained.steps} steps, {trained.packed_tokens} of {trained.row_tokens} tokens", file=sys.stderr)
     plain = weights.load_model(base, device="cpu", dtype="float32", threads=0)
     return seconds, peak, trained.precision, PeftModel.from_pretrained(plain, str(folder))
@@ -309,7 +304,7 @@ def _theirs(args: argparse.Namespace, base: Any, chosen: list[Example], step: in
         trainer.args.gradient_accumulation_steps = max(1, math.ceil(packs * step / len(chosen)))
     started = time.perf_counter()
     trainer.train()
-    seconds, peak = time.perf_counter() - started, _peak()
+    seconds, peak = time.perf_counter() - started, peak_bytes()
     print(f"{trainer.state.global_step} steps", file=sys.stderr)
     return seconds, peak, args.precision, trainer.model
 
@@ -329,11 +324,6 @@ def _loss(model: Any, held_out: Sequence[Example]) -> float:
             total += float(cross_entropy(logits, ids[0, places], reduction="sum"))
             count += len(places)
     return total / count
-
-
-def _peak() -> int:
-    """The most memory that this process held, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _fastest_way(args: argparse.Namespace, name: str) -> tuple[bool, str]:

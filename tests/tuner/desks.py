@@ -8,12 +8,14 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from agent.cli import main
 from agent.llm.render import Frame
 from agent.llm.stepper import Proposal
+from agent.runtime import Runtime
 from agent.settings import Project, find_project
 from agent.trajectory import Provenance, ToolCall, Trajectory
 from tests.tuner.tiny import save_base
-from tuner.reviewer import as_shown, resolve_citations
+from tuner.reviewer import Review, Reviewer, as_shown, load_tickets, resolve_citations
 from tuner.suites import SuiteTask
 
 TOOLS = '''
@@ -176,6 +178,18 @@ validation_share = 0.0
 precision = "float32"
 """
 """For a desk of `TINY_ROWS` on the base that `save_tiny_base` makes, which can learn them by heart."""
+
+
+def review_all(runtime: Runtime) -> Review:
+    """Let the scripted reviewer work through the desk's training tickets, through the commands that people use."""
+    folder = runtime.project.folder
+    reviewer = Reviewer(
+        runtime,
+        lambda words: main(["--project", str(folder), "--quiet", *words]),
+        corrections=100,
+        progress=lambda done, of: None,
+    )
+    return reviewer.review(load_tickets(folder / "tickets" / "train.jsonl"), at_once=4)
 
 
 def save_tiny_base(folder: Path) -> Path:

@@ -15,25 +15,15 @@ import signal
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from agent.sealing import tensors_hash
-from tests.tuner.tiny import copying_examples, tiny_model
-from tuner.train import TrainSettings, train
+from tests.tuner.tiny import QUICK, copying_examples, tiny_model
+from tuner.train import train
 
-SETTINGS = TrainSettings(
-    r=4,
-    alpha=8,
-    dropout=0.1,
-    learning_rate=1e-2,
-    epochs=8,
-    min_steps=1,
-    batch_targets=6,
-    max_tokens_per_pack=64,
-    precision="float32",
-    checkpoint_seconds=1e-9,
-)
+SETTINGS = replace(QUICK, dropout=0.1, learning_rate=1e-2, epochs=8, batch_targets=6, checkpoint_seconds=1e-9)
 
 
 def main() -> int:

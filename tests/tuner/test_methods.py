@@ -14,12 +14,12 @@ from agent.errors import TuningError
 from agent.llm.attention import use_ragged_attention
 from agent.llm.lora import AdapterBank
 from agent.settings import TUNING_METHODS
-from tests.tuner.test_train import QUICK, adapter_hash, loss_under, trained
-from tests.tuner.tiny import copying_examples, tiny_model
+from tests.tuner.test_train import adapter_hash, loss_under, trained
+from tests.tuner.tiny import QUICK, copying_examples, tiny_model
 from tuner.loss import loss_of
 from tuner.methods import with_adapter
 from tuner.packing import build_pack
-from tuner.train import TrainSettings
+from tuner.train_settings import TrainSettings
 
 
 @pytest.mark.parametrize("method", TUNING_METHODS)

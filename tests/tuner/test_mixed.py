@@ -8,35 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from agent.llm.attention import use_ragged_attention
 from agent.llm.precision import use_bfloat16_products
 from tests.tuner.test_packing import Gradients, packs_of
-from tests.tuner.tiny import random_tree, tiny_model
+from tests.tuner.tiny import adapted_model, random_tree, tiny_model
 from tuner.loss import backward
 from tuner.methods import with_adapter
 from tuner.mixed import fuse_lora, round_output
-from tuner.packing import Pack
-from tuner.train import TrainSettings
-
-
-def with_adapters(kind: str, changes: dict[str, Any], *, rounded: bool = False) -> Any:
-    """A tiny model whose adapter is random on both sides."""
-    base = tiny_model(kind, **changes)
-    use_ragged_attention(base)
-    if rounded:
-        use_bfloat16_products(base)
-    model, _ = with_adapter(base, TrainSettings(r=4, alpha=8))
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.normal_(0.0, 0.1)
-    return model
+from tuner.packing import Pack, weight_in
+from tuner.train_settings import TrainSettings
 
 
 def gradients(model: Any, packs: list[Pack], precision: str) -> tuple[float, Gradients]:
     model.zero_grad()
-    weight = float(sum(one.weights.sum() for pack in packs for one in pack.all()))
+    weight = weight_in(packs)
     loss = sum(backward(model, pack, weight, precision) for pack in packs) / weight
     return loss, {name: one.grad.clone() for name, one in model.named_parameters() if one.requires_grad}
 
@@ -51,8 +35,8 @@ def distance(left: Gradients, right: Gradients) -> float:
 @pytest.mark.parametrize(("kind", "changes"), [("llama", {}), ("mistral", {"sliding_window": 7})])
 def test_mixed_gradients_are_near_those_of_float32(kind: str, changes: dict[str, Any], room: int) -> None:
     packs = packs_of(random_tree(random.Random(3), rows=12, length=60), room)
-    loss, exact = gradients(with_adapters(kind, changes), packs, "float32")
-    model = with_adapters(kind, changes, rounded=True)
+    loss, exact = gradients(adapted_model(kind, **changes), packs, "float32")
+    model = adapted_model(kind, rounded=True, **changes)
     rough_loss, rough = gradients(model, packs, "mixed")
     fuse_lora(model)
     round_output(model.base_model.model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,35 +14,17 @@ from hypothesis import strategies as st
 
 from agent.errors import DatasetError
 from agent.llm.attention import use_ragged_attention
-from tests.tuner.tiny import VOCABULARY, random_tree, tiny_model
+from tests.tuner.tiny import VOCABULARY, adapted_model, random_tree
 from tuner.loss import backward, loss_of, mean_loss
-from tuner.packing import Batch, Example, Pack, Weighting, make_batches, tokens_in, visibility
+from tuner.packing import Batch, Example, Pack, Weighting, make_batches, tokens_in, visibility, weight_in
 
 Gradients = dict[str, Any]
-
-
-def with_lora(kind: str, **changes: Any) -> Any:
-    """A tiny model whose adapter is random on both sides, so that every part of it has a gradient."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    with warnings.catch_warnings():
-        # PEFT 0.21 asks transformers 5.23 for `is_gradient_checkpointing`, which is deprecated there.
-        warnings.simplefilter("ignore", FutureWarning)
-        config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-        model = get_peft_model(tiny_model(kind, **changes), config)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.normal_(0.0, 0.1)
-    return model
 
 
 def of_packs(model: Any, packs: Sequence[Pack]) -> tuple[float, Gradients]:
     use_ragged_attention(model.base_model.model)
     model.zero_grad()
-    weight = float(sum(one.weights.sum() for pack in packs for one in pack.all()))
+    weight = weight_in(packs)
     loss = sum(backward(model, pack, weight) for pack in packs) / weight
     assert mean_loss(model, packs) == pytest.approx(loss, rel=1e-5)
     return loss, {name: one.grad.clone() for name, one in model.named_parameters() if one.requires_grad}
@@ -95,12 +76,12 @@ def assert_same(packed: tuple[float, Gradients], rows: tuple[float, Gradients]) 
 
 @pytest.fixture(scope="module")
 def llama() -> Any:
-    return with_lora("llama")
+    return adapted_model("llama")
 
 
 @pytest.fixture(scope="module")
 def mistral() -> Any:
-    return with_lora("mistral", sliding_window=7)
+    return adapted_model("mistral", sliding_window=7)
 
 
 @settings(max_examples=40, deadline=None)

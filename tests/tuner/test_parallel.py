@@ -13,17 +13,14 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from agent.cli import main
 from agent.runtime import Runtime
-from tests.tuner.desks import TINY_ROWS, TINY_SETTINGS, make_desk, save_tiny_base
-from tuner.reviewer import Reviewer, load_tickets
+from tests.tuner.desks import TINY_ROWS, TINY_SETTINGS, make_desk, review_all, save_tiny_base
 
 TRAIN = """
 import json, sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from tests.tuner.test_train import QUICK
-from tests.tuner.tiny import copying_examples, tiny_model
+from tests.tuner.tiny import QUICK, copying_examples, tiny_model
 from tuner import parallel
 from tuner.train import train
 folder = Path(sys.argv[1])
@@ -83,9 +80,7 @@ def test_the_command_runs_under_a_launcher(tmp_path: Path, monkeypatch: pytest.M
     folder = tmp_path / "desk"
     project = make_desk(folder, TINY_ROWS, TINY_SETTINGS.format(base=save_tiny_base(tmp_path / "base")))
     with Runtime(project) as runtime:
-        Reviewer(
-            runtime, lambda words: main(["--project", str(folder), "--quiet", *words]), corrections=100, progress=print
-        ).review(load_tickets(folder / "tickets" / "train.jsonl"), at_once=4)
+        review_all(runtime)
     first, second = results(run(["-m", "agent.cli", "--project", str(folder), "tune", "--json"], 2))
     assert second == ""
     assert json.loads(first)["loss"] < 0.2

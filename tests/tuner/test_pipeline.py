@@ -17,13 +17,14 @@ from agent.memory.recall import plain
 from agent.runtime import Runtime
 from agent.sealing import tensors_hash, verify
 from agent.settings import Project
-from tests.tuner.desks import BOXES, TINY_SETTINGS, make_desk, save_tiny_base
+from tests.tuner.desks import BOXES, TINY_SETTINGS, make_desk, review_all, save_tiny_base
 from tests.tuner.desks import TINY_ROWS as ROWS
 from tests.tuner.tiny import copying_examples, tiny_model
 from tuner.evaluate import Evaluation
 from tuner.pipeline import _check_lives, evaluate_adapter, project_suite, promote, tune
-from tuner.reviewer import Review, Reviewer, load_tickets
-from tuner.train import TrainSettings, train
+from tuner.reviewer import Review
+from tuner.train import train
+from tuner.train_settings import TrainSettings
 
 
 @dataclass
@@ -47,13 +48,7 @@ def loop(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RATCHET_HOME", raising=False)
         with Runtime(project) as runtime:
-            reviewer = Reviewer(
-                runtime,
-                lambda words: main(["--project", str(folder), "--quiet", *words]),
-                corrections=100,
-                progress=lambda done, of: None,
-            )
-            review = reviewer.review(load_tickets(folder / "tickets" / "train.jsonl"), at_once=4)
+            review = review_all(runtime)
             yield Loop(project, runtime, review)
 
 

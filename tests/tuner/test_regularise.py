@@ -12,36 +12,21 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-from agent.llm.attention import use_ragged_attention
 from tests.tuner.test_packing import packs_of
-from tests.tuner.test_train import QUICK, adapter_hash, trained
-from tests.tuner.tiny import copying_examples, random_tree, tiny_model
+from tests.tuner.test_train import adapter_hash, trained
+from tests.tuner.tiny import QUICK, adapted_model, copying_examples, random_tree
 from tuner.adversarial import _climb, adversarial_backward
 from tuner.loss import SILENCE, Noise, backward, mean_loss
-from tuner.methods import with_adapter
-from tuner.packing import Example, Pack
-from tuner.train import TrainSettings
+from tuner.packing import Example, weight_in
 
 
 @pytest.fixture
 def model() -> Any:
-    base = tiny_model()
-    use_ragged_attention(base)
-    made, _ = with_adapter(base, TrainSettings(r=4, alpha=8))
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            if parameter.requires_grad:
-                parameter.normal_(0.0, 0.1)
-    return made
+    return adapted_model()
 
 
 def gradient(model: Any) -> torch.Tensor:
     return torch.cat([one.grad.flatten() for one in model.parameters() if one.grad is not None])
-
-
-def weight_of(packs: list[Pack]) -> float:
-    return float(sum(one.weights.sum() for pack in packs for one in pack.all()))
 
 
 def test_smoothing_is_that_of_the_usual_loss(model: Any) -> None:
@@ -60,7 +45,7 @@ def test_neftune_disturbs_training_and_no_evaluation(model: Any, tmp_path: Path)
     quiet = sum(backward(model, pack, 1.0) for pack in packs)
     noisy = [sum(backward(model, pack, 1.0, noise=Noise(neftune=5.0)) for pack in packs) for _ in range(2)]
     assert len({quiet, *noisy}) == 3
-    assert mean_loss(model, packs) == pytest.approx(quiet / weight_of(packs), rel=1e-5)
+    assert mean_loss(model, packs) == pytest.approx(quiet / weight_in(packs), rel=1e-5)
     hashes = []
     for name, alpha in (("a", 0.0), ("b", 5.0), ("c", 5.0)):
         trained(tmp_path / name, replace(QUICK, neftune=alpha))
@@ -70,7 +55,7 @@ def test_neftune_disturbs_training_and_no_evaluation(model: Any, tmp_path: Path)
 
 def test_the_change_makes_the_loss_worse_and_is_no_longer_than_allowed(model: Any) -> None:
     packs = packs_of(random_tree(random.Random(2), rows=6, length=20), 30)
-    weight = weight_of(packs)
+    weight = weight_in(packs)
     shifts = {id(one): torch.zeros(len(one), 64, requires_grad=True) for pack in packs for one in pack.all()}
     clean = sum(backward(model, pack, weight, noise=Noise(shifts=shifts)) for pack in packs)
     embed = model.get_input_embeddings()
@@ -92,12 +77,12 @@ def test_how_examples_are_packed_does_not_change_an_adversarial_gradient(model: 
         packs = packs_of(examples, room)
         model.zero_grad()
         parameters = [one for one in model.parameters() if one.requires_grad]
-        adversarial_backward(kind, 0.05, model, packs, weight_of(packs), "float32", SILENCE, parameters)
+        adversarial_backward(kind, 0.05, model, packs, weight_in(packs), "float32", SILENCE, parameters)
         found.append(gradient(model))
     clean = packs_of(examples, 1000)
     model.zero_grad()
     for pack in clean:
-        backward(model, pack, weight_of(clean))
+        backward(model, pack, weight_in(clean))
     # What several packs begin with is a token of each, and each changes its own: so nearly, not to the digit.
     assert float((found[0] - found[1]).norm() / found[1].norm()) < 0.1
     assert float((found[1] - gradient(model)).norm() / found[1].norm()) > 0.001

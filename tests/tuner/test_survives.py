@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,29 +22,18 @@ from agent.cli import main
 from agent.errors import TuningError
 from agent.runtime import Runtime
 from agent.sealing import tensors_hash
-from tests.tuner.desks import TINY_ROWS, TINY_SETTINGS, make_desk, save_tiny_base
-from tests.tuner.tiny import VOCABULARY, copying_examples, tiny_model
+from tests.tuner.desks import TINY_ROWS, TINY_SETTINGS, make_desk, review_all, save_tiny_base
+from tests.tuner.tiny import QUICK, VOCABULARY, copying_examples, tiny_model
 from tuner.checkpoints import Checkpoints
-from tuner.reviewer import Reviewer, load_tickets
-from tuner.train import Progress, Trained, TrainSettings, train
+from tuner.train import Progress, Trained, train
+from tuner.train_settings import TrainSettings
 from tuner.tunings import one_at_a_time, unfinished
 
-QUICK = TrainSettings(
-    r=4,
-    alpha=8,
-    dropout=0.1,
-    learning_rate=1e-2,
-    epochs=3,
-    min_steps=1,
-    batch_targets=8,
-    max_tokens_per_pack=64,
-    precision="float32",
-    checkpoint_seconds=1e-9,
-)
+CAREFUL = replace(QUICK, dropout=0.1, learning_rate=1e-2, checkpoint_seconds=1e-9)
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 
 
-def trained(folder: Path, settings: TrainSettings = QUICK, **rest: Any) -> Trained:
+def trained(folder: Path, settings: TrainSettings = CAREFUL, **rest: Any) -> Trained:
     return train(tiny_model(), copying_examples(), [], settings, folder=folder / "adapter", **rest)
 
 
@@ -75,9 +65,9 @@ def test_an_interrupted_training_goes_on_to_the_same_tensors(tmp_path: Path, ste
     whole = trained(tmp_path / "whole")
     rest = {"checkpoints": tmp_path / "torn" / "checkpoints", "metrics": tmp_path / "torn" / "metrics.jsonl"}
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "torn", replace(QUICK, checkpoint_seconds=1e9), on_progress=stop_at(step), **rest)
+        trained(tmp_path / "torn", replace(CAREFUL, checkpoint_seconds=1e9), on_progress=stop_at(step), **rest)
     heard: list[str] = []
-    again = trained(tmp_path / "torn", replace(QUICK, checkpoint_seconds=1e9), say=heard.append, **rest)
+    again = trained(tmp_path / "torn", replace(CAREFUL, checkpoint_seconds=1e9), say=heard.append, **rest)
     assert heard == [f"going on behind step {step} of {whole.steps}"]
     assert adapter_hash(tmp_path / "torn") == adapter_hash(tmp_path / "whole")
     assert replace(again, seconds=0, peak_bytes=0) == replace(whole, seconds=0, peak_bytes=0)
@@ -90,9 +80,9 @@ def test_a_checkpoint_of_other_settings_or_examples_is_not_gone_on_from(tmp_path
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path, on_progress=stop_at(2), **rest)
     with pytest.raises(TuningError, match="the checkpoint is of other examples or settings"):
-        trained(tmp_path, replace(QUICK, learning_rate=1e-3), **rest)
+        trained(tmp_path, replace(CAREFUL, learning_rate=1e-3), **rest)
     with pytest.raises(TuningError, match="the checkpoint is of other examples or settings"):
-        train(tiny_model(), copying_examples(seed=5), [], QUICK, folder=tmp_path / "b", **rest)
+        train(tiny_model(), copying_examples(seed=5), [], CAREFUL, folder=tmp_path / "b", **rest)
 
 
 def test_only_a_whole_checkpoint_is_read(tmp_path: Path) -> None:
@@ -138,7 +128,7 @@ import json, random, resource, sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from tests.tuner.test_survives import QUICK
+from tests.tuner.test_survives import CAREFUL
 from tests.tuner.tiny import VOCABULARY, tiny_model
 from tuner.packing import Example
 from tuner.train import train
@@ -148,7 +138,7 @@ examples = [
     Example(tuple(chance.randrange(VOCABULARY) for _ in range(256)), (False,) * 200 + (True,) * 56, str(row))
     for row in range(32)
 ]
-settings = replace(QUICK, epochs=1, batch_targets=10**6, max_tokens_per_pack=8192)
+settings = replace(CAREFUL, epochs=1, batch_targets=10**6, max_tokens_per_pack=8192)
 small = Example(examples[0].ids[:9], examples[0].targets[192:201])
 train(tiny_model(), [small], [], settings, folder=Path(sys.argv[1]) / "first")
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -170,7 +160,7 @@ def test_where_memory_runs_out_packs_are_halved_and_it_goes_on(tmp_path: Path) -
 
 
 def test_a_loss_that_explodes_or_is_no_number_names_step_examples_and_rate(tmp_path: Path) -> None:
-    wild = replace(QUICK, learning_rate=10.0, epochs=20, warmup_share=0.0, schedule="constant")
+    wild = replace(CAREFUL, learning_rate=10.0, epochs=20, warmup_share=0.0, schedule="constant")
     said = r"step \d+: the loss is \S+ and the gradient's norm \S+ at rate 1\.00e\+01, with the examples of task-\d+, "
     with pytest.raises(TuningError, match=said):
         trained(tmp_path, wild)
@@ -185,7 +175,7 @@ def test_a_model_that_cannot_read_trees_is_trained_row_by_row(tmp_path: Path) ->
     model.eval().requires_grad_(False)
     heard: list[str] = []
     examples = copying_examples()
-    settings = replace(QUICK, epochs=12, learning_rate=3e-2)
+    settings = replace(CAREFUL, epochs=12, learning_rate=3e-2)
     made = train(model, examples, examples, settings, folder=tmp_path / "adapter", say=heard.append)
     assert heard[0].startswith("training row by row, which is slower: BloomForCausalLM does not go through")
     assert made.held_out_loss is not None
@@ -196,7 +186,6 @@ def test_a_model_that_cannot_read_trees_is_trained_row_by_row(tmp_path: Path) ->
 
 def test_two_tunings_of_one_home_queue(tmp_path: Path) -> None:
     order: list[str] = []
-    inside = threading.Event()
 
     def second() -> None:
         with one_at_a_time(tmp_path, order.append):
@@ -205,7 +194,8 @@ def test_two_tunings_of_one_home_queue(tmp_path: Path) -> None:
     with one_at_a_time(tmp_path, order.append):
         thread = threading.Thread(target=second)
         thread.start()
-        inside.wait(0.2)
+        while not order:  # until it says that it waits
+            time.sleep(0.01)
         order.append("first")
     thread.join(10)
     assert order == [f"another tuning is running (PID {os.getpid()}); waiting for it", "first", "second"]
@@ -217,10 +207,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, monkey
     folder = tmp_path / "desk"
     project = make_desk(folder, TINY_ROWS, TINY_SETTINGS.format(base=base))
     with Runtime(project) as runtime:
-        reviewer = Reviewer(
-            runtime, lambda words: main(["--project", str(folder), "--quiet", *words]), corrections=100, progress=print
-        )
-        reviewer.review(load_tickets(folder / "tickets" / "train.jsonl"), at_once=4)
+        review_all(runtime)
     command = [sys.executable, "-m", "agent.cli", "--project", str(folder), "tune"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ALONE)
     assert process.stderr is not None

@@ -15,21 +15,11 @@ from agent.errors import DatasetError, LivenessError, TuningError
 from agent.llm.attention import use_ragged_attention
 from agent.llm.lora import AdapterBank
 from agent.sealing import tensors_hash
-from tests.tuner.tiny import copying_examples, tiny_model
+from tests.tuner.tiny import QUICK, copying_examples, tiny_model
 from tuner.loss import loss_of
 from tuner.packing import Example, build_pack
-from tuner.train import Progress, Trained, TrainSettings, train
-
-QUICK = TrainSettings(
-    min_steps=1,
-    r=4,
-    alpha=8,
-    learning_rate=2e-2,
-    epochs=3,
-    batch_targets=8,
-    max_tokens_per_pack=64,
-    precision="float32",
-)
+from tuner.train import Progress, Trained, train
+from tuner.train_settings import TrainSettings
 
 
 def trained(

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from agent.llm.attention import use_ragged_attention
+from agent.llm.precision import use_bfloat16_products
+from tuner.methods import with_adapter
 from tuner.packing import Example
+from tuner.train_settings import TrainSettings
 
 VOCABULARY = 97
 
@@ -42,6 +46,36 @@ def tiny_model(kind: str = "llama", *, seed: int = 0, **changes: Any) -> Any:
     else:
         model = MistralForCausalLM(MistralConfig(**sizes))
     return model.eval().requires_grad_(False)
+
+
+QUICK = TrainSettings(
+    min_steps=1,
+    r=4,
+    alpha=8,
+    learning_rate=2e-2,
+    epochs=3,
+    batch_targets=8,
+    max_tokens_per_pack=64,
+    precision="float32",
+)
+"""A training of a second."""
+
+
+def adapted_model(kind: str = "llama", *, rounded: bool = False, **changes: Any) -> Any:
+    """A tiny model whose adapter is random on both sides, so that every part of it has a gradient."""
+    import torch
+
+    base = tiny_model(kind, **changes)
+    use_ragged_attention(base)
+    if rounded:
+        use_bfloat16_products(base)
+    model, _ = with_adapter(base, QUICK)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0.0, 0.1)
+    return model
 
 
 def random_tree(chance: random.Random, *, rows: int, length: int) -> list[Example]:

@@ -1,0 +1,56 @@
+"""What a training is told. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tuner.packing import Weighting
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How an adapter is trained; `ratchet.toml`'s [tuning] has the same keys."""
+
+    method: str = "lora"
+    """One of `agent.settings.TUNING_METHODS`; see `tuner.methods`."""
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("all-linear",)
+    top_layers: int = 0
+    """Only this many layers, from the top, are tuned; 0 tunes all."""
+    rate_ratio: float = 16.0
+    """With the method "lora+": the rate of the second matrix (B) over that of the first."""
+    learning_rate: float = 1e-3
+    epochs: int = 4
+    min_steps: int = 48
+    """Optimizer steps that a training has at least; with little data they take more epochs than `epochs`."""
+    batch_targets: int = 150
+    """Target tokens that an optimizer step gathers at least, from as many tasks as that takes."""
+    max_tokens_per_pack: int = 0
+    """0: as many as fit into the memory that is free."""
+    weighting: Weighting = "token"
+    """What counts the same: every target token, every example, or every trajectory."""
+    label_smoothing: float = 0.0
+    neftune: float = 0.0
+    adversarial: Literal["none", "fgm", "pgd", "freelb"] = "none"
+    """See `tuner.adversarial`."""
+    adversarial_size: float = 0.05
+    """The most an embedding is changed, as a share of its length."""
+    anchor: float = 0.0
+    """Half the squared distance from the adapter that is gone on from, times this, is added to the loss."""
+    patience: int = 2
+    """Epochs without a better held-out loss before training stops; 0 never stops early."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the rate goes on behind the warm-up; the first two end at a tenth of it."""
+    warmup_share: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: str = "auto"
+    """Of matrix products: "float32", "mixed" (see `agent.llm.precision`), or "auto", whichever is faster here."""
+    start: str = "base"
+    """Either "base", or "active" to go on from the adapter that is served."""
+    checkpoint_seconds: float = 60.0
+    """Between two checkpoints, where there is a folder for them."""
+    seed: int = 0
