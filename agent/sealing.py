@@ -21,6 +21,9 @@ from typing import Any, BinaryIO
 from agent.errors import AdapterError
 
 MANIFEST_VERSION = 1
+LORA, VIRTUAL, FULL = "LORA", ("PROMPT_TUNING", "PREFIX_TUNING"), "LN_TUNING"
+"""The kinds of adapter that are served, as PEFT spells them. LN_TUNING acts with a copy of whole modules in place of
+the base's, which is how the outcome of full fine-tuning is kept."""
 CONFIG, WEIGHTS, MANIFEST, CARD, REPORT = (
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -237,21 +240,24 @@ def _read_manifest(folder: Path, files: Sequence[str]) -> Manifest:
 
 
 def _check_config(path: Path) -> None:
-    """Refuse what PEFT would import, or what is no LoRA."""
+    """Refuse what PEFT would import, or what is not served."""
     try:
         data = json.loads(path.read_bytes())
     except ValueError as fault:
         raise AdapterError(f"{path} is not JSON ({fault}); expected the file PEFT writes") from fault
-    if not isinstance(data, dict) or data.get("peft_type") != "LORA":
-        found = data.get("peft_type") if isinstance(data, dict) else type(data).__name__
-        raise AdapterError(f"{path} has peft_type {found!r}; expected 'LORA', the only kind that is served")
-    # PEFT imports the modules these name.
-    for key in ("auto_mapping", "megatron_config"):
+    kind = data.get("peft_type") if isinstance(data, dict) else type(data).__name__
+    if not isinstance(data, dict) or kind not in (LORA, *VIRTUAL, FULL):
+        raise AdapterError(f"{path} has peft_type {kind!r}; expected {LORA}, {', '.join(VIRTUAL)} or {FULL}")
+    # PEFT imports the modules that the first two name, and hands the others to what reads a tokenizer.
+    for key in ("auto_mapping", "megatron_config", "tokenizer_name_or_path", "tokenizer_kwargs"):
         if data.get(key) is not None:
-            raise AdapterError(f"{path} names code in {key}; only plain LoRA is loaded, so it must be null")
-    rank = data.get("r")
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise AdapterError(f"{path} has r = {rank!r}; expected a whole number above 0")
+            raise AdapterError(
+                f"{path} names code or files in {key}; only plain adapters are loaded, so it must be null"
+            )
+    size = {LORA: "r", FULL: None}.get(kind, "num_virtual_tokens")
+    count = data.get(size) if size else 1
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise AdapterError(f"{path} has {size} = {count!r}; expected a whole number above 0")
 
 
 _ITEM_BYTES = {

@@ -144,7 +144,7 @@ class MemorySettings:
     """Folders of documents, relative to the project's folder."""
 
 
-TUNING_METHODS = ("lora", "rslora", "dora", "lora+")
+TUNING_METHODS = ("lora", "rslora", "dora", "lora+", "qlora", "prompt", "prefix", "full")
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,10 @@ class TuningSettings:
     """Modules that get an adapter, by name; "all-linear" means every linear layer but the output."""
     top_layers: int = _whole(0, 0)
     """Only this many layers, from the top, are tuned; 0 tunes all."""
+    virtual_tokens: int = _whole(20, 1, 1024)
+    """With methods "prompt" and "prefix": how many are put before every sequence."""
+    cache_gigabytes: float = _real(4.0, 0.0)
+    """With `top_layers`: disk for what the layers below make of the examples; 0 computes it in every epoch."""
     rate_ratio: float = _above_zero(16.0)
     """With method "lora+": the rate of an adapter's second matrix over that of its first."""
     start: str = _choice("base", "base", "active")
@@ -171,6 +175,8 @@ class TuningSettings:
     """With start "active": the share of the tasks learnt before that is learnt again, chosen to cover them all."""
     anchor: float = _real(0.0, 0.0)
     """With start "active": how strongly the adapter is held to where it started (half the squared distance)."""
+    anchor_kl: float = _real(0.0, 0.0)
+    """With start "active": how strongly it is held to what that adapter says at the targets (KL divergence)."""
     label_smoothing: float = _share(0.0)
     """Share of a target's probability that is spread over all tokens."""
     neftune: float = _real(0.0, 0.0)
@@ -181,8 +187,8 @@ class TuningSettings:
     """How large that change may be, as a share of each embedding's length."""
     precision: str = _choice("auto", "auto", "float32", "mixed")
     """Of matrix products while training; "auto" takes whichever is faster on this machine."""
-    learning_rate: float = _above_zero(1e-3)
-    """Highest learning rate, reached after the warm-up."""
+    learning_rate: float = _real(0.0, 0.0)
+    """Highest learning rate, reached after the warm-up; 0 takes the method's own, 1e-3 for LoRA."""
     epochs: int = _whole(4, 1, 1000)
     """Passes over the data, when there is enough of it for `min_steps`."""
     min_steps: int = _whole(48, 1)

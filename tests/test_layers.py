@@ -49,7 +49,7 @@ MAY_BE_HEAVY = frozenset(
         "agent.llm.attention",
         "agent.llm.engine",
         "agent.llm.local",
-        "agent.llm.lora",
+        "agent.llm.bank",
         "tuner.mixed",
         "tuner.train",
     }

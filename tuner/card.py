@@ -21,12 +21,12 @@ def model_card(name: str, base: str, dataset: Dataset, trained: Trained, setting
     return f"""---
 base_model: {base}
 library_name: peft
-tags: [lora, ratchet]
+tags: [{settings.method}, ratchet]
 ---
 
 # {name}
 
-A LoRA adapter of {base}, trained by Ratchet from people's feedback on the agent's own runs.
+An adapter of {base} (method {settings.method}), trained by Ratchet from people's feedback on the agent's own runs.
 
 - Made from dataset `{dataset.hash[:16]}`: {counts["corrections"]} corrections and {counts["accepted_runs"]} accepted
   runs over {counts["tasks"]} tasks, by {", ".join(counts["reviewers"])}.

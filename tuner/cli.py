@@ -220,7 +220,7 @@ class _Bar:
 
     def training(self, progress: Progress) -> None:
         held = "" if progress.held_out_loss is None else f" held-out {progress.held_out_loss:.3f}"
-        note = f"loss {progress.loss:.3f}{held} {progress.tokens_per_second:.0f} tok/s"
+        note = f"{progress.examples} examples, loss {progress.loss:.3f}{held}, {progress.tokens_per_second:.0f} tok/s"
         self._show("training", progress.step, progress.steps, note, left=progress.seconds_left)
 
     def tasks(self, name: str, done: int, of: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 QUERY_BLOCK = 192
 """Tokens whose attention is computed in one product; they share the columns that any of them sees."""
 
-KeysAndValues = Sequence[tuple["torch.Tensor", "torch.Tensor"]]
-"""Of each layer, [kv_heads, S, d] each."""
+KeysAndValues = Mapping[int, tuple["torch.Tensor", "torch.Tensor"]]
+"""By layer, [kv_heads, S, d] each; empty where nothing stands before."""
+
+NOTHING: KeysAndValues = {}
 
 
 @dataclass(frozen=True)
@@ -33,26 +35,42 @@ class _Block:
 class TreeLayout:
     """For training: one row that holds a tree. See `agent.llm.attention.Layout`."""
 
-    def __init__(self, pack: Pack, device: torch.device, before: KeysAndValues = (), *, mixed: bool = False) -> None:
-        """`mixed` makes products in bfloat16 and everything else in float32."""
+    def __init__(
+        self,
+        pack: Pack,
+        device: torch.device,
+        before: KeysAndValues = NOTHING,
+        *,
+        keeps: bool = False,
+        mixed: bool = False,
+    ) -> None:
+        """`before` are virtual tokens, if there are any, and the pack's trunks.
+
+        `keeps` keeps the keys and values; `mixed` makes products in bfloat16 and everything else in float32.
+        """
         import torch
 
-        self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
-        """Keys and values of each layer, once the forward pass is over; kept of a trunk alone."""
-        self._keeps = bool(pack.branches)
-        self._before = before
+        self.pack = pack
+        self.before = before
+        self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        """Keys and values of each layer, once the forward pass is over."""
+        start = next(iter(before.values()))[0].shape[1] if before else 0
+        positions = pack.positions + (start - pack.start)
+        self.positions = torch.from_numpy(positions).to(device)
+        """[T] of the pack's tokens, virtual ones before them counted."""
+        self._keeps = keeps
         self._mixed = mixed
-        self._depths = torch.from_numpy(np.concatenate([np.arange(pack.start), pack.positions])).to(device)
-        self._start = pack.start
+        self._depths = torch.from_numpy(np.concatenate([np.arange(start), positions])).to(device)
+        self._start = start
         seen = visibility(pack)
         self._blocks = []
-        for start in range(0, len(pack), QUERY_BLOCK):
-            end = min(start + QUERY_BLOCK, len(pack))
-            own = np.nonzero(seen[start:end].any(axis=0))[0]
-            columns = np.concatenate([np.arange(pack.start), pack.start + own])
-            trunks = np.ones((end - start, pack.start), dtype=bool)
-            visible = np.concatenate([trunks, seen[start:end][:, own]], 1)
-            self._blocks.append(_Block(start, end, *(torch.from_numpy(one).to(device) for one in (columns, visible))))
+        for first in range(0, len(pack), QUERY_BLOCK):
+            last = min(first + QUERY_BLOCK, len(pack))
+            own = np.nonzero(seen[first:last].any(axis=0))[0]
+            columns = np.concatenate([np.arange(start), start + own])
+            trunks = np.ones((last - first, start), dtype=bool)
+            visible = np.concatenate([trunks, seen[first:last][:, own]], 1)
+            self._blocks.append(_Block(first, last, *(torch.from_numpy(one).to(device) for one in (columns, visible))))
         self._biases = [_as_bias(block.visible) for block in self._blocks] if mixed else []
 
     def attend(
@@ -68,10 +86,10 @@ class TreeLayout:
         import torch
 
         if self._keeps:
-            self.kept.append((key, value))
-        if self._before:
-            key = torch.cat([self._before[layer][0], key], 1)
-            value = torch.cat([self._before[layer][1], value], 1)
+            self.kept[layer] = key, value
+        if self.before:
+            key = torch.cat([self.before[layer][0], key], 1)
+            value = torch.cat([self.before[layer][1], value], 1)
         if self._mixed:
             from tuner.mixed import attention
 

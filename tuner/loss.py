@@ -8,12 +8,12 @@ step holds the activations of one path through its packs at a time, however many
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from agent.llm.attention import IMPLEMENTATION
-from tuner.layout import KeysAndValues, TreeLayout
+from tuner.layout import NOTHING, KeysAndValues, TreeLayout
 from tuner.packing import Pack, weight_in
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Noise:
-    """What a training pass does to the model's task so that it generalises; nothing of it acts in an evaluation."""
+    """What a training pass adds to the model's task; nothing of it acts in an evaluation."""
 
     smoothing: float = 0.0
     """Share of a target's probability that is spread over all tokens. Source: Szegedy et al., 2016."""
@@ -30,6 +30,10 @@ class Noise:
     """Alpha of the uniform noise on the embeddings. Source: NEFTune (Jain et al., 2023)."""
     shifts: Mapping[int, torch.Tensor] = field(default_factory=dict)
     """By the id of a pack, [T, d] that is added to the embeddings of its tokens."""
+    hold: float = 0.0
+    """How much the divergence from `references` counts. Source: the KL penalty of Ouyang et al., 2022."""
+    references: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    """By the id of a pack, [N, vocabulary] log-probabilities at its targets that are to be kept."""
 
 
 SILENCE = Noise()
@@ -42,30 +46,37 @@ def backward(
     precision: str = "float32",
     *,
     noise: Noise = SILENCE,
-    before: KeysAndValues = (),
+    before: KeysAndValues = NOTHING,
 ) -> float:
     """Add the gradient of the pack's weighted loss over `weight`, branches included; returns that loss, summed."""
-    import torch
-
     with products_in(precision, model.device.type):
         loss, layout = _forward(model, pack, before, noise)
     total = float(loss.detach())
-    ends: list[tuple[torch.Tensor, torch.Tensor | None]] = [(loss / weight, None)]
-    """What the gradient starts from: the loss, and the keys and values that branches looked back at."""
-    if pack.branches:
-        leaves = [(_leaf(key), _leaf(value)) for key, value in layout.kept]
-        behind = _joined(before, leaves)
-        for branch in pack.branches:
-            total += backward(model, branch, weight, precision, noise=noise, before=behind)
-        for made, held in zip(layout.kept, leaves, strict=True):
-            ends += [(one, leaf.grad) for one, leaf in zip(made, held, strict=True) if leaf.grad is not None]
-    ends = [(end, gradient) for end, gradient in ends if end.requires_grad]
-    if ends:
-        torch.autograd.backward([end for end, _ in ends], [gradient for _, gradient in ends])
+    leaves = _leaves(layout.kept)
+    behind = _joined(before, leaves)
+    for branch in pack.branches:
+        total += backward(model, branch, weight, precision, noise=noise, before=behind)
+    _go_back(loss / weight, layout.kept, leaves)
     return total
 
 
-def loss_of(model: Any, pack: Pack, *, before: KeysAndValues = ()) -> torch.Tensor:
+def backward_behind(
+    model: Any,
+    packs: Sequence[Pack],
+    weight: float,
+    precision: str = "float32",
+    *,
+    noise: Noise = SILENCE,
+    before: KeysAndValues = NOTHING,
+) -> float:
+    """As `backward` for several packs, and on through what `before` was made of."""
+    leaves = _leaves(before)
+    total = sum(backward(model, pack, weight, precision, noise=noise, before=leaves) for pack in packs)
+    _go_back(None, before, leaves)
+    return total
+
+
+def loss_of(model: Any, pack: Pack, *, before: KeysAndValues = NOTHING) -> torch.Tensor:
     """Weighted sum of the cross-entropy over the targets of a pack and its branches. Source: next-token loss."""
     loss, layout = _forward(model, pack, before, SILENCE)
     if pack.branches:
@@ -75,36 +86,52 @@ def loss_of(model: Any, pack: Pack, *, before: KeysAndValues = ()) -> torch.Tens
     return loss
 
 
-def mean_loss(model: Any, packs: Sequence[Pack], precision: str = "float32") -> float:
+def mean_loss(
+    model: Any, packs: Sequence[Pack], precision: str = "float32", *, before: KeysAndValues = NOTHING
+) -> float:
     """The weighted mean loss over all targets, without gradients."""
     import torch
 
     with torch.inference_mode(), products_in(precision, model.device.type):
-        total = sum(float(loss_of(model, pack)) for pack in packs)
+        total = sum(float(loss_of(model, pack, before=before)) for pack in packs)
     return total / weight_in(packs)
 
 
-def misses(model: Any, packs: Sequence[Pack], precision: str = "float32") -> dict[str, list[tuple[int, int]]]:
+def misses(
+    model: Any, packs: Sequence[Pack], precision: str = "float32", *, before: KeysAndValues = NOTHING
+) -> dict[str, list[tuple[int, int]]]:
     """By run, the targets that are not the likeliest token, in the order of the pack: what was wanted, what comes."""
     import torch
 
     found: dict[str, list[tuple[int, int]]] = {}
-
-    def look(pack: Pack, before: KeysAndValues) -> None:
-        logits, labels, layout = _logits(model, pack, before, SILENCE)
-        likeliest = logits.argmax(-1)
-        for place in (likeliest != labels).nonzero()[:, 0].tolist():
-            for run in pack.runs[place]:
-                found.setdefault(run, []).append((int(labels[place]), int(likeliest[place])))
-        if pack.branches:
-            behind = _joined(before, layout.kept)
-            for branch in pack.branches:
-                look(branch, behind)
-
-    with torch.inference_mode(), products_in(precision, model.device.type):
-        for pack in packs:
-            look(pack, ())
+    with torch.inference_mode():
+        for pack, logits, labels in _each(model, packs, precision, before):
+            likeliest = logits.argmax(-1)
+            for place in (likeliest != labels).nonzero()[:, 0].tolist():
+                for run in pack.runs[place]:
+                    found.setdefault(run, []).append((int(labels[place]), int(likeliest[place])))
     return found
+
+
+def log_probabilities(
+    model: Any, packs: Sequence[Pack], precision: str = "float32", *, before: KeysAndValues = NOTHING
+) -> dict[int, torch.Tensor]:
+    """By the id of a pack, branches included, what the model says at its targets: [N, vocabulary]."""
+    import torch
+
+    with torch.no_grad():
+        return {id(pack): logits.float().log_softmax(-1) for pack, logits, _ in _each(model, packs, precision, before)}
+
+
+def _each(
+    model: Any, packs: Sequence[Pack], precision: str, before: KeysAndValues
+) -> Iterator[tuple[Pack, torch.Tensor, torch.Tensor]]:
+    """Every pack and branch with its logits and labels; call it without gradients."""
+    for pack in packs:
+        with products_in(precision, model.device.type):
+            logits, labels, layout = _logits(model, pack, before, SILENCE)
+        yield pack, logits, labels
+        yield from _each(model, pack.branches, precision, _joined(before, layout.kept))
 
 
 def products_in(precision: str, device: str) -> Any:
@@ -117,10 +144,14 @@ def products_in(precision: str, device: str) -> Any:
 def _forward(model: Any, pack: Pack, before: KeysAndValues, noise: Noise) -> tuple[torch.Tensor, TreeLayout]:
     """The weighted sum of the losses, and the layout with what a trunk kept."""
     import torch
-    from torch.nn.functional import cross_entropy
+    from torch.nn.functional import cross_entropy, kl_div
 
     logits, labels, layout = _logits(model, pack, before, noise)
-    losses = cross_entropy(logits.float(), labels, reduction="none", label_smoothing=noise.smoothing)
+    logits = logits.float()
+    losses = cross_entropy(logits, labels, reduction="none", label_smoothing=noise.smoothing)
+    kept = noise.references.get(id(pack))
+    if kept is not None:
+        losses = losses + noise.hold * kl_div(logits.log_softmax(-1), kept, reduction="none", log_target=True).sum(-1)
     return (losses * torch.from_numpy(pack.weights).to(losses.device)).sum(), layout
 
 
@@ -131,15 +162,15 @@ def _logits(
     import torch
 
     device = model.device
-    layout = TreeLayout(pack, device, before, mixed=torch.is_autocast_enabled(device.type))
-    ids, positions, sources, labels = (
-        torch.from_numpy(one).to(device) for one in (pack.ids, pack.positions, pack.sources, pack.labels)
-    )
+    mixed = torch.is_autocast_enabled(device.type)
+    layout = TreeLayout(pack, device, before, keeps=bool(pack.branches), mixed=mixed)
+    ids, sources, labels = (torch.from_numpy(one).to(device) for one in (pack.ids, pack.sources, pack.labels))
     given = {"input_ids": ids[None]}
     if noise.neftune or id(pack) in noise.shifts:
         given = {"inputs_embeds": _disturbed(model.get_input_embeddings()(ids), pack, noise)[None]}
     if model.config._attn_implementation == IMPLEMENTATION:
-        out = model(**given, position_ids=positions[None], logits_to_keep=sources, use_cache=False, layout=layout)
+        places = layout.positions[None]
+        out = model(**given, position_ids=places, logits_to_keep=sources, use_cache=False, layout=layout)
         return out.logits[0], labels, layout
     # A model that reads rows only.
     return model(**given, use_cache=False).logits[0].index_select(0, sources), labels, layout
@@ -155,16 +186,32 @@ def _disturbed(embeddings: torch.Tensor, pack: Pack, noise: Noise) -> torch.Tens
     return embeddings if shift is None else embeddings + shift
 
 
-def _leaf(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().requires_grad_(tensor.requires_grad)
+def _leaves(made: KeysAndValues) -> KeysAndValues:
+    """The same numbers, cut off from what they were made of; they gather gradients."""
+    return {
+        layer: (key.detach().requires_grad_(key.requires_grad), value.detach().requires_grad_(value.requires_grad))
+        for layer, (key, value) in made.items()
+    }
+
+
+def _go_back(loss: torch.Tensor | None, made: KeysAndValues, leaves: KeysAndValues) -> None:
+    """The gradient of the loss, and that which the leaves gathered, through the model."""
+    import torch
+
+    ends: list[tuple[torch.Tensor, torch.Tensor | None]] = [] if loss is None else [(loss, None)]
+    for layer, pair in made.items():
+        ends += [(one, leaf.grad) for one, leaf in zip(pair, leaves[layer], strict=True) if leaf.grad is not None]
+    ends = [(end, gradient) for end, gradient in ends if end.requires_grad]
+    if ends:
+        torch.autograd.backward([end for end, _ in ends], [gradient for _, gradient in ends])
 
 
 def _joined(before: KeysAndValues, own: KeysAndValues) -> KeysAndValues:
     import torch
 
-    if not before:
-        return own
-    return [
-        (torch.cat([key, more_keys], 1), torch.cat([value, more_values], 1))
-        for (key, value), (more_keys, more_values) in zip(before, own, strict=True)
-    ]
+    if not before or not own:
+        return own or before
+    return {
+        layer: (torch.cat([before[layer][0], key], 1), torch.cat([before[layer][1], value], 1))
+        for layer, (key, value) in own.items()
+    }

@@ -1,42 +1,85 @@
-"""What of a model is trained: one table of methods, each made by PEFT, each saved as a plain PEFT folder.
+"""What of a model is trained: one table of methods, each saved as a plain PEFT folder.
 
-Source: LoRA (Hu et al., 2021), rsLoRA (Kalajdzievski, 2023), DoRA (Liu et al., 2024), LoRA+ (Hayou et al., 2024).
+Source: LoRA (Hu et al., 2021), rsLoRA (Kalajdzievski, 2023), DoRA (Liu et al., 2024), LoRA+ (Hayou et al., 2024),
+QLoRA (Dettmers et al., 2023).
 """
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.errors import TuningError
 from agent.llm.precision import use_bfloat16_products
+from tuner.layout import NOTHING, KeysAndValues
 from tuner.train_settings import TrainSettings
+from tuner.tunable import Group, Tunable, tensors_of, tuned_layers
 
 if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
-class Group:
-    """Parameters that share a learning rate."""
+def make_tunable(model: Any, settings: TrainSettings, precision: str, prompt: Sequence[int]) -> Tunable:
+    """Make a model ready to be trained by the method of the settings. Raises TuningError.
 
-    parameters: list[torch.nn.Parameter]
-    rate: float
-    """Times the learning rate of the settings."""
+    `prompt` are ids that examples begin with; virtual tokens start as a copy of them.
+    """
+    if settings.method == "full":
+        from tuner.full import FullWeights
+
+        return FullWeights(model, settings)
+    if settings.method in ("prompt", "prefix"):
+        from tuner.prompts import VirtualTokens
+
+        if precision == "mixed":
+            _round(model)
+        return VirtualTokens(model, settings, prompt)
+    return _Lora(*prepare_model(model, settings, precision))
+
+
+class _Lora:
+    """Two small matrices beside each linear layer."""
+
+    def __init__(self, model: Any, groups: list[Group]) -> None:
+        self.model = model
+        self.groups = groups
+
+    def before(self, precision: str) -> KeysAndValues:
+        return NOTHING
+
+    def state(self) -> dict[str, torch.Tensor]:
+        from peft import get_peft_model_state_dict
+
+        return {name: tensor.detach().clone() for name, tensor in get_peft_model_state_dict(self.model).items()}
+
+    def start_from(self, folder: Path) -> None:
+        from peft import set_peft_model_state_dict
+
+        ours = self.model.peft_config["default"]
+        names = ("r", "lora_alpha", "target_modules", "use_dora", "use_rslora", "layers_to_transform")
+        set_peft_model_state_dict(self.model, tensors_of(folder, ours, names))
+
+    def save(self, state: Mapping[str, torch.Tensor], folder: Path) -> None:
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(self.model, dict(state))
+        self.model.save_pretrained(str(folder), safe_serialization=True)
+        (folder / "README.md").unlink(missing_ok=True)
+
+    def take_off(self) -> None:
+        self.model.unload()
 
 
 def with_adapter(model: Any, settings: TrainSettings) -> tuple[Any, list[Group]]:
-    """The model with a fresh adapter on it, and what of it is trained. Raises TuningError."""
+    """The model with a fresh LoRA adapter on it, and what of it is trained. Raises TuningError."""
     from peft import LoraConfig, get_peft_model
 
     names = settings.targets
     if settings.top_layers and names == ("all-linear",):
         names = _linear_layers(model)  # PEFT takes the short name for all layers only.
-    layers = int(model.config.get_text_config().num_hidden_layers)
-    if settings.top_layers > layers:
-        raise TuningError(f"tuning.top_layers is {settings.top_layers} and the model has {layers} layers; lower it")
+    tuned = tuned_layers(model, settings)
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
@@ -44,7 +87,7 @@ def with_adapter(model: Any, settings: TrainSettings) -> tuple[Any, list[Group]]
         use_rslora=settings.method == "rslora",
         use_dora=settings.method == "dora",
         target_modules=names[0] if names == ("all-linear",) else list(names),
-        layers_to_transform=list(range(layers - settings.top_layers, layers)) if settings.top_layers else None,
+        layers_to_transform=list(tuned) if settings.top_layers else None,
         task_type="CAUSAL_LM",
     )
     try:
@@ -62,15 +105,26 @@ def with_adapter(model: Any, settings: TrainSettings) -> tuple[Any, list[Group]]
 
 def prepare_model(model: Any, settings: TrainSettings, precision: str) -> tuple[Any, list[Group]]:
     """As `with_adapter`, with products in `precision`: layers are rounded before the adapter comes, and fused after."""
+    if settings.method == "qlora":
+        from tuner.quantised import quantise
+
+        quantise(model, precision)
+        return with_adapter(model, settings)
     if precision != "mixed":
         return with_adapter(model, settings)
     from tuner import mixed
 
-    use_bfloat16_products(model)
-    mixed.round_output(model)
+    _round(model)
     peft_model, groups = with_adapter(model, settings)
     mixed.fuse_lora(peft_model)
     return peft_model, groups
+
+
+def _round(model: Any) -> None:
+    from tuner import mixed
+
+    use_bfloat16_products(model)
+    mixed.round_output(model)
 
 
 def _linear_layers(model: Any) -> tuple[str, ...]:
@@ -90,34 +144,3 @@ def _groups(model: Any, settings: TrainSettings) -> list[Group]:
         Group([one for name, one in trained if "lora_B" not in name], 1.0),
         Group([one for name, one in trained if "lora_B" in name], settings.rate_ratio),
     ]
-
-
-def start_from(model: Any, folder: Path) -> None:
-    """Load the tensors of an adapter of the same shape. Raises TuningError for another."""
-    from peft import LoraConfig, set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    theirs, ours = LoraConfig.from_pretrained(str(folder)), model.peft_config["default"]
-    for name in ("r", "lora_alpha", "target_modules", "use_dora", "use_rslora", "layers_to_transform"):
-        if getattr(theirs, name) != getattr(ours, name):
-            raise TuningError(
-                f"the adapter in {folder} has {name} {getattr(theirs, name)}, the settings give "
-                f'{getattr(ours, name)}; set them alike, or set tuning.start to "base"'
-            )
-    set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
-
-
-def state_of(model: Any) -> dict[str, torch.Tensor]:
-    """A copy of the adapter's tensors, under the names that PEFT saves them by."""
-    from peft import get_peft_model_state_dict
-
-    return {name: tensor.detach().clone() for name, tensor in get_peft_model_state_dict(model).items()}
-
-
-def save(model: Any, state: dict[str, torch.Tensor], folder: Path) -> None:
-    """Write the adapter with these tensors as a PEFT folder."""
-    from peft import set_peft_model_state_dict
-
-    set_peft_model_state_dict(model, state)
-    model.save_pretrained(str(folder), safe_serialization=True)
-    (folder / "README.md").unlink(missing_ok=True)

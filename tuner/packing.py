@@ -60,13 +60,18 @@ class Pack:
     """float32 [N] how much each counts; what several examples say at the same place counts for each."""
     runs: tuple[tuple[str, ...], ...] = ()
     """[N] the runs that say each target."""
-    start: int = 0
-    """Tokens of the trunks before it, all of which every token here sees."""
+    behind: tuple[int, ...] = ()
+    """Ids of the trunks before it, all of which every token here sees."""
     branches: tuple[Pack, ...] = ()
     """Packs that go on behind the last token of this one, which then is a trunk: a single path."""
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def start(self) -> int:
+        """Tokens of the trunks before it."""
+        return len(self.behind)
 
     def all(self) -> Iterator[Pack]:
         """This pack and everything that branches off it."""
@@ -274,7 +279,7 @@ def _lay_out(rows: Sequence[Row], start: int) -> Pack:
         np.array([label for _, label in places], dtype=np.int64),
         np.array([targets[place] for place in places], dtype=np.float32),
         tuple(runs[place] for place in places),
-        start,
+        rows[0].path[:start],
     )
 
 

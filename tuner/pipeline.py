@@ -20,12 +20,12 @@ from uuid import uuid4
 from agent.adapters import Adapter, State
 from agent.errors import AdapterError, DatasetError, LivenessError, TuningError
 from agent.llm import weights
-from agent.llm.lora import AdapterBank
+from agent.llm.bank import AdapterBank
 from agent.llm.render import Frame, Renderer
 from agent.loop import Unrecorded, timestamp
 from agent.runtime import Runtime
 from agent.sealing import add_documents, seal, tensors_hash, verify
-from agent.settings import Project
+from agent.settings import Project, TuningSettings
 from agent.teams import give_back_memory, in_own_team
 from agent.trajectory import Trajectory
 from tuner import parallel
@@ -41,7 +41,7 @@ from tuner.replay import replayed
 from tuner.report import loss_plot, write_gate_report
 from tuner.suites import Suite, SuiteTask, load_suite
 from tuner.train import Progress, Say, Trained, train
-from tuner.train_settings import TrainSettings
+from tuner.train_settings import RATES, TrainSettings
 from tuner.tuning_report import write_tuning_report
 from tuner.tunings import Begun, begin, checkpoints, finish, one_at_a_time, unfinished
 
@@ -104,7 +104,7 @@ def tune(
         in_own_team(lambda: _check_lives(_load(project, base, dtype), folder / "adapter", example))
         give_back_memory()
         adapter = _keep(runtime, folder, base, dataset, trained, begun)
-        chosen = asdict(project.settings.tuning)
+        chosen = asdict(_chosen(project))
         write_tuning_report(folder, adapter.id, trained, chosen, counts, renderer.decode)
         finish(folder)
         return Tuning(adapter, dataset, trained, folder)
@@ -315,8 +315,14 @@ def project_suite(project: Project, *, limit: int | None = None) -> Suite:
     return load_suite(project.resolve(project.settings.gate.suite), limit=limit)
 
 
+def _chosen(project: Project) -> TuningSettings:
+    """The settings of a tuning, with the learning rate that they come to."""
+    chosen = project.settings.tuning
+    return replace(chosen, learning_rate=chosen.learning_rate or RATES[chosen.method])
+
+
 def _train_settings(project: Project) -> TrainSettings:
-    known = asdict(project.settings.tuning)
+    known = asdict(_chosen(project))
     return TrainSettings(**{name: known[name] for name in TrainSettings.__dataclass_fields__})
 
 
@@ -357,7 +363,7 @@ def _check_lives(model: Any, folder: Path, example: Example) -> None:
         bank = AdapterBank(model)
         bank.load("candidate", folder, tensors_sha256=tensors_hash(folder / "adapter_model.safetensors"))
         bank.activate("candidate")
-        after = float(loss_of(model, pack))
+        after = float(loss_of(model, pack, before=bank.virtual("candidate")))
     if before == after:
         raise LivenessError(
             f"the adapter changes no output: the loss of a training example is {before:.4f} with and without it; "
@@ -378,7 +384,7 @@ def _keep(
     digest = tensors_hash(made / "adapter_model.safetensors")
     name = f"{begun.created_at[:10].replace('-', '')}-{digest[:8]}"
     served = runtime.serving()
-    card = model_card(name, base.name, dataset, trained, runtime.project.settings.tuning)
+    card = model_card(name, base.name, dataset, trained, _chosen(runtime.project))
     (made / "README.md").write_text(card, encoding="utf-8")
     (made / "report").mkdir()
     shutil.copyfile(folder / "loss.png", made / "report" / "loss.png")

@@ -19,13 +19,17 @@ from typing import TYPE_CHECKING, Any
 from agent.errors import DatasetError, LivenessError, ModelError, NotBetterError, TuningError
 from agent.llm.attention import use_ragged_attention
 from agent.llm.precision import faster_precision
-from tuner import methods, parallel
+from tuner import parallel
 from tuner.adversarial import adversarial_backward
 from tuner.checkpoints import Checkpoint, Checkpoints
-from tuner.loss import Noise, backward, mean_loss, misses
+from tuner.frozen import FrozenLayers
+from tuner.layout import KeysAndValues
+from tuner.loss import Noise, backward_behind, log_probabilities, mean_loss, misses
 from tuner.memory import is_out_of_memory, peak_bytes, tokens_that_fit
+from tuner.methods import make_tunable
 from tuner.packing import Batch, Example, Pack, make_batches, tokens_in
 from tuner.train_settings import TrainSettings
+from tuner.tunable import tuned_layers
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +47,8 @@ class Progress:
     epoch: int
     step: int
     steps: int
+    examples: int
+    """Learnt from so far, in every epoch again."""
     loss: float
     held_out_loss: float | None
     tokens_per_second: float
@@ -102,11 +108,13 @@ def train(
     kept = None if checkpoints is None else Checkpoints(checkpoints)
     log = _Log(metrics if leads else None, settings, training.steps)
     found = None if kept is None else kept.newest()
+    if found is not None:
+        training.resume(found)
+    training.read_ahead(examples)
     if found is None:
         training.first_evaluation()
         log.begin()
     else:
-        training.resume(found)
         log.rewind(training.at)
         say(f"going on behind step {training.at.step} of {training.steps}")
     saved_at = time.perf_counter()
@@ -153,6 +161,7 @@ class _Position:
     packed: int = 0
     rowed: int = 0
     targets: int = 0
+    examples: int = 0
     seconds: float = 0.0
     """Of the runs before this one."""
     max_tokens: int = 0
@@ -195,15 +204,21 @@ class _Training:
         self._started = time.perf_counter()
         self._packs_trees = _packs_trees(model, say)
         self._precision = faster_precision(str(model.device)) if settings.precision == "auto" else settings.precision
-        self._model, self._groups = methods.prepare_model(model, settings, self._precision)
+        self._tuned = make_tunable(model, settings, self._precision, examples[0].ids)
+        self._model = self._read_by = self._tuned.model
+        if settings.adversarial != "none" and settings.method in ("prompt", "prefix"):
+            raise TuningError(
+                f'adversarial training changes what the model reads, and method "{settings.method}" changes nothing '
+                'else; set tuning.adversarial to "none", or take another method'
+            )
         longest = max(len(one.ids) for one in [*examples, *held_out])
         self.at.max_tokens = settings.max_tokens_per_pack or tokens_that_fit(self._model, longest)
         if start_from is not None:
-            methods.start_from(self._model, start_from)
-        pulls = start_from is not None and settings.anchor > 0
+            self._tuned.start_from(start_from)
+        pulls = start_from is not None and (settings.anchor > 0 or settings.anchor_kl > 0)
         self._anchors = [one.detach().clone() for one in self._parameters] if pulls else []
         self._optimizer = torch.optim.AdamW(
-            [{"params": group.parameters, "scale": group.rate} for group in self._groups],
+            [{"params": group.parameters, "scale": group.rate} for group in self._tuned.groups],
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
         )
@@ -213,7 +228,7 @@ class _Training:
         for batch in [*self._plan[0], *([self._held_out] if self._held_out else [])]:
             if self._packs_trees:
                 batch.check_fits(self.at.max_tokens)  # What is too long is said before anything is computed.
-        self._best = methods.state_of(self._model)
+        self._best = self._tuned.state()
         self._identity = _identity(examples, held_out, settings, start_from)
 
     @property
@@ -228,6 +243,20 @@ class _Training:
 
     def epoch_is_over(self) -> bool:
         return self.at.done == len(self._plan[self.at.epoch])
+
+    def read_ahead(self, examples: Sequence[Example]) -> None:
+        """Where only upper layers are tuned, read everything through those below, once."""
+        chosen, lowest = self.settings, tuned_layers(self._model, self.settings).start
+        changed = chosen.neftune > 0 or chosen.adversarial != "none" or chosen.method in ("prompt", "prefix")
+        if not lowest or changed or not chosen.cache_gigabytes or not self._packs_trees:
+            return
+        # In an order that does not depend on where the training stands, so that a resumed one reads the same.
+        batches = make_batches(examples, batch_targets=chosen.batch_targets, weighting=chosen.weighting)
+        batches += [self._held_out] if self._held_out else []
+        packs = [pack for batch in batches for pack in self._packs(batch)]
+        frozen = FrozenLayers(self._model, lowest)
+        frozen.fill(packs, self._precision, int(chosen.cache_gigabytes * 2**30), self._say)
+        self._read_by = frozen
 
     def first_evaluation(self) -> None:
         self.at.held_out = self.at.first_held_out = self._evaluate()
@@ -253,6 +282,7 @@ class _Training:
         at.packed += tokens
         at.rowed += batch.row_tokens
         at.targets += batch.targets
+        at.examples += len(batch.rows)
         self.settled = True
         return step
 
@@ -263,7 +293,7 @@ class _Training:
         if at.held_out is None or at.held_out < at.best_loss:
             at.best_loss = at.loss if at.held_out is None else at.held_out
             at.best_epoch = at.epoch
-            self._best = methods.state_of(self._model)
+            self._best = self._tuned.state()
         at.epoch += 1
         at.done = 0
 
@@ -272,7 +302,8 @@ class _Training:
         at, steps = self.at, self.steps
         left = seconds / at.step * (steps - at.step) if at.step else math.nan
         epoch = at.epoch if at.done else max(0, at.epoch - 1)
-        return Progress(epoch, at.step, steps, at.loss, at.held_out, at.packed / seconds, seconds, left)
+        speed = at.packed / seconds
+        return Progress(epoch, at.step, steps, at.examples, at.loss, at.held_out, speed, seconds, left)
 
     def seconds(self) -> float:
         """Of training until now, those before a checkpoint included."""
@@ -320,10 +351,11 @@ class _Training:
             )
         missed: dict[str, list[tuple[int, int]]] = {}
         if folder is not None:
-            methods.save(self._model, self._best, folder)
+            self._tuned.save(self._best, folder)
             self._model.eval()
-            missed = misses(self._model, self._packs(self._looked_at), self._precision) if self._looked_at else {}
-        self._model.unload()
+            packs = self._packs(self._looked_at) if self._looked_at else []
+            missed = misses(self._read_by, packs, self._precision, before=self._before())
+        self._tuned.take_off()
         return Trained(
             steps=at.step,
             epochs=at.epoch,
@@ -344,7 +376,7 @@ class _Training:
 
     @property
     def _parameters(self) -> list[torch.nn.Parameter]:
-        return [one for group in self._groups for one in group.parameters]
+        return [one for group in self._tuned.groups for one in group.parameters]
 
     def _packs(self, batch: Batch) -> list[Pack]:
         return batch.packs(self.at.max_tokens) if self._packs_trees else batch.one_by_one()
@@ -371,17 +403,43 @@ class _Training:
 
     def _backward(self, packs: Sequence[Pack], weight: float) -> float:
         chosen = self.settings
-        noise = Noise(chosen.label_smoothing, chosen.neftune)
+        references = self._references(packs)
+        noise = Noise(chosen.label_smoothing, chosen.neftune, hold=chosen.anchor_kl, references=references)
         if chosen.adversarial == "none":
-            return sum(backward(self._model, pack, weight, self._precision, noise=noise) for pack in packs)
+            before = self._tuned.before(self._precision)
+            return backward_behind(self._read_by, packs, weight, self._precision, noise=noise, before=before)
         kind, size, parameters = chosen.adversarial, chosen.adversarial_size, self._parameters
         return adversarial_backward(kind, size, self._model, packs, weight, self._precision, noise, parameters)
+
+    def _references(self, packs: Sequence[Pack]) -> dict[int, torch.Tensor]:
+        """What the adapter that was started from says at the targets; nothing where it is not to be kept."""
+        import torch
+
+        if not self._anchors or not self.settings.anchor_kl:
+            return {}
+        own = [one.detach().clone() for one in self._parameters]
+        self._model.eval()
+        with torch.no_grad():
+            for parameter, anchor in zip(self._parameters, self._anchors, strict=True):
+                parameter.copy_(anchor)
+            found = log_probabilities(self._read_by, packs, self._precision, before=self._before())
+            for parameter, kept in zip(self._parameters, own, strict=True):
+                parameter.copy_(kept)
+        self._model.train()
+        return found
+
+    def _before(self) -> KeysAndValues:
+        """What stands before every sequence, without gradients."""
+        import torch
+
+        with torch.no_grad():
+            return self._tuned.before(self._precision)
 
     def _pull(self) -> None:
         """Add the gradient that holds the adapter to where it started."""
         import torch
 
-        if self._anchors:
+        if self._anchors and self.settings.anchor:
             with torch.no_grad():
                 for parameter, anchor in zip(self._parameters, self._anchors, strict=True):
                     if parameter.grad is not None:
@@ -418,7 +476,7 @@ class _Training:
         if self._held_out is None:
             return None
         self._model.eval()
-        return mean_loss(self._model, self._packs(self._held_out), self._precision)
+        return mean_loss(self._read_by, self._packs(self._held_out), self._precision, before=self._before())
 
 
 def _packs_trees(model: Any, say: Say) -> bool:

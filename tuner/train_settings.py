@@ -7,6 +7,18 @@ from typing import Literal
 
 from tuner.packing import Weighting
 
+RATES = {
+    "lora": 1e-3,
+    "rslora": 3e-4,
+    "dora": 1e-3,
+    "lora+": 2e-4,
+    "qlora": 1e-3,
+    "prompt": 3e-2,
+    "prefix": 1e-2,
+    "full": 5e-5,
+}
+"""The learning rate of each method, where the settings name none."""
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -20,6 +32,10 @@ class TrainSettings:
     targets: tuple[str, ...] = ("all-linear",)
     top_layers: int = 0
     """Only this many layers, from the top, are tuned; 0 tunes all."""
+    virtual_tokens: int = 20
+    """With the methods "prompt" and "prefix": how many are put before every sequence."""
+    cache_gigabytes: float = 4.0
+    """With `top_layers`: disk for what the layers below make of the examples; 0 computes it in every epoch."""
     rate_ratio: float = 16.0
     """With the method "lora+": the rate of the second matrix (B) over that of the first."""
     learning_rate: float = 1e-3
@@ -40,6 +56,8 @@ class TrainSettings:
     """The most an embedding is changed, as a share of its length."""
     anchor: float = 0.0
     """Half the squared distance from the adapter that is gone on from, times this, is added to the loss."""
+    anchor_kl: float = 0.0
+    """The divergence from what the adapter that is gone on from says at the targets, times this, is added too."""
     patience: int = 2
     """Epochs without a better held-out loss before training stops; 0 never stops early."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -139,7 +139,7 @@ class CachedLayout:
             start, end = self._starts[index], self._starts[index + 1]
             sequence, count = self._sequences[index], self._counts[index]
             keys, values = sequence.all(layer, sequence.own_length + count)
-            out[start:end] = _causal(query[:, start:end], keys, values, scale, window).transpose(0, 1)
+            out[start:end] = causal(query[:, start:end], keys, values, scale, window).transpose(0, 1)
         return out
 
     def commit(self) -> None:
@@ -247,7 +247,7 @@ def _softmax_product(
     return torch.bmm(scores.sub_(sums).exp_(), values), sums
 
 
-def _causal(
+def causal(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, window: int | None
 ) -> torch.Tensor:
     """The last T positions look back. Query [h, T, d], keys and values [g, S, d] -> [h, T, d]."""

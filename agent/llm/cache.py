@@ -57,6 +57,15 @@ class KeyValues:
         self._aside: list[Pair] | None = None
         """The own part while there is no slot for it."""
 
+    @classmethod
+    def starting_with(cls, pairs: Sequence[Pair], slots: Slots) -> KeyValues:
+        """A sequence whose first positions are read already: keys and values of each layer, which are copied."""
+        made = cls(slots)
+        if pairs:
+            made.length = int(pairs[0][0].shape[1])
+            made._aside = [(keys.clone(), values.clone()) for keys, values in pairs]
+        return made
+
     @property
     def own_length(self) -> int:
         return self.length - (self.shared.length if self.shared is not None else 0)

@@ -14,15 +14,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from agent.errors import GrammarError, ModelError, PromptError
 from agent.llm.attention import CachedLayout, use_ragged_attention
+from agent.llm.bank import AdapterBank
 from agent.llm.cache import Slots
-from agent.llm.lora import AdapterBank
 from agent.llm.prefix import Entry, PrefixCache, common_prefix
 
 if TYPE_CHECKING:
@@ -118,6 +118,8 @@ class Engine:
         self._slots = Slots(model.config.num_hidden_layers, max_sessions)
         self._cache = PrefixCache(self._slots, max_tokens=cache_tokens)
         self._inbox: queue.SimpleQueue[_Job | Callable[[], None] | None] = queue.SimpleQueue()
+        self._starts: dict[str | None, tuple[int, ...]] = {}
+        """Ids of the virtual tokens of adapters that have some."""
         self._count = itertools.count()
         self._worker: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -128,11 +130,13 @@ class Engine:
 
         Raises PromptError for a prompt that leaves no room in the context, GrammarError for a bad grammar.
         """
-        if len(request.ids) + 1 >= self.context:
+        start = self._starts.get(request.adapter, ())
+        if len(start) + len(request.ids) + 1 >= self.context:
             raise PromptError(
-                f"the prompt has {len(request.ids)} tokens and the model reads {self.context}; shorten the "
-                "task, show fewer passages or allow fewer steps"
+                f"the prompt has {len(request.ids)} tokens and the model reads {self.context - len(start)}; shorten "
+                "the task, show fewer passages or allow fewer steps"
             )
+        request = replace(request, ids=(*start, *request.ids))
         job = _Job(request, cancelled or threading.Event(), next(self._count), started=time.perf_counter())
         if request.grammar is not None:
             job.matcher = self._matcher(request.grammar, request.end)
@@ -142,7 +146,16 @@ class Engine:
 
     def load_adapter(self, key: str, folder: Any, *, tensors_sha256: str | None = None) -> None:
         """Load a PEFT folder under `key` while requests go on. See `AdapterBank.load`."""
-        self._call(lambda: self.adapters.load(key, folder, tensors_sha256=tensors_sha256))
+
+        def load() -> None:
+            self.adapters.load(key, folder, tensors_sha256=tensors_sha256)
+            pairs = self.adapters.virtual(key)
+            if pairs:
+                # Virtual tokens go by ids that no token has.
+                self._starts[key] = tuple(range(-pairs[0][0].shape[1], 0))
+                self._cache.begin_with(key, self._starts[key], [pairs[layer] for layer in sorted(pairs)])
+
+        self._call(load)
 
     def unload_adapter(self, key: str) -> None:
         """Drop an adapter and all that was read under it. Sessions still on it must have ended."""
@@ -150,6 +163,7 @@ class Engine:
         def drop() -> None:
             self.adapters.unload(key)
             self._cache.forget(key)
+            self._starts.pop(key, None)
 
         self._call(drop)
 

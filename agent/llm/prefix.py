@@ -11,10 +11,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from agent.llm.cache import KeyValues, Slots
+
+if TYPE_CHECKING:
+    from agent.llm.cache import Pair
 
 WORTH_COPYING = 16
 """Tokens; a shorter common prefix is read again."""
@@ -46,7 +50,12 @@ class PrefixCache:
         self._slots = slots
         self._max_tokens = max_tokens
         self._entries: list[Entry] = []
+        self._starts: dict[str | None, tuple[list[int], Sequence[Pair]]] = {}
         self._clock = itertools.count(1)
+
+    def begin_with(self, adapter: str | None, ids: Sequence[int], pairs: Sequence[Pair]) -> None:
+        """Every prompt under this adapter begins with `ids`, whose keys and values in each layer are known."""
+        self._starts[adapter] = list(ids), pairs
 
     def known(self, adapter: str | None, ids: Sequence[int]) -> int:
         """Length of the longest known prefix of `ids`; the last id is left out, for its logits are needed."""
@@ -59,8 +68,11 @@ class PrefixCache:
             best.busy = True
             entry = best
         else:
-            copied = best is not None and size >= WORTH_COPYING
-            values = best.values.copy(size) if best is not None and copied else KeyValues(self._slots)
+            start, pairs = self._starts.get(adapter, ([], ()))
+            if best is not None and size >= max(WORTH_COPYING, len(start)):
+                values = best.values.copy(size)
+            else:
+                values = KeyValues.starting_with(pairs, self._slots)
             entry = Entry(adapter, list(ids[: values.length]), values)
             self._entries.append(entry)
         self._slots.hold(entry.values)
@@ -80,6 +92,7 @@ class PrefixCache:
     def forget(self, adapter: str | None) -> None:
         """Drop what was read under an adapter that is gone; what is busy is not kept when it comes back."""
         self._entries = [one for one in self._entries if one.adapter != adapter]
+        self._starts.pop(adapter, None)
 
     @property
     def tokens(self) -> int:

@@ -145,12 +145,14 @@ def test_a_report_holds_documents_only(tmp_path: Path, name: str) -> None:
     [
         ({"auto_mapping": {"base_model_class": "X", "parent_library": "evil"}}, "auto_mapping"),
         ({"megatron_config": {"a": 1}}, "megatron_config"),
-        ({"peft_type": "PROMPT_TUNING"}, "PROMPT_TUNING"),
+        ({"peft_type": "IA3"}, "peft_type 'IA3'; expected LORA, PROMPT_TUNING, PREFIX_TUNING or LN_TUNING"),
+        ({"peft_type": "PROMPT_TUNING"}, "num_virtual_tokens = None"),
+        ({"peft_type": "PROMPT_TUNING", "tokenizer_kwargs": {"trust_remote_code": True}}, "tokenizer_kwargs"),
         ({"r": 0}, "r = 0"),
         ({"r": True}, "r = True"),
     ],
 )
-def test_a_configuration_that_names_code_or_is_no_lora_is_not_sealed(
+def test_a_configuration_that_names_code_or_is_of_no_kind_that_is_served_is_not_sealed(
     tmp_path: Path, change: dict[str, object], said: str
 ) -> None:
     folder = make(tmp_path, "a1")

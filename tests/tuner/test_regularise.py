@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 from tests.tuner.test_packing import packs_of
-from tests.tuner.test_train import adapter_hash, trained
+from tests.tuner.test_train import adapter_hash, loss_under, trained
 from tests.tuner.tiny import QUICK, adapted_model, copying_examples, random_tree
 from tuner.adversarial import _climb, adversarial_backward
-from tuner.loss import SILENCE, Noise, backward, mean_loss
-from tuner.packing import Example, weight_in
+from tuner.loss import SILENCE, Noise, backward, log_probabilities, mean_loss
+from tuner.packing import Example, build_pack, weight_in
 
 
 @pytest.fixture
@@ -112,3 +112,26 @@ def test_an_anchor_holds_the_adapter_to_where_it_started(tmp_path: Path) -> None
         before, after = (load_file(tmp_path / one / "adapter_model.safetensors") for one in ("start", name))
         moved.append(sum(float((after[key] - before[key]).norm() ** 2) for key in before) ** 0.5)
     assert 0 < moved[1] < 0.5 * moved[0]
+
+
+def test_a_kl_anchor_keeps_what_the_adapter_before_said(tmp_path: Path) -> None:
+    examples = copying_examples()
+    other = [replace(one, ids=(*one.ids[:-2], 5, 6)) for one in examples]
+    trained(tmp_path / "old", replace(QUICK, epochs=8), examples=examples)
+    losses = []
+    for name, strength in (("free", 0.0), ("held", 5.0)):
+        settings = replace(QUICK, epochs=8, learning_rate=5e-3, anchor_kl=strength)
+        trained(tmp_path / name, settings, examples=other, start_from=tmp_path / "old")
+        losses.append(loss_under(tmp_path / name, examples))
+    free, held = losses
+    assert held < 0.75 * free
+
+
+def test_the_divergence_from_itself_has_no_gradient(model: Any) -> None:
+    pack = build_pack(random_tree(random.Random(6), rows=5, length=12))
+    loss = backward(model, pack, 1.0)
+    plain = gradient(model)
+    model.zero_grad()
+    noise = Noise(hold=7.0, references=log_probabilities(model, [pack]))
+    assert backward(model, pack, 1.0, noise=noise) == pytest.approx(loss, rel=1e-5)
+    assert float((gradient(model) - plain).norm()) < 1e-4 * float(plain.norm())

@@ -13,7 +13,7 @@ import pytest
 
 from agent.errors import DatasetError, LivenessError, TuningError
 from agent.llm.attention import use_ragged_attention
-from agent.llm.lora import AdapterBank
+from agent.llm.bank import AdapterBank
 from agent.sealing import tensors_hash
 from tests.tuner.tiny import QUICK, copying_examples, tiny_model
 from tuner.loss import loss_of
@@ -152,7 +152,7 @@ def loss_under(adapter: Path, examples: Sequence[Example]) -> float:
     bank.load("a", adapter, tensors_sha256=adapter_hash(adapter))
     bank.activate("a")
     with torch.inference_mode():
-        loss = loss_of(model, build_pack(examples))
+        loss = loss_of(model, build_pack(examples), before=bank.virtual("a"))
     return float(loss) / sum(one.target_count for one in examples)
 
 

@@ -91,6 +91,28 @@ def save_adapter(folder: Path, tokenizer: Any, *, seed: int, **options: Any) -> 
     return model.eval()
 
 
+def save_other(folder: Path, tokenizer: Any, kind: str) -> Any:
+    """An adapter with random virtual tokens ("prompt", "prefix") or weights ("full"), and PEFT's model with it."""
+    import torch
+    from peft import LNTuningConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+
+    torch.manual_seed(3)
+    config: Any = {
+        "prompt": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=9),
+        "prefix": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=9),
+        "full": LNTuningConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "down_proj", "norm"]),
+    }[kind]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT knows norms only of other classes, and says so.
+        model = get_peft_model(make_model(tokenizer), config)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            if tensor.requires_grad:
+                tensor.add_(torch.randn_like(tensor), alpha=0.3)
+    model.save_pretrained(str(folder))
+    return model.eval()
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     return make_tokenizer()
@@ -121,7 +143,12 @@ def parts() -> Any:
     from types import SimpleNamespace
 
     return SimpleNamespace(
-        tokenizer=make_tokenizer, model=make_model, adapter=save_adapter, chatml=CHATML, special=SPECIAL
+        tokenizer=make_tokenizer,
+        model=make_model,
+        adapter=save_adapter,
+        other=save_other,
+        chatml=CHATML,
+        special=SPECIAL,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -433,3 +434,42 @@ def test_an_adapter_that_reaches_beyond_lora_layers_is_refused(
     parts.adapter(tmp_path / "head", tokenizer, seed=1, modules_to_save=["lm_head"])
     with pytest.raises(AdapterError, match="modules_to_save"):
         make_engine().load_adapter("head", tmp_path / "head")
+
+
+# -- virtual tokens and whole weights --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["prompt", "prefix", "full"])
+def test_adapters_of_other_kinds_give_what_peft_gives(
+    make_engine: MakeEngine, adapters: dict[str, Any], parts: Any, tokenizer: Any, tmp_path: Path, kind: str
+) -> None:
+    twins = {
+        None: parts.model(tokenizer),
+        "red": adapters["red"],
+        kind: parts.other(tmp_path / kind, tokenizer, kind),
+    }
+    asked = [(key, prompt(1, size)) for size in (90, 50) for key in twins]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # PEFT says that virtual tokens place the others anew.
+        wanted = [reference(twins[key], ids, 12) for key, ids in asked]
+    assert len(set(wanted)) == len(wanted), "the adapters make no difference; this shows nothing"
+    engine = make_engine()
+    engine.load_adapter("red", tmp_path / "red")
+    engine.load_adapter(kind, tmp_path / kind, tensors_sha256=sealed_hash(tmp_path / kind))
+    requests = [Request(ids, NO_END, max_new=12, adapter=key) for key, ids in asked]
+    for _ in range(2):  # The second time from what was read before.
+        assert [one.ids for one in together(engine, requests)] == wanted
+    engine.unload_adapter(kind)
+    assert engine.generate(requests[0]).ids == wanted[0]
+    engine.load_adapter(kind, tmp_path / kind)
+    assert [engine.generate(one).ids for one in requests] == wanted
+
+
+def test_virtual_tokens_of_another_base_are_refused(
+    make_engine: MakeEngine, parts: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    parts.other(tmp_path / "prefix", tokenizer, "prefix")
+    engine = make_engine(changes={"num_hidden_layers": 2})
+    with pytest.raises(AdapterError, match=r"prompt_embeddings have shape \(9, 192\); this base needs \[N, 128\]"):
+        engine.load_adapter("prefix", tmp_path / "prefix")
+    assert "prefix" not in engine.adapters

@@ -1,21 +1,29 @@
 """Adapters on a live model: loaded beside each other, switched between passes, checked by hash.
 
-The base weights are never changed: an adapter is added on the side and can be taken off again. Only
-safetensors are read, and only plain LoRA on linear layers is loaded. Not thread-safe but for `hash` and `in`:
-the engine's worker is its only user.
+Four kinds, all as PEFT saves them: LoRA stands beside the linear layers; prompt and prefix adapters are virtual
+tokens before each sequence (`virtual`); and what full fine-tuning made takes the place of the base's weights while it
+is active. The base itself is never changed. Only safetensors are read. Not thread-safe but for `hash` and `in`: the
+engine's worker is its only user.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.errors import AdapterError, LivenessError
-from agent.sealing import hash_tensors
+from agent.llm import virtual
+from agent.sealing import CONFIG, FULL, LORA, VIRTUAL, WEIGHTS, hash_tensors
+
+if TYPE_CHECKING:
+    import torch
 
 _WRAPPERS = "base_model.model."
+_COPY = ".ln_tuning_layers."
+"""How PEFT marks, in a tensor's name, the copy of a module that acts in its place."""
 _SPELLED = {"torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16"}
 
 
@@ -24,8 +32,15 @@ class AdapterBank:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self._base = dict(model.named_parameters(remove_duplicate=False))
+        """Of the bare base, by name: layers are wrapped later, parameters stay."""
         self._names: dict[str, str] = {}
         self._hashes: dict[str, str] = {}
+        self._virtual: dict[str, virtual.Pairs] = {}
+        self._weights: dict[str, dict[str, torch.Tensor]] = {}
+        """By adapter, what takes the place of the base's parameters."""
+        self._aside: dict[str, torch.Tensor] = {}
+        """The base's own, while others act in their place."""
         self._count = itertools.count()
         self._active: str | None = None
         self._settled = True
@@ -49,8 +64,7 @@ class AdapterBank:
         if key not in self._names:
             self._names[key] = f"a{next(self._count)}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
             try:
-                self._put(self._names[key], Path(folder))
-                found = self.live_hash(key)
+                found = self._load(key, Path(folder))
                 _check_hash(key, found, tensors_sha256)
             except BaseException:
                 self.unload(key)
@@ -58,11 +72,18 @@ class AdapterBank:
             self._hashes[key] = found
         _check_hash(key, self._hashes[key], tensors_sha256)
 
+    def virtual(self, key: str | None) -> virtual.Pairs:
+        """The keys and values that an adapter puts before every sequence; for most kinds none."""
+        return self._virtual.get(key, {}) if key is not None else {}
+
     def unload(self, key: str) -> None:
         """Take an adapter off the model."""
         if key not in self._names:
             raise AdapterError(f"adapter {key!r} is not loaded; loaded are {sorted(self._names) or 'none'}")
         name = self._names[key]
+        self.activate(None)
+        self._virtual.pop(key, None)
+        self._weights.pop(key, None)
         for layer in self._layers():
             # PEFT warns when it must choose itself what follows an active adapter.
             layer.set_adapter([])
@@ -80,18 +101,67 @@ class AdapterBank:
         if key is not None and key not in self._names:
             raise AdapterError(f"adapter {key!r} is not loaded; loaded are {sorted(self._names) or 'none'}")
         self._settled = False
+        beside = key is not None and key not in self._virtual and key not in self._weights
         for layer in self._layers():
-            layer.enable_adapters(key is not None)
-            if key is not None:
+            layer.enable_adapters(beside)
+            if beside and key is not None:
                 layer.set_adapter(self._names[key], inference_mode=True)
+        # Backwards: a parameter that is tied has two names, and was taken twice.
+        for name, held in reversed(self._aside.items()):
+            self._base[name].data = held
+        self._aside = {}
+        for name, tensor in self._weights.get(key or "", {}).items():
+            self._aside[name], self._base[name].data = self._base[name].data, tensor
         self._active, self._settled = key, True
 
     def live_hash(self, key: str) -> str:
-        """The hash of the tensors that act, as `agent.sealing.tensors_hash` computes it from the file."""
-        return hash_tensors(
-            (name, _SPELLED[str(one.dtype)], tuple(one.shape), _bytes(one))
-            for name, one in self._tensors(self._names[key]).items()
-        )
+        """The hash of a LoRA adapter's tensors as they act, as `agent.sealing.tensors_hash` makes it from the file."""
+        return _hash(self._tensors(self._names[key]))
+
+    def _load(self, key: str, folder: Path) -> str:
+        """Put a folder of any kind on the model; returns the hash of what was loaded."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            kind = json.loads((folder / CONFIG).read_bytes())["peft_type"]
+            if kind == LORA:
+                self._put(self._names[key], folder)
+                return self.live_hash(key)
+            if kind not in (*VIRTUAL, FULL):
+                raise ValueError(f"its peft_type is {kind!r}")
+            # What acts is made from these: keys and values, or weights in the precision of the layer.
+            tensors = load_file(folder / WEIGHTS)
+            if kind in VIRTUAL:
+                self._put_before(key, kind, tensors)
+            else:
+                self._put_in_place(key, tensors)
+            return _hash(tensors)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as fault:
+            raise AdapterError(
+                f"adapter in {folder} does not fit this base ({fault}); retrain or switch base"
+            ) from fault
+
+    def _put_before(self, key: str, kind: str, tensors: dict[str, torch.Tensor]) -> None:
+        import torch
+
+        if set(tensors) != {virtual.TENSOR}:
+            raise ValueError(f"it holds {sorted(tensors)}, expected {virtual.TENSOR} alone")
+        rows = tensors[virtual.TENSOR].float().to(self._model.device)
+        self.activate(None)
+        with torch.no_grad():
+            self._virtual[key] = virtual.pairs_of(self._model, kind, rows)
+
+    def _put_in_place(self, key: str, tensors: dict[str, torch.Tensor]) -> None:
+        found = {}
+        for saved, tensor in tensors.items():
+            name = saved.removeprefix(_WRAPPERS).replace(_COPY, ".")
+            own = self._base.get(name)
+            if own is None or own.shape != tensor.shape:
+                there = "none" if own is None else str(tuple(own.shape))
+                raise ValueError(f"{saved!r} has shape {tuple(tensor.shape)}, the base has {there}")
+            found[name] = tensor.to(own)
+        self._weights[key] = found
 
     def _tensors(self, name: str) -> dict[str, Any]:
         """The tensors of one adapter as they act, under the names PEFT saves them by.
@@ -168,6 +238,12 @@ def _check_plain(config: Any, folder: Path) -> None:
     for name in ("modules_to_save", "trainable_token_indices"):
         if getattr(config, name, None):
             raise AdapterError(f"adapter in {folder} has {name}; only plain LoRA is served, so leave it out")
+
+
+def _hash(tensors: dict[str, Any]) -> str:
+    return hash_tensors(
+        (name, _SPELLED[str(one.dtype)], tuple(one.shape), _bytes(one)) for name, one in tensors.items()
+    )
 
 
 def _check_hash(key: str, found: str, wanted: str | None) -> None:
