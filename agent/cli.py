@@ -179,6 +179,9 @@ def _add_tuner_commands(commands: Commands) -> None:
 def _tune(arguments: argparse.Namespace, session: Session) -> int:
     from tuner import cli as tuner
 
+    fault = tuner.faults_of_tune(arguments)
+    if fault is not None:
+        raise UsageError(fault)
     return tuner.tune(arguments, session.project)
 
 

@@ -308,6 +308,10 @@ class Home:
         return self.root / "tunings"
 
     @property
+    def searches(self) -> Path:
+        return self.root / "searches"
+
+    @property
     def evaluations(self) -> Path:
         return self.root / "evaluations"
 

@@ -42,7 +42,7 @@ TUNER_SEES = frozenset({0, 1, 2, 3, 4, 6})
 MAY_START_TUNER = frozenset({"agent.cli"})
 """Alone may import `tuner`, inside functions."""
 
-HEAVY = frozenset({"torch", "transformers", "peft", "chromadb", "sentence_transformers", "matplotlib", "trl"})
+HEAVY = frozenset({"torch", "transformers", "peft", "chromadb", "sentence_transformers", "matplotlib", "trl", "optuna"})
 
 MAY_BE_HEAVY = frozenset(
     {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,7 +32,24 @@ def add_tune(parser: argparse.ArgumentParser) -> None:
         metavar="TUNING",
         help="go on with an unfinished tuning, by id; without one, the newest",
     )
+    parser.add_argument(
+        "--search",
+        type=_count,
+        metavar="N",
+        help="make no adapter, but try settings in N trainings and print the best; called again, it goes on",
+    )
+    parser.add_argument("--minutes", type=_minutes, metavar="M", help="end the search after so many minutes")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def faults_of_tune(args: argparse.Namespace) -> str | None:
+    """What of the arguments of `tune` does not go together."""
+    if args.search is None:
+        return None if args.minutes is None else "argument --minutes: only allowed with argument --search"
+    for name, given in (("--resume", args.resume is not None), ("--promote", args.promote)):
+        if given:
+            return f"argument --search: not allowed with argument {name}"
+    return None
 
 
 def add_eval(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +80,8 @@ def tune(args: argparse.Namespace, project: Project) -> int:
     if args.method:
         tuning = replace(project.settings.tuning, method=args.method)
         project = replace(project, settings=replace(project.settings, tuning=tuning))
+    if args.search is not None:
+        return _search(args, project)
     with parallel.together(), Runtime(project, progress=_note) as runtime, _Bar() as bar:
         if parallel.rank() > 0:
             pipeline.follow(runtime)
@@ -85,6 +105,29 @@ def tune(args: argparse.Namespace, project: Project) -> int:
     )
     _print(data if args.json else (_told(gated) if gated else text))
     return NOT_SHIPPED if gated is not None and not gated.decision.ship else 0
+
+
+def _search(args: argparse.Namespace, project: Project) -> int:
+    from dataclasses import asdict
+
+    from agent.runtime import Runtime
+    from tuner import parallel, pipeline
+
+    with parallel.together(), Runtime(project, progress=_note) as runtime, _Bar() as bar:
+        found = pipeline.search_settings(
+            runtime, trials=args.search, minutes=args.minutes, on_progress=bar.trial, say=_note
+        )
+    data = {
+        "best": asdict(found.best),
+        "as_they_stand": None if found.as_they_stand is None else asdict(found.as_they_stand),
+        "trials": [asdict(one) for one in found.trials],
+        "table": str(found.table),
+        "listed": str(found.listed),
+    }
+    table = found.table.read_text(encoding="utf-8")
+    text = f"{table}\nto paste into ratchet.toml: {found.table}\nall trials: {found.listed}"
+    _print(data if args.json else text)
+    return 0
 
 
 def evaluate(args: argparse.Namespace, project: Project) -> int:
@@ -184,6 +227,20 @@ def _told(gated: Gated) -> str:
     return "\n".join([verdict, *(f"- {reason}" for reason in gated.decision.reasons), f"report: {gated.report}"])
 
 
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {number}")
+    return number
+
+
+def _minutes(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
+    return number
+
+
 def _note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -222,6 +279,12 @@ class _Bar:
         held = "" if progress.held_out_loss is None else f" held-out {progress.held_out_loss:.3f}"
         note = f"{progress.examples} examples, loss {progress.loss:.3f}{held}, {progress.tokens_per_second:.0f} tok/s"
         self._show("training", progress.step, progress.steps, note, left=progress.seconds_left)
+
+    def trial(self, number: int, progress: Progress) -> None:
+        """One bar for all trials; where there is none each has a line once it is over."""
+        if not self._plain:
+            held = "" if progress.held_out_loss is None else f" held-out {progress.held_out_loss:.3f}"
+            self._show("trial", progress.step, progress.steps, f"{number}: loss {progress.loss:.3f}{held}")
 
     def tasks(self, name: str, done: int, of: int) -> None:
         self._show(name, done, of, "")

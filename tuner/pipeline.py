@@ -31,7 +31,7 @@ from agent.trajectory import Trajectory
 from tuner import parallel
 from tuner.card import model_card
 from tuner.curate import Curated, TrainingRow, curate
-from tuner.datasets import Dataset, read_dataset, write_dataset
+from tuner.datasets import LEAST_HELD_OUT, Dataset, read_dataset, write_dataset
 from tuner.evaluate import Evaluation, evaluate
 from tuner.gate import Decision, GatePolicy, decide
 from tuner.loss import loss_of
@@ -39,6 +39,7 @@ from tuner.packing import Example, build_pack
 from tuner.prepare import prepare
 from tuner.replay import replayed
 from tuner.report import loss_plot, write_gate_report
+from tuner.search import Found, require_optuna, search
 from tuner.suites import Suite, SuiteTask, load_suite
 from tuner.train import Progress, Say, Trained, train
 from tuner.train_settings import RATES, TrainSettings
@@ -90,8 +91,7 @@ def tune(
             begun, dataset = _go_on(runtime, frame, base, resume)
         parallel.tell(begun.id)
         counts = dataset.manifest
-        told = f"{counts['corrections']} corrections, {counts['accepted_runs']} accepted runs"
-        say(f"dataset {dataset.hash[:12]}: {told}")
+        say(_told_of(dataset))
         folder = runtime.home.tunings / begun.id
         renderer = Renderer(weights.load_tokenizer(base))
         try:
@@ -119,10 +119,97 @@ def follow(runtime: Runtime) -> None:
     _train(runtime, runtime.frame(), base, Renderer(weights.load_tokenizer(base)), begun, dataset)
 
 
+def search_settings(
+    runtime: Runtime,
+    *,
+    trials: int,
+    minutes: float | None = None,
+    on_progress: Callable[[int, Progress], None] | None = None,
+    say: Say = lambda text: None,
+) -> Found:
+    """Search for settings with what `tune` would train on now; makes no adapter. See `tuner.search`.
+
+    Waits while another process tunes in the same home. Called again, it goes on until there are `trials`. Raises
+    TuningError where nothing is held out.
+    """
+    if parallel.world() > 1:
+        raise TuningError("a search runs in one process, and a launcher started several; start it without one")
+    require_optuna()
+    with one_at_a_time(runtime.home.tunings, say):
+        project = runtime.project
+        frame = runtime.frame()
+        base = weights.resolve_model(project.named(project.settings.model.base), project.home.models, progress=say)
+        dataset, parent = _make_dataset(runtime, frame, timestamp())
+        _check_held_out(dataset, project)
+        say(_told_of(dataset))
+        examples, held_out = _examples(project, frame, Renderer(weights.load_tokenizer(base)), dataset)
+
+        def attempt(settings: TrainSettings, heard: Callable[[Progress], None]) -> Trained:
+            give_back_memory()  # What a trial that was cut short held hung on its traceback until now.
+            return _until_interrupted(
+                lambda tell: train(
+                    _load(project, base, _trained_in(project.settings.model.dtype)),
+                    examples,
+                    held_out,
+                    settings,
+                    folder=None,
+                    start_from=None if parent is None else parent.folder,
+                    on_progress=tell,
+                ),
+                heard,
+            )
+
+        try:
+            return search(
+                attempt,
+                _train_settings(project),
+                searches=runtime.home.searches,
+                about=(dataset.hash, frame.version, base.revision, "" if parent is None else parent.tensors_sha256),
+                trials=trials,
+                minutes=minutes,
+                fixed_shape=parent is not None,
+                on_progress=on_progress,
+                say=say,
+            )
+        except KeyboardInterrupt:
+            say("stopped; the same command goes on")
+            raise
+
+
+def _check_held_out(dataset: Dataset, project: Project) -> None:
+    if not dataset.held_out:
+        raise TuningError(
+            f"a search compares held-out losses, and none of {dataset.manifest['tasks']} tasks is held out: "
+            f"tuning.validation_share is {project.settings.tuning.validation_share:g}, and it takes {LEAST_HELD_OUT} "
+            "tasks; raise it, or accept or correct more runs"
+        )
+
+
+def _told_of(dataset: Dataset) -> str:
+    counts = dataset.manifest
+    told = f"{counts['corrections']} corrections, {counts['accepted_runs']} accepted runs"
+    return f"dataset {dataset.hash[:12]}: {told}"
+
+
 def _begin(runtime: Runtime, frame: Frame, base: weights.ModelFolder) -> tuple[Begun, Dataset]:
     """Write the dataset and the folder of a new tuning."""
-    project, settings = runtime.project, runtime.project.settings.tuning
     created_at = timestamp()
+    dataset, parent = _make_dataset(runtime, frame, created_at)
+    begun = Begun(
+        id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:6]}",
+        dataset=dataset.folder.name,
+        parent=None if parent is None else parent.id,
+        prompt_version=frame.version,
+        base_revision=base.revision,
+        created_at=created_at,
+    )
+    begin(runtime.home.tunings, begun)
+    return begun, dataset
+
+
+def _make_dataset(runtime: Runtime, frame: Frame, created_at: str) -> tuple[Dataset, Adapter | None]:
+    """Write what is to be learnt; also returns the adapter to go on from, if the settings say so and there is one."""
+    project, settings = runtime.project, runtime.project.settings.tuning
     curated = curate(runtime.store)
     parent = runtime.serving() if settings.start == "active" else None
     learnt = _trained_on(runtime, parent, curated)
@@ -137,16 +224,7 @@ def _begin(runtime: Runtime, frame: Frame, base: weights.ModelFolder) -> tuple[B
         provenance={"prompt_version": frame.version, "base": project.settings.model.base},
         trained_on=learnt,
     )
-    begun = Begun(
-        id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:6]}",
-        dataset=dataset.folder.name,
-        parent=None if parent is None else parent.id,
-        prompt_version=frame.version,
-        base_revision=base.revision,
-        created_at=created_at,
-    )
-    begin(runtime.home.tunings, begun)
-    return begun, dataset
+    return dataset, parent
 
 
 def _go_on(runtime: Runtime, frame: Frame, base: weights.ModelFolder, wanted: str) -> tuple[Begun, Dataset]:
@@ -176,23 +254,13 @@ def _train(
 ) -> tuple[Trained, Example]:
     """Train into the tuning's folder; also returns an example of what was trained on."""
     project = runtime.project
-    limit = project.settings.tuning.max_tokens_per_pack or int(renderer.tokenizer.model_max_length)
-    examples = prepare(dataset.train, frame, renderer, max_tokens=limit)
-    held_out = prepare(dataset.held_out, frame, renderer, max_tokens=limit)
+    examples, held_out = _examples(project, frame, renderer, dataset)
     folder = runtime.home.tunings / begun.id
     # What lies here was left by a crash behind the training, which is done again from its last checkpoint.
     if parallel.rank() == 0:
         shutil.rmtree(folder / "adapter", ignore_errors=True)
-    stopped = threading.Event()
-
-    def tell(progress: Progress) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        if on_progress is not None:
-            on_progress(progress)
-
-    trained = in_own_team(
-        lambda: train(
+    trained = _until_interrupted(
+        lambda tell: train(
             _load(project, base, _trained_in(project.settings.model.dtype)),
             examples,
             held_out,
@@ -204,10 +272,35 @@ def _train(
             on_progress=tell,
             say=say,
         ),
-        on_interrupt=stopped.set,
+        on_progress,
     )
-    give_back_memory()
     return trained, examples[0]
+
+
+def _examples(
+    project: Project, frame: Frame, renderer: Renderer, dataset: Dataset
+) -> tuple[list[Example], list[Example]]:
+    """What is trained on, and what is held out."""
+    limit = project.settings.tuning.max_tokens_per_pack or int(renderer.tokenizer.model_max_length)
+    train_on = prepare(dataset.train, frame, renderer, max_tokens=limit)
+    return train_on, prepare(dataset.held_out, frame, renderer, max_tokens=limit)
+
+
+def _until_interrupted(
+    training: Callable[[Callable[[Progress], None]], Trained], on_progress: Callable[[Progress], None] | None
+) -> Trained:
+    """Train in a team of threads of its own. Ctrl-C reaches the training where it tells of its progress."""
+    stopped = threading.Event()
+
+    def tell(progress: Progress) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        if on_progress is not None:
+            on_progress(progress)
+
+    trained = in_own_team(lambda: training(tell), on_interrupt=stopped.set)
+    give_back_memory()
+    return trained
 
 
 def evaluate_adapter(

@@ -88,14 +88,14 @@ def train(
     held_out: Sequence[Example],
     settings: TrainSettings,
     *,
-    folder: Path,
+    folder: Path | None,
     start_from: Path | None = None,
     metrics: Path | None = None,
     checkpoints: Path | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     say: Say = lambda text: None,
 ) -> Trained:
-    """Train an adapter on a transformers decoder and save it, as a PEFT folder, in `folder`.
+    """Train an adapter on a transformers decoder and save it, as a PEFT folder, in `folder`, unless that is None.
 
     `start_from` is an adapter's folder to go on from, of the same rank and targets. Writes a line of metrics for
     each optimizer step and epoch. Where the folder `checkpoints` holds one of this very training, it goes on from
