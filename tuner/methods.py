@@ -35,7 +35,7 @@ def make_tunable(model: Any, settings: TrainSettings, precision: str, prompt: Se
 
         if precision == "mixed":
             _round(model)
-        return VirtualTokens(model, settings, prompt)
+        return VirtualTokens(model, settings, precision, prompt)
     return _Lora(*prepare_model(model, settings, precision))
 
 

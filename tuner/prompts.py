@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class VirtualTokens:
     """A frozen model, and the virtual tokens that are trained; they start as a copy of a prompt's."""
 
-    def __init__(self, model: Any, settings: TrainSettings, prompt: Sequence[int]) -> None:
+    def __init__(self, model: Any, settings: TrainSettings, precision: str, prompt: Sequence[int]) -> None:
         import torch
         from peft import PrefixTuningConfig, PromptTuningConfig
 
@@ -38,7 +38,7 @@ class VirtualTokens:
         self._is_prefix = settings.method == "prefix"
         count = settings.virtual_tokens
         ids = (list(prompt) * -(-count // len(prompt)))[:count]
-        with torch.no_grad():
+        with torch.no_grad(), products_in(precision, model.device.type):
             rows = model.get_input_embeddings()(torch.tensor(ids, device=model.device)).float()
             if self._is_prefix:
                 rows = virtual.as_rows(virtual.read(model, rows)).float()

@@ -78,6 +78,17 @@ def test_a_method_learns_and_is_served_as_it_was_trained(tmp_path: Path, method:
 
 
 @pytest.mark.parametrize("method", sorted(KINDS))
+def test_a_method_learns_about_the_same_with_products_in_bfloat16(tmp_path: Path, method: str) -> None:
+    examples = copying_examples()
+    exact, rough = (
+        trained(tmp_path / precision, replace(settings_for(method), precision=precision), held_out=examples)
+        for precision in ("float32", "mixed")
+    )
+    assert rough.first_held_out_loss == pytest.approx(exact.first_held_out_loss, rel=0.01)
+    assert rough.held_out_loss == pytest.approx(exact.held_out_loss, rel=0.15)
+
+
+@pytest.mark.parametrize("method", sorted(KINDS))
 def test_a_method_goes_on_from_what_it_made(tmp_path: Path, method: str) -> None:
     examples = copying_examples()
     first = trained(tmp_path / "a", settings_for(method), held_out=examples)
