@@ -61,6 +61,8 @@ class Adapter:
     tensors_sha256: str
     config_sha256: str
     added_at: str
+    merged: tuple[str, ...] = ()
+    """Ids of the adapters it is the weighted sum of."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class Registry:
             tensors_sha256=manifest.tensors_sha256,
             config_sha256=manifest.files[CONFIG],
             added_at=manifest.created_at,
+            merged=tuple(manifest.merged),
         )
         with self._writing() as book:
             if adapter.id in book.adapters:
@@ -316,7 +319,15 @@ def _read_book(path: Path, folder: Path) -> _Book:
                 f"{path} has version {data['version']}, this code reads {REGISTRY_VERSION}; upgrade ratchet-loop"
             )
         adapters = [
-            Adapter(**{**row, "state": State(row["state"]), "folder": folder / row["id"]}) for row in data["adapters"]
+            Adapter(
+                **{
+                    **row,
+                    "state": State(row["state"]),
+                    "folder": folder / row["id"],
+                    "merged": tuple(row.get("merged", ())),
+                }
+            )
+            for row in data["adapters"]
         ]
         history = [
             Change(

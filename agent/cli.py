@@ -204,12 +204,20 @@ def _add_adapter_commands(commands: Commands) -> None:
     from tuner import cli as tuner
 
     _command(commands, "adapters", "list the adapters and say which one is served", _lazy("project", "adapters"))
+    merge = _command(commands, "merge", "add adapters up, each times its weight, as a new one", _merge, as_json=False)
+    tuner.add_merge(merge)
     promote = _command(commands, "promote", "gate an adapter and serve it if it is better", _promote, as_json=False)
     tuner.add_promote(promote)
     rollback = _command(commands, "rollback", "serve what was served before", _lazy("project", "rollback"))
     rollback.add_argument(
         "--reason", default="rolled back by hand", metavar="TEXT", help="kept in the registry's history"
     )
+
+
+def _merge(arguments: argparse.Namespace, session: Session) -> int:
+    from tuner import cli as tuner
+
+    return tuner.merge(arguments, session.project)
 
 
 def _promote(arguments: argparse.Namespace, session: Session) -> int:

@@ -14,7 +14,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -53,6 +53,8 @@ class Manifest:
     """`tensors_hash` of the weights; what the runtime serves must give the same."""
     files: Mapping[str, str]
     """Path inside the folder to SHA-256, the manifest itself left out."""
+    merged: Mapping[str, float] = field(default_factory=dict)
+    """The adapters it is the weighted sum of, by id, and their weights; empty for one that was trained."""
     version: int = MANIFEST_VERSION
 
 
@@ -67,6 +69,7 @@ def seal(
     tuning: str,
     created_at: str,
     code_version: str,
+    merged: Mapping[str, float] | None = None,
 ) -> Manifest:
     """Check an adapter folder and write its manifest, last of all. Raises AdapterError when unsafe."""
     files = _list_files(folder)
@@ -85,6 +88,7 @@ def seal(
         code_version=code_version,
         tensors_sha256=tensors_hash(folder / WEIGHTS),
         files={name: _sha256(folder / name, sync=True) for name in files if name != MANIFEST},
+        merged=dict(merged or {}),
     )
     _write_manifest(folder, manifest)
     return manifest
@@ -229,11 +233,13 @@ def _read_manifest(folder: Path, files: Sequence[str]) -> Manifest:
         manifest = Manifest(**data)
         texts = {
             **manifest.files,
-            **{key: value for key, value in data.items() if key not in ("files", "version")},
+            **{key: value for key, value in data.items() if key not in ("files", "merged", "version")},
         }
         wrong = [key for key, value in texts.items() if not isinstance(value, str) and (key, value) != ("parent", None)]
         if wrong:
             raise ValueError(f"{wrong[0]} is not a text")
+        if not all(isinstance(weight, int | float) for weight in manifest.merged.values()):
+            raise ValueError("a weight in merged is not a number")
     except (ValueError, KeyError, TypeError, AttributeError) as fault:
         raise AdapterError(f"{folder / MANIFEST} is not a manifest ({fault}); copy the folder again") from fault
     return manifest

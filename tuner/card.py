@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from agent.settings import TuningSettings
 from tuner.datasets import Dataset
 from tuner.train import Trained
+
+_CAUTION = """Whether it is better than what was served before is the gate's to say: see `report/`. It was made for this
+project's tools and instructions, and nothing is known of it outside them."""
 
 
 def model_card(name: str, base: str, dataset: Dataset, trained: Trained, settings: TuningSettings) -> str:
@@ -18,13 +22,7 @@ def model_card(name: str, base: str, dataset: Dataset, trained: Trained, setting
         else "not measured: too few tasks to hold any out"
     )
     table = "\n".join(f"| {key} | {value} |" for key, value in asdict(settings).items())
-    return f"""---
-base_model: {base}
-library_name: peft
-tags: [{settings.method}, ratchet]
----
-
-# {name}
+    return f"""{_front(name, base, settings.method)}
 
 An adapter of {base} (method {settings.method}), trained by Ratchet from people's feedback on the agent's own runs.
 
@@ -36,10 +34,35 @@ An adapter of {base} (method {settings.method}), trained by Ratchet from people'
 - Trained parameters: {trained.parameters}. Peak memory: {trained.peak_bytes / 2**30:.1f} GiB.
 - Still wrong somewhere: {len(trained.missed)} of {trained.looked_at} examples that were looked at.
 
-Whether it is better than what was served before is the gate's to say: see `report/`. It was trained for this
-project's tools and instructions, and nothing is known of it outside them.
+{_CAUTION}
 
 | setting | value |
 |---|---|
 {table}
 """
+
+
+def merge_card(name: str, base: str, weights: Mapping[str, float], rank: int) -> str:
+    """The card of a weighted sum of adapters, given by id."""
+    table = "\n".join(f"| {id} | {weight:g} |" for id, weight in weights.items())
+    return f"""{_front(name, base, "lora")}
+
+A LoRA adapter of {base}, made by Ratchet without training: the weighted sum of what other adapters change of the
+weights. It is exact: their factors lie side by side, in rank {rank}, and are scaled by alpha / r = 1.
+
+| adapter | weight |
+|---|---|
+{table}
+
+{_CAUTION}
+"""
+
+
+def _front(name: str, base: str, method: str) -> str:
+    return f"""---
+base_model: {base}
+library_name: peft
+tags: [{method}, ratchet]
+---
+
+# {name}"""

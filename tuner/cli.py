@@ -1,4 +1,4 @@
-"""The commands of the tuning half: tune, eval, promote, demo. Imported by `agent.cli` when one is called."""
+"""The commands of the tuning half: tune, eval, merge, promote, demo. Imported by `agent.cli` when one is called."""
 
 from __future__ import annotations
 
@@ -62,6 +62,12 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
 
 def add_promote(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", help="id of the candidate")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def add_merge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", type=_weighted, metavar="ADAPTER=WEIGHT", help="an id and its weight (default: 1)")
+    parser.add_argument("others", type=_weighted, nargs="+", metavar="ADAPTER=WEIGHT", help="those added to it")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -186,6 +192,23 @@ def promote(args: argparse.Namespace, project: Project) -> int:
     return 0 if decision.ship else NOT_SHIPPED
 
 
+def merge(args: argparse.Namespace, project: Project) -> int:
+    """Make a candidate that is the weighted sum of adapters."""
+    from agent.runtime import Runtime
+    from tuner.merge import merge
+
+    with Runtime(project, progress=_note) as runtime:
+        made = merge(runtime, [args.adapter, *args.others], say=_note)
+    data = {
+        "adapter": made.id,
+        "tensors_sha256": made.tensors_sha256,
+        "merged": list(made.merged),
+        "folder": str(made.folder),
+    }
+    _print(data if args.json else f"adapter {made.id} in {made.folder}\nnext: ratchet promote {made.id}")
+    return 0
+
+
 def demo(args: argparse.Namespace, main: Callable[[Sequence[str]], int]) -> int:
     """Turn the whole loop on the demo desk."""
     from agent.errors import TaskError
@@ -210,6 +233,14 @@ def demo(args: argparse.Namespace, main: Callable[[Sequence[str]], int]) -> int:
             f"go on with it: ratchet --project {project.folder} chat --fact customer_id=C1040 --fact today=2026-05-14"
         )
     return 0
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    id, given, weight = text.partition("=")
+    try:
+        return id, float(weight) if given else 1.0
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected an adapter's id, or id=weight, found {text!r}") from None
 
 
 def _packaged_desk() -> Path:

@@ -1,6 +1,6 @@
 """From feedback to a served adapter: curate, dataset, train, check that it lives, gate, promote.
 
-Each stage leaves its result on disk under a hash or an id, and none can do nothing in silence: see `_check_lives`.
+Each stage leaves its result on disk under a hash or an id, and none can do nothing in silence: see `check_lives`.
 Training runs in this process, on weights of its own; a service starts it as another process.
 """
 
@@ -12,30 +12,28 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from agent.adapters import Adapter, State
-from agent.errors import AdapterError, DatasetError, LivenessError, TuningError
+from agent.errors import AdapterError, DatasetError, TuningError
 from agent.llm import weights
-from agent.llm.bank import AdapterBank
 from agent.llm.render import Frame, Renderer
 from agent.loop import Unrecorded, timestamp
 from agent.runtime import Runtime
-from agent.sealing import add_documents, seal, tensors_hash, verify
+from agent.sealing import add_documents, verify
 from agent.settings import Project, TuningSettings
 from agent.teams import give_back_memory, in_own_team
 from agent.trajectory import Trajectory
 from tuner import parallel
+from tuner.candidates import Origin, check_lives, code_version, take_in
 from tuner.card import model_card
 from tuner.curate import Curated, TrainingRow, curate
 from tuner.datasets import LEAST_HELD_OUT, Dataset, read_dataset, write_dataset
 from tuner.evaluate import Evaluation, evaluate
 from tuner.gate import Decision, GatePolicy, decide
-from tuner.loss import loss_of
-from tuner.packing import Example, build_pack
+from tuner.packing import Example
 from tuner.prepare import prepare
 from tuner.replay import replayed
 from tuner.report import loss_plot, write_gate_report
@@ -101,7 +99,7 @@ def tune(
             raise
         loss_plot(folder / "metrics.jsonl", folder / "loss.png")
         dtype = project.settings.model.dtype
-        in_own_team(lambda: _check_lives(_load(project, base, dtype), folder / "adapter", example))
+        in_own_team(lambda: check_lives(_load(project, base, dtype), folder / "adapter", example))
         give_back_memory()
         adapter = _keep(runtime, folder, base, dataset, trained, begun)
         chosen = asdict(_chosen(project))
@@ -430,38 +428,29 @@ def _load(project: Project, base: weights.ModelFolder, dtype: str) -> Any:
 
 
 def _trained_on(runtime: Runtime, adapter: Adapter | None, curated: Curated) -> set[str]:
-    """The tasks that an adapter, or one it goes back to, was trained on; all there are where a dataset is gone."""
-    known = {one.id: one for one in runtime.registry.list()}
+    """The tasks that an adapter, or one it goes back to or is the sum of, was trained on.
+
+    All there are where one of those, or its dataset, is gone.
+    """
     tasks: set[str] = set()
-    while adapter is not None:
+    seen: set[str] = set()
+    ahead = [] if adapter is None else [adapter.id]
+    while ahead:
+        id = ahead.pop()
+        if id in seen:
+            continue
+        seen.add(id)
         try:
-            dataset = read_dataset(runtime.home.datasets / verify(adapter.folder).dataset_hash[:16])
-        except DatasetError:
+            one = runtime.registry.get(id)
+            if one.merged:
+                ahead += one.merged
+                continue
+            dataset = read_dataset(runtime.home.datasets / verify(one.folder).dataset_hash[:16])
+        except (AdapterError, DatasetError):
             return {row.task for row in curated.rows}
         tasks |= {row.task for row in dataset.train}
-        adapter = None if adapter.parent is None else known.get(adapter.parent)
+        ahead += [] if one.parent is None else [one.parent]
     return tasks
-
-
-def _check_lives(model: Any, folder: Path, example: Example) -> None:
-    """Load what was saved onto fresh weights: it must be what was trained, and change what the model says."""
-    import torch
-
-    from agent.llm.attention import use_ragged_attention
-
-    use_ragged_attention(model)
-    pack = build_pack([example])
-    with torch.inference_mode():
-        before = float(loss_of(model, pack))
-        bank = AdapterBank(model)
-        bank.load("candidate", folder, tensors_sha256=tensors_hash(folder / "adapter_model.safetensors"))
-        bank.activate("candidate")
-        after = float(loss_of(model, pack, before=bank.virtual("candidate")))
-    if before == after:
-        raise LivenessError(
-            f"the adapter changes no output: the loss of a training example is {before:.4f} with and without it; "
-            "check tuning.targets and the learning rate"
-        )
 
 
 def _keep(
@@ -472,43 +461,18 @@ def _keep(
     trained: Trained,
     begun: Begun,
 ) -> Adapter:
-    """Move the trained folder into the registry, with model card and manifest, and take it in."""
+    """Take the trained folder into the registry, with its loss plot."""
     made = folder / "adapter"
-    digest = tensors_hash(made / "adapter_model.safetensors")
-    name = f"{begun.created_at[:10].replace('-', '')}-{digest[:8]}"
-    served = runtime.serving()
-    card = model_card(name, base.name, dataset, trained, _chosen(runtime.project))
-    (made / "README.md").write_text(card, encoding="utf-8")
     (made / "report").mkdir()
     shutil.copyfile(folder / "loss.png", made / "report" / "loss.png")
-    target = runtime.home.adapters / name
-    if name in {one.id for one in runtime.registry.list()}:
-        return runtime.registry.get(name)
-    # What lies here without an entry was left by a crash between the move and the entry.
-    shutil.rmtree(target, ignore_errors=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    seal(
+    origin = Origin(base, dataset.hash, begun.id, begun.created_at, parent=begun.parent)
+    return take_in(
+        runtime,
         made,
-        id=name,
-        base=base.name,
-        base_revision=base.revision,
-        dataset_hash=dataset.hash,
-        parent=begun.parent,
-        tuning=begun.id,
-        created_at=begun.created_at,
-        code_version=code_version(),
+        origin,
+        lambda name: model_card(name, base.name, dataset, trained, _chosen(runtime.project)),
+        reason=f"tuning {begun.id}",
     )
-    made.rename(target)
-    verify(target)
-    reason = f"tuning {begun.id}" if served is None else f"tuning {begun.id}, beside active {served.id}"
-    return runtime.registry.add(target, reason=reason)
-
-
-def code_version() -> str:
-    try:
-        return version("ratchet-loop")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _as_served_now(runtime: Runtime, row: TrainingRow) -> TrainingRow:

@@ -219,13 +219,13 @@ def adapters(arguments: Namespace, session: Session) -> int:
             [
                 "* " + one.id if one.id == served else "  " + one.id,
                 one.state,
-                one.parent or "base",
+                " + ".join(one.merged) or one.parent or "base",
                 one.added_at,
                 one.tensors_sha256[:12],
             ]
             for one in known
         ]
-        result(table(cells, ["  adapter", "state", "trained from", "added", "tensors"]))
+        result(table(cells, ["  adapter", "state", "made from", "added", "tensors"]))
     result(f"served: {served or 'the base'}")
     return 0
 

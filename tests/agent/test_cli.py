@@ -170,6 +170,9 @@ def test_a_correction_takes_what_is_left_out_and_is_taken_up_by_resume(
         (["docs", "add"], 2, "no folder of documents is named"),
         (["docs", "remove", "x.md"], 1, "no document is named 'x.md'"),
         (["promote", "a-1"], 1, "there is no adapter 'a-1'"),
+        (["merge", "a-1=0.5", "a-2"], 1, "there is no adapter 'a-1'"),
+        (["merge", "a-1"], 2, "required: ADAPTER=WEIGHT"),
+        (["merge", "a-1", "a-2=half"], 2, "expected an adapter's id, or id=weight, found 'a-2=half'"),
         (["rollback"], 1, "the base is served"),
         (["serve", "--host", "0.0.0.0"], 1, "open to other machines"),
         (["init"], 1, "exists already"),
@@ -290,7 +293,7 @@ def test_models_and_doctor_look_without_loading(ratchet: Ratchet, capsys: pytest
 
 
 def test_the_tuning_commands_are_there(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("tune", "eval", "demo", "promote"):
+    for command in ("tune", "eval", "demo", "merge", "promote"):
         assert main([command, "--help"]) == 0
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("ratchet")

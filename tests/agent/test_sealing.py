@@ -70,6 +70,7 @@ def test_a_sealed_folder_verifies(tmp_path: Path) -> None:
     assert set(manifest.files) == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
     assert manifest.tensors_sha256 == tensors_hash(folder / "adapter_model.safetensors")
     assert (manifest.id, manifest.base, manifest.parent) == ("a1", "smollm2", None)
+    assert manifest.merged == {}
 
 
 def flip(path: Path) -> None:
@@ -103,6 +104,7 @@ TAMPERED: dict[str, tuple[Callable[[Path], object], str]] = {
     "other tensors named": (lambda folder: set_manifest(folder, tensors_sha256="0"), "tensors of"),
     "an unknown field": (lambda folder: set_manifest(folder, surprise=1), "not a manifest"),
     "no list of files": (lambda folder: set_manifest(folder, files=[]), "not a manifest"),
+    "a weight that is no number": (lambda folder: set_manifest(folder, merged={"a": "x"}), "not a manifest"),
     "no file named": (lambda folder: set_manifest(folder, files={}), "does not name adapter_config"),
     "a file outside": (lambda folder: set_manifest(folder, files={"../x": "0"}), "does not name"),
     "no JSON": (lambda folder: (folder / "manifest.json").write_text("{"), "not a manifest"),

@@ -9,7 +9,6 @@ is what greedy decoding would say whole, told from one pass over the target toke
 from __future__ import annotations
 
 import csv
-import random
 import re
 import sys
 import time
@@ -64,10 +63,10 @@ def measure(data: Path, home: Path) -> tuple[dict[str, float | None], list[dict[
                 examples += [earlier.train[place] for place in cover(vectors[earlier.name], round(share * TRAINED_ON))]
             folder = home / "continual" / f"{name}-{number}"
             started = time.perf_counter()
-            train(_model(base), examples, [], SETTINGS, folder=folder, start_from=parent)
+            train(load_base(base), examples, [], SETTINGS, folder=folder, start_from=parent)
             seconds = time.perf_counter() - started
             for met in skills[: number + 1]:
-                accuracy[number, met.name] = _accuracy(base, folder, met.test)
+                accuracy[number, met.name] = accuracy_of(base, folder, met.test)
                 rows.append(
                     {
                         "replay": share,
@@ -91,9 +90,7 @@ def measure(data: Path, home: Path) -> tuple[dict[str, float | None], list[dict[
 def _skills(renderer: Renderer, data: Path) -> list[Skill]:
     with (data / "banking77" / "train.csv").open(encoding="utf-8", newline="") as file:
         banking = [(row["text"], row["category"]) for row in csv.DictReader(file)]
-    (path,) = (data / "bitext_8k").glob("*.csv")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        bitext = [(row["utterance"], row["intent"]) for row in csv.DictReader(file)]
+    bitext = [(text, intent) for _, text, intent in tuning_sets.bitext(data)]
     text = (data / "semeval2010t8" / "TRAIN_FILE.TXT").read_text(encoding="utf-8")
     found = re.findall(r'^\d+\t"(.*)"\r?\n(\w[\w-]*)', text, re.MULTILINE)
     relations = [(sentence, label.split("(")[0]) for sentence, label in found]
@@ -107,30 +104,23 @@ def _skills(renderer: Renderer, data: Path) -> list[Skill]:
 def _skill(renderer: Renderer, name: str, instruction: str, labelled: Sequence[tuple[str, str]]) -> Skill:
     """The first labels by name; the same number of examples for each, as far as there are."""
     labels = sorted({label for _, label in labelled})[:LABELS]
-    by_label: dict[str, list[str]] = {label: [] for label in labels}
-    for text, label in random.Random(0).sample(list(labelled), len(labelled)):
-        if label in by_label and text not in by_label[label]:
-            by_label[label].append(text)
-    most = max(map(len, by_label.values()))
-    even = [
-        (by_label[label][place], label) for place in range(most) for label in labels if place < len(by_label[label])
-    ]
-    chosen = even[: TRAINED_ON + TESTED_ON]
+    chosen = tuning_sets.evenly(labelled, labels)[: TRAINED_ON + TESTED_ON]
     examples = tuning_sets.labelled(renderer, name, instruction, labels, chosen)
     texts = [text for text, _ in chosen[:TRAINED_ON]]
     return Skill(name, texts, examples[:TRAINED_ON], examples[TRAINED_ON:])
 
 
-def _model(base: weights.ModelFolder) -> Any:
+def load_base(base: weights.ModelFolder) -> Any:
+    """Fresh weights, in float32."""
     return weights.load_model(base, device="cpu", dtype="float32", threads=0)
 
 
-def _accuracy(base: weights.ModelFolder, adapter: Path, examples: Sequence[Example]) -> float:
+def accuracy_of(base: weights.ModelFolder, adapter: Path, examples: Sequence[Example]) -> float:
     """The share of examples all of whose targets are the likeliest token."""
     import torch
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(_model(base), str(adapter)).eval()
+    model = PeftModel.from_pretrained(load_base(base), str(adapter)).eval()
     right = 0
     with torch.inference_mode():
         for one in examples:

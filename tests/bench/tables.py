@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.results import ROOT
+from tuner.evaluate import wilson
 from tuner.report import comparison_table, markdown_table, with_interval
 
 
@@ -96,8 +97,17 @@ def _banking77(data: Mapping[str, Any]) -> str:
 
 
 def _tuning(data: Mapping[str, Any]) -> str:
-    """`rows` of the part "trl": `set` and `side` ("ours", then "theirs"), with what each measured."""
-    rows = [row for row in data["rows"] if row["part"] == "trl"]
+    """A table for each of the parts "trl" and "noise" that was measured."""
+    tables = []
+    for part, table in (("trl", _against_trl), ("noise", _against_noise)):
+        rows = [row for row in data["rows"] if row["part"] == part]
+        if rows:
+            tables.append(table(rows))
+    return "\n\n".join(tables)
+
+
+def _against_trl(rows: Sequence[Mapping[str, Any]]) -> str:
+    """`rows`: `set` and `side` ("ours", then "theirs"), with what each measured."""
     table = []
     for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
         table.append(
@@ -116,6 +126,22 @@ def _tuning(data: Mapping[str, Any]) -> str:
         )
     head = ["set", "target tokens/s", "TRL", "ratio", "seconds per epoch", "TRL", "peak GiB", "TRL", "loss", "TRL"]
     return markdown_table(head, table)
+
+
+def _against_noise(rows: Sequence[Mapping[str, Any]]) -> str:
+    """`rows`: `adversarial`, `accuracy` and `tested` by sort of input, `examples`, `seconds`, `cost_ratio`."""
+    sorts = list(rows[0]["accuracy"])
+    table = []
+    for row in rows:
+        shares = []
+        for sort in sorts:
+            mean, tested = row["accuracy"][sort], row["tested"][sort]
+            right = wilson(round(mean * tested), tested)
+            shares.append(with_interval(right.mean, right.low, right.high))
+        table.append([row["adversarial"], *shares, f"{row['seconds']:.0f}", f"{row['cost_ratio']:.1f}"])
+    head = ["adversarial", *(f"{sort}, {rows[0]['tested'][sort]} messages" for sort in sorts), "seconds", "ratio"]
+    told = f"Accuracy (95 % interval) of trainings on {rows[0]['examples']} clean messages, and what they took:"
+    return f"{told}\n\n{markdown_table(head, table)}"
 
 
 def _metrics(data: Mapping[str, Any]) -> str:

@@ -83,6 +83,35 @@ def test_tables_are_made_again_and_checked(tmp_path: Path, capsys: pytest.Captur
     assert "\nbetween\n" in page.read_text()
 
 
+def test_the_table_of_tuning_tells_of_noise_where_it_was_measured(tmp_path: Path) -> None:
+    side = {"part": "trl", "set": "desk", "seconds_per_epoch": 10.0, "peak_bytes": 2**31, "loss": 0.5}
+    sides = [{**side, "side": name, "targets_per_second": speed} for name, speed in (("ours", 30.0), ("theirs", 10.0))]
+    noise = [
+        {
+            "part": "noise",
+            "adversarial": kind,
+            "accuracy": {"clean": 0.5, "typos": typos},
+            "tested": {"clean": 2, "typos": 4},
+            "examples": 216,
+            "seconds": 60.0 * ratio,
+            "cost_ratio": ratio,
+        }
+        for kind, typos, ratio in (("none", 0.25, 1.0), ("fgm", 0.75, 2.04))
+    ]
+    page = tmp_path / "README.md"
+    for rows, shown, hidden in ((sides, "30.0", "fgm"), (noise, "fgm", "TRL"), (sides + noise, "fgm", "no such")):
+        write_result("tuning", "make bench-tuning", {}, rows, folder=tmp_path / "docs" / "results")
+        page.write_text("<!-- table:tuning --><!-- /table -->\n")
+        assert main(["--root", str(tmp_path)]) == 0
+        assert shown in page.read_text()
+        assert hidden not in page.read_text()
+    text = page.read_text()
+    assert "| desk | 30.0 | 10.0 | 3.0 |" in text
+    assert "trainings on 216 clean messages" in text
+    assert "| adversarial | clean, 2 messages | typos, 4 messages | seconds | ratio |" in text
+    assert "| fgm | 50.0 % (9.5-90.5) | 75.0 % (30.1-95.4) | 122 | 2.0 |" in text
+
+
 def test_a_missing_result_or_marker_is_named_and_the_text_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,8 +3,8 @@
 Each measurement is a process of its own, ours and theirs in turn, both on the same rows. TRL gets whichever of its
 settings is fastest here: packing or not, tried on the first rows of a set, in the precision that is faster. Loss is
 measured the same way on both sides: row by row in float32, on rows that neither was trained on. Then how our time
-grows with the number of examples and with the steps of a trajectory, whether trainings survive kills, and what is
-forgotten.
+grows with the number of examples and with the steps of a trajectory, whether trainings survive kills, what is
+forgotten, and what adversarial training does for noisy inputs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 from agent.llm import weights
 from agent.llm.catalog import DEFAULT_MODEL
 from agent.llm.render import Renderer
-from tests.bench import continual, tuning_sets
+from tests.bench import continual, noise, tuning_sets
 from tests.bench.results import RESULTS, commit, write_result
 from tuner.memory import peak_bytes
 from tuner.packing import Example, make_batches, tokens_in
@@ -61,7 +61,7 @@ GROWTH_STEPS = (2, 4, 8, 16, 32)
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=DATA, help="folder with banking77, toolalpaca, fireact and svamp")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the public sets")
     parser.add_argument("--home", type=Path, default=HOME)
     parser.add_argument("--sets", nargs="*", choices=tuple(SIZES), default=tuple(SIZES))
     parser.add_argument("--parts", nargs="*", choices=tuple(PARTS), default=tuple(PARTS))
@@ -145,12 +145,18 @@ def retention(args: argparse.Namespace) -> Part:
     return continual.measure(args.data, args.home)
 
 
+def noisy_inputs(args: argparse.Namespace) -> Part:
+    """What adversarial training does for typos and colloquial wording, and what it costs."""
+    return noise.measure(args.data, args.home)
+
+
 Part = tuple[dict[str, float | None], list[dict[str, Any]]]
 PARTS: dict[str, Callable[[argparse.Namespace], Part]] = {
     "trl": against_trl,
     "growth": growth,
     "kills": kills,
     "retention": retention,
+    "noise": noisy_inputs,
 }
 
 

@@ -92,6 +92,25 @@ def corrections(renderer: Renderer, data: Path, scratch: Path) -> list[Example]:
     return labelled(renderer, "route", "Route the customer's message to the one desk that handles it.", desks, chosen)
 
 
+def bitext(data: Path) -> list[tuple[str, str, str]]:
+    """Flags, utterance and intent of each row of Bitext's sample; what a flag means is told in `tests.bench.noise`."""
+    (path,) = (data / "bitext_8k").glob("*.csv")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return [(row["flags"], row["utterance"], row["intent"]) for row in csv.DictReader(file)]
+
+
+def evenly(messages: Sequence[tuple[str, str]], labels: Sequence[str]) -> list[tuple[str, str]]:
+    """The messages of the labels in random order, one of each label in turn for as long as it has any."""
+    by_label: dict[str, list[str]] = {label: [] for label in labels}
+    for text, label in random.Random(0).sample(list(messages), len(messages)):
+        if label in by_label and text not in by_label[label]:
+            by_label[label].append(text)
+    most = max(map(len, by_label.values()))
+    return [
+        (by_label[label][place], label) for place in range(most) for label in labels if place < len(by_label[label])
+    ]
+
+
 def labelled(
     renderer: Renderer, tool: str, instruction: str, labels: Sequence[str], messages: Sequence[tuple[str, str]]
 ) -> list[Example]:

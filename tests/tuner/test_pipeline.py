@@ -20,8 +20,9 @@ from agent.settings import Project
 from tests.tuner.desks import BOXES, TINY_SETTINGS, make_desk, review_all, save_tiny_base
 from tests.tuner.desks import TINY_ROWS as ROWS
 from tests.tuner.tiny import copying_examples, tiny_model
+from tuner.candidates import check_lives
 from tuner.evaluate import Evaluation
-from tuner.pipeline import _check_lives, evaluate_adapter, project_suite, promote, tune
+from tuner.pipeline import evaluate_adapter, project_suite, promote, tune
 from tuner.reviewer import Review
 from tuner.train import train
 from tuner.train_settings import TrainSettings
@@ -155,11 +156,11 @@ def test_an_adapter_that_changes_nothing_does_not_live(tmp_path: Path) -> None:
     examples = copying_examples()
     settings = TrainSettings(r=4, epochs=1, min_steps=1, batch_targets=8, max_tokens_per_pack=64, precision="float32")
     train(tiny_model(), examples, [], settings, folder=tmp_path)
-    _check_lives(tiny_model(), tmp_path, examples[0])
+    check_lives(tiny_model(), tmp_path, examples[0])
     weights = tmp_path / "adapter_model.safetensors"
     save_file({name: tensor * ("lora_B" not in name) for name, tensor in load_file(weights).items()}, weights)
     with pytest.raises(LivenessError, match="the adapter changes no output"):
-        _check_lives(tiny_model(), tmp_path, examples[0])
+        check_lives(tiny_model(), tmp_path, examples[0])
 
 
 def test_tuning_without_feedback_says_what_to_do(tmp_path: Path, tiny_base: Path) -> None:

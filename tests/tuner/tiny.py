@@ -63,19 +63,24 @@ QUICK = TrainSettings(
 
 def adapted_model(kind: str = "llama", *, rounded: bool = False, **changes: Any) -> Any:
     """A tiny model whose adapter is random on both sides, so that every part of it has a gradient."""
-    import torch
-
     base = tiny_model(kind, **changes)
     use_ragged_attention(base)
     if rounded:
         use_bfloat16_products(base)
     model, _ = with_adapter(base, QUICK)
-    torch.manual_seed(1)
+    fill_adapter(model)
+    return model
+
+
+def fill_adapter(model: Any, *, seed: int = 1) -> None:
+    """Random numbers for everything that is trained."""
+    import torch
+
+    torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.normal_(0.0, 0.1)
-    return model
 
 
 def random_tree(chance: random.Random, *, rows: int, length: int) -> list[Example]:
