@@ -61,6 +61,7 @@ class FrozenLayers:
         chosen = self._number(packs, most_bytes // (width * dtype.itemsize))
         if not chosen:
             return
+        say(f"reading {len(self._nodes)} tokens through the {self._layers} layers that are not tuned, once")
         try:
             self._kept = _on_disk(len(self._nodes), width, dtype)
             with torch.no_grad(), products_in(precision, self.device.type):

@@ -55,7 +55,9 @@ def test_loss_and_gradients_are_those_of_the_whole_way(model: Any, seed: int, ro
     filled = packs_of(examples, 1000 if chance.random() < 0.5 else 40)
     tokens = sum(len(one) for pack in filled for one in pack.all())
     frozen = FrozenLayers(model, 2)
-    frozen.fill(filled, "float32", int(share * tokens) * 64 * 4, pytest.fail)
+    heard: list[str] = []
+    frozen.fill(filled, "float32", int(share * tokens) * 64 * 4, heard.append)
+    assert not any("every epoch" in one for one in heard)
     packs = packs_of(examples, room)
     whole = of_packs(model, packs)
     model.zero_grad()
@@ -103,6 +105,5 @@ def test_a_disk_without_room_is_said_and_training_goes_the_whole_way(model: Any,
     heard: list[str] = []
     frozen = FrozenLayers(model, 2)
     frozen.fill(packs, "float32", 10**9, heard.append)
-    assert len(heard) == 1
-    assert heard[0].startswith("the layers that are not tuned are computed in every epoch")
+    assert heard[-1].startswith("the layers that are not tuned are computed in every epoch")
     assert mean_loss(frozen, packs) == mean_loss(model, packs)
