@@ -248,7 +248,7 @@ def _ours(args: argparse.Namespace, base: Any, chosen: list[Example], step: int)
         epochs=1,
         min_steps=1,
         patience=0,
-        batch_targets=max(1, math.floor(targets * step / len(chosen) * 0.95)),
+        batch_targets=math.ceil(targets * step / len(chosen)),
         max_tokens_per_pack=tuning_sets.MAX_TOKENS,
         precision=args.precision,
     )
