@@ -8,7 +8,6 @@ a seed and a number of threads: a training that was killed and resumed ends with
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from tuner.layout import KeysAndValues
 from tuner.loss import Noise, backward_behind, log_probabilities, mean_loss, misses
 from tuner.memory import is_out_of_memory, peak_bytes, tokens_that_fit
 from tuner.methods import make_tunable
+from tuner.metrics_log import MetricsLog
 from tuner.packing import Batch, Example, Pack, make_batches, tokens_in
 from tuner.train_settings import TrainSettings
 from tuner.tunable import tuned_layers
@@ -106,7 +106,7 @@ def train(
     training = _Training(model, examples, held_out, settings, start_from, say)
     leads = parallel.rank() == 0
     kept = None if checkpoints is None else Checkpoints(checkpoints)
-    log = _Log(metrics if leads else None, settings, training.steps)
+    log = MetricsLog(metrics if leads else None, settings, training.steps)
     found = None if kept is None else kept.newest()
     if found is not None:
         training.resume(found)
@@ -115,7 +115,7 @@ def train(
         training.first_evaluation()
         log.begin()
     else:
-        log.rewind(training.at)
+        log.rewind(training.at.step, training.at.epoch)
         say(f"going on behind step {training.at.step} of {training.steps}")
     saved_at = time.perf_counter()
 
@@ -127,10 +127,10 @@ def train(
         while training.goes_on():
             if training.epoch_is_over():
                 training.end_epoch()
-                log.epoch(training.at)
+                log.epoch(training.at.step, training.at.epoch - 1, training.at.held_out)
             else:
                 step = training.take_step()
-                log.step(training.at, step, training.seconds())
+                log.step(training.row_of(step))
             if on_progress is not None:
                 on_progress(training.progress())
             if time.perf_counter() - saved_at >= settings.checkpoint_seconds:
@@ -285,6 +285,18 @@ class _Training:
         at.examples += len(batch.rows)
         self.settled = True
         return step
+
+    def row_of(self, step: _Step) -> dict[str, Any]:
+        """What the log says of the step that was just taken."""
+        return {
+            "step": self.at.step,
+            "epoch": self.at.epoch,
+            "loss": step.loss,
+            "gradient_norm": step.norm,
+            "rate": step.rate,
+            "tokens": self.at.packed,
+            "seconds": self.seconds(),
+        }
 
     def end_epoch(self) -> None:
         """Evaluate, keep the adapter if it is the best so far, and turn to the next epoch."""
@@ -532,53 +544,3 @@ def _rate(step: int, total: int, settings: TrainSettings) -> float:
     if settings.schedule == "cosine":
         return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * along))
     return 1.0 if settings.schedule == "constant" else 1.0 - 0.9 * along
-
-
-class _Log:
-    """`metrics.jsonl`: the settings, then a line for each step and each evaluation."""
-
-    def __init__(self, path: Path | None, settings: TrainSettings, steps: int) -> None:
-        self._path = path
-        self._head = {"settings": asdict(settings), "steps": steps}
-
-    def begin(self) -> None:
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-        self._write(self._head)
-
-    def rewind(self, at: _Position) -> None:
-        """Drop what was logged behind the checkpoint that is gone on from."""
-        if self._path is None or not self._path.is_file():
-            return
-        rows = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break  # Cut short by what ended the run.
-        kept = [
-            row for row in rows if row.get("step", 0) <= at.step and ("loss" in row or row.get("epoch", -1) < at.epoch)
-        ]
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-
-    def step(self, at: _Position, step: _Step, seconds: float) -> None:
-        self._write(
-            {
-                "step": at.step,
-                "epoch": at.epoch,
-                "loss": step.loss,
-                "gradient_norm": step.norm,
-                "rate": step.rate,
-                "tokens": at.packed,
-                "seconds": seconds,
-            }
-        )
-
-    def epoch(self, at: _Position) -> None:
-        if at.held_out is not None:
-            self._write({"step": at.step, "epoch": at.epoch - 1, "held_out_loss": at.held_out})
-
-    def _write(self, row: Mapping[str, Any]) -> None:
-        if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")

@@ -232,8 +232,6 @@ def _rows(args: argparse.Namespace, name: str, held_out: int = HELD_OUT) -> tupl
 
 
 def _ours(args: argparse.Namespace, base: Any, chosen: list[Example], step: int) -> tuple[float, int, str, Any]:
-    from peft import PeftModel
-
     from tuner.train import train
     from tuner.train_settings import TrainSettings
 
@@ -257,8 +255,15 @@ def _ours(args: argparse.Namespace, base: Any, chosen: list[Example], step: int)
     trained = train(model, chosen, [], settings, folder=folder)
     seconds, peak = time.perf_counter() - started, peak_bytes()
     print(f"{trained.steps} steps, {trained.packed_tokens} of {trained.row_tokens} tokens", file=sys.stderr)
-    plain = weights.load_model(base, device="cpu", dtype="float32", threads=0)
-    return seconds, peak, trained.precision, PeftModel.from_pretrained(plain, str(folder))
+    return seconds, peak, trained.precision, _plain(base, folder)
+
+
+def _plain(base: Any, adapter: Path) -> Any:
+    """A fresh model under an adapter, by PEFT alone."""
+    from peft import PeftModel
+
+    model = weights.load_model(base, device="cpu", dtype="float32", threads=0)
+    return PeftModel.from_pretrained(model, str(adapter))
 
 
 def _theirs(args: argparse.Namespace, base: Any, chosen: list[Example], step: int) -> tuple[float, int, str, Any]:
@@ -312,7 +317,10 @@ def _theirs(args: argparse.Namespace, base: Any, chosen: list[Example], step: in
     trainer.train()
     seconds, peak = time.perf_counter() - started, peak_bytes()
     print(f"{trainer.state.global_step} steps", file=sys.stderr)
-    return seconds, peak, args.precision, trainer.model
+    # Loaded anew: in the trainer's hands the model would go on making products in bfloat16.
+    folder = args.home / "theirs-adapter"
+    trainer.model.save_pretrained(str(folder))
+    return seconds, peak, args.precision, _plain(base, folder)
 
 
 def _loss(model: Any, held_out: Sequence[Example]) -> float:

@@ -58,17 +58,31 @@ def test_a_training_that_is_killed_ends_as_one_that_is_not(tmp_path: Path) -> No
     assert counts["equal"] == counts["finished"] > 0
 
 
-@pytest.mark.parametrize("step", [1, 2, 4])
-def test_an_interrupted_training_goes_on_to_the_same_tensors(tmp_path: Path, step: int) -> None:
+@pytest.mark.parametrize(
+    ("step", "changes"),
+    [
+        (1, {}),
+        (2, {}),
+        (4, {}),
+        (4, {"top_layers": 1}),
+        (2, {"method": "prompt"}),
+        (2, {"method": "prefix"}),
+        (2, {"method": "full", "learning_rate": 1e-3}),
+    ],
+)
+def test_an_interrupted_training_goes_on_to_the_same_tensors(
+    tmp_path: Path, step: int, changes: dict[str, Any]
+) -> None:
     for name in ("whole", "torn"):
         (tmp_path / name).mkdir()
-    whole = trained(tmp_path / "whole")
+    settings = replace(CAREFUL, checkpoint_seconds=1e9, **changes)
+    whole = trained(tmp_path / "whole", settings)
     rest = {"checkpoints": tmp_path / "torn" / "checkpoints", "metrics": tmp_path / "torn" / "metrics.jsonl"}
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "torn", replace(CAREFUL, checkpoint_seconds=1e9), on_progress=stop_at(step), **rest)
+        trained(tmp_path / "torn", settings, on_progress=stop_at(step), **rest)
     heard: list[str] = []
-    again = trained(tmp_path / "torn", replace(CAREFUL, checkpoint_seconds=1e9), say=heard.append, **rest)
-    assert heard == [f"going on behind step {step} of {whole.steps}"]
+    again = trained(tmp_path / "torn", settings, say=heard.append, **rest)
+    assert heard[-1] == f"going on behind step {step} of {whole.steps}"
     assert adapter_hash(tmp_path / "torn") == adapter_hash(tmp_path / "whole")
     assert replace(again, seconds=0, peak_bytes=0) == replace(whole, seconds=0, peak_bytes=0)
     rows = [json.loads(line) for line in rest["metrics"].read_text().splitlines()]
