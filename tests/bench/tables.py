@@ -97,9 +97,14 @@ def _banking77(data: Mapping[str, Any]) -> str:
 
 
 def _tuning(data: Mapping[str, Any]) -> str:
-    """A table for each of the parts "trl" and "noise" that was measured."""
+    """A table for each part that was measured, but "kills"."""
     tables = []
-    for part, table in (("trl", _against_trl), ("noise", _against_noise)):
+    for part, table in (
+        ("trl", _against_trl),
+        ("growth", _growth),
+        ("retention", _retention),
+        ("noise", _against_noise),
+    ):
         rows = [row for row in data["rows"] if row["part"] == part]
         if rows:
             tables.append(table(rows))
@@ -126,6 +131,33 @@ def _against_trl(rows: Sequence[Mapping[str, Any]]) -> str:
         )
     head = ["set", "target tokens/s", "TRL", "ratio", "seconds per epoch", "TRL", "peak GiB", "TRL", "loss", "TRL"]
     return markdown_table(head, table)
+
+
+def _growth(rows: Sequence[Mapping[str, Any]]) -> str:
+    """`rows`: `rows`, `steps` (0 as they are), `unique_tokens` and `seconds` of one step over all of them."""
+    table = [
+        [
+            f"{row['rows']} runs of {row['steps']} steps" if row["steps"] else f"{row['rows']} corrections",
+            f"{row['unique_tokens']:,}",
+            f"{row['seconds']:.1f}",
+            f"{row['unique_tokens'] / row['seconds']:.0f}",
+        ]
+        for row in rows
+    ]
+    told = "Loss and gradient of one step, by how much is in it:"
+    return f"{told}\n\n{markdown_table(['examples', 'unique tokens', 'seconds', 'tokens/s'], table)}"
+
+
+def _retention(rows: Sequence[Mapping[str, Any]]) -> str:
+    """`rows`: `replay`, `round`, `taught`, and `accuracy` on each skill `tested` by then."""
+    skills = list(dict.fromkeys(row["tested"] for row in rows))
+    found = {(row["replay"], row["round"], row["tested"]): row["accuracy"] for row in rows}
+    table = []
+    for replay, number, taught in dict.fromkeys((row["replay"], row["round"], row["taught"]) for row in rows):
+        shares = [found.get((replay, number, skill)) for skill in skills]
+        table.append([f"{100 * replay:.0f} %", taught, *("" if share is None else f"{100 * share:.0f} %" for share in shares)])
+    told = "Accuracy on each skill after each round, going on from the adapter of the round before:"
+    return f"{told}\n\n{markdown_table(['replayed', 'taught', *skills], table)}"
 
 
 def _against_noise(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -124,3 +124,26 @@ def test_a_missing_result_or_marker_is_named_and_the_text_left_alone(
         assert main(["--root", str(tmp_path)]) == 1
         assert message in capsys.readouterr().err
         assert readme.read_text() == text
+
+
+def test_the_table_of_tuning_tells_how_time_grows_and_what_is_forgotten(tmp_path: Path) -> None:
+    results = tmp_path / "docs" / "results"
+    rows = [
+        {"part": "growth", "rows": 100, "steps": None, "unique_tokens": 2500, "seconds": 5.0},
+        {"part": "growth", "rows": 32, "steps": 4, "unique_tokens": 9000, "seconds": 20.0},
+        {"part": "retention", "replay": 0.5, "round": 1, "taught": "desk", "tested": "desk", "accuracy": 0.7},
+        {"part": "retention", "replay": 0.5, "round": 2, "taught": "intent", "tested": "desk", "accuracy": 0.69},
+        {"part": "retention", "replay": 0.5, "round": 2, "taught": "intent", "tested": "intent", "accuracy": 0.9},
+    ]
+    write_result("tuning", "make bench-tuning", {}, rows, folder=results)
+    page = tmp_path / "README.md"
+    page.write_text("<!-- table:tuning -->\n<!-- /table -->\n")
+    assert main(["--root", str(tmp_path)]) == 0
+    text = page.read_text()
+    for line in (
+        "| 100 corrections | 2,500 | 5.0 | 500 |",
+        "| 32 runs of 4 steps | 9,000 | 20.0 | 450 |",
+        "| 50 % | desk | 70 % |  |",
+        "| 50 % | intent | 69 % | 90 % |",
+    ):
+        assert line in text
