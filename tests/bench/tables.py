@@ -155,9 +155,11 @@ def _retention(rows: Sequence[Mapping[str, Any]]) -> str:
     table = []
     for replay, number, taught in dict.fromkeys((row["replay"], row["round"], row["taught"]) for row in rows):
         shares = [found.get((replay, number, skill)) for skill in skills]
-        table.append([f"{100 * replay:.0f} %", taught, *("" if share is None else f"{100 * share:.0f} %" for share in shares)])
-    told = "Accuracy on each skill after each round, going on from the adapter of the round before:"
-    return f"{told}\n\n{markdown_table(['replayed', 'taught', *skills], table)}"
+        table.append(
+            [f"{100 * replay:.0f} %", taught, *("" if share is None else f"{100 * share:.0f} %" for share in shares)]
+        )
+    head = "Accuracy on each skill after each round, going on from the adapter of the round before:"
+    return f"{head}\n\n{markdown_table(['replayed', 'taught', *skills], table)}"
 
 
 def _against_noise(rows: Sequence[Mapping[str, Any]]) -> str:

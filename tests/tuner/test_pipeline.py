@@ -131,6 +131,22 @@ def test_the_loop_turns_once(loop: Loop) -> None:
     assert runtime.registry.get(made.adapter.id).state is State.RETIRED
 
 
+@pytest.mark.parametrize(("method", "rate"), [("prompt", 0.1), ("prefix", 0.1), ("full", 1e-3)])
+def test_an_adapter_of_another_kind_goes_the_same_way(loop: Loop, method: str, rate: float) -> None:
+    project = with_tuning(loop, method=method, learning_rate=rate, virtual_tokens=8, epochs=6)
+    with Runtime(project) as runtime:
+        made = tune(runtime)
+        saved = tensors_hash(made.adapter.folder / "adapter_model.safetensors")
+        assert verify(made.adapter.folder).tensors_sha256 == saved
+        assert f"(method {method})" in (made.adapter.folder / "README.md").read_text("utf-8")
+        suite = project_suite(project, limit=2)
+        assert evaluate_adapter(runtime, suite, made.adapter.id).adapter_hash == saved
+        task = suite.tasks[0].task
+        done, plain_run = (runtime.run(task, adapter=adapter) for adapter in (made.adapter.id, None))
+        assert (done.provenance.adapter, done.provenance.adapter_hash) == (made.adapter.id, saved)
+        assert done.steps != plain_run.steps
+
+
 def test_the_same_question_is_answered_from_disk_until_the_tools_change(loop: Loop) -> None:
     suite = project_suite(loop.project, limit=2)
     counts: list[tuple[int, int]] = []
