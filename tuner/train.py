@@ -254,6 +254,7 @@ class _Training:
         batches = make_batches(examples, batch_targets=chosen.batch_targets, weighting=chosen.weighting)
         batches += [self._held_out] if self._held_out else []
         packs = [pack for batch in batches for pack in self._packs(batch)]
+        self._model.eval()
         frozen = FrozenLayers(self._model, lowest)
         frozen.fill(packs, self._precision, int(chosen.cache_gigabytes * 2**30), self._say)
         self._read_by = frozen
