@@ -11,6 +11,7 @@ import pytest
 
 from tests.bench.results import ROOT, commit, write_result
 from tests.bench.tables import main
+from tests.bench.tuning import joined
 from tests.tuner.suite_parts import evaluation
 from tuner.report import comparison_rows
 
@@ -124,6 +125,17 @@ def test_a_missing_result_or_marker_is_named_and_the_text_left_alone(
         assert main(["--root", str(tmp_path)]) == 1
         assert message in capsys.readouterr().err
         assert readme.read_text() == text
+
+
+def test_a_set_that_is_measured_again_leaves_the_others() -> None:
+    desk, rows, growth = (
+        {"part": "trl", "set": "desk"},
+        {"part": "trl", "set": "rows"},
+        {"part": "growth", "set": "desk"},
+    )
+    again = {**desk, "loss": 0.5}
+    assert joined([desk, rows, growth], [again]) == [rows, growth, again]
+    assert joined([desk, growth], [{"part": "growth", "rows": 1}]) == [desk, {"part": "growth", "rows": 1}]
 
 
 def test_the_table_of_tuning_tells_how_time_grows_and_what_is_forgotten(tmp_path: Path) -> None:

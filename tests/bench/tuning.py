@@ -87,11 +87,24 @@ def compare(args: argparse.Namespace) -> int:
     for part in args.parts:
         found, made = PARTS[part](args)
         metrics |= found
-        rows = [row for row in rows if row["part"] != part] + [
-            {"part": part, "commit": commit(), **row} for row in made
-        ]
+        fresh = [{"part": part, "commit": commit(), **row} for row in made]
+        rows = joined(rows, fresh)
+        against = [row for row in rows if row["part"] == "trl"]
+        if against:
+            metrics["peak_memory_ratio_vs_trl"] = _memory_ratio(against)
         print(write_result("tuning", "make bench-tuning", metrics, rows), flush=True)
     return 0
+
+
+def joined(rows: Sequence[dict[str, Any]], fresh: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The old rows without those that were measured again, and the fresh ones. Sets of TRL's part stand by
+    themselves; every other part is one piece."""
+
+    def piece(row: dict[str, Any]) -> tuple[str, str]:
+        return row["part"], row["set"] if row["part"] == "trl" else ""
+
+    again = {piece(row) for row in fresh}
+    return [row for row in rows if piece(row) not in again] + list(fresh)
 
 
 def against_trl(args: argparse.Namespace) -> Part:
@@ -391,10 +404,10 @@ def _middle(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _memory_ratio(rows: Sequence[dict[str, Any]]) -> float | None:
+def _memory_ratio(rows: Sequence[dict[str, Any]]) -> float:
     """Ours over theirs, the geometric mean of the sets."""
-    ours, theirs = ([row["peak_bytes"] for row in rows if row.get("side") == side] for side in ("ours", "theirs"))
-    return statistics.geometric_mean([one / other for one, other in zip(ours, theirs, strict=True)]) if ours else None
+    ours, theirs = ([row["peak_bytes"] for row in rows if row["side"] == side] for side in ("ours", "theirs"))
+    return statistics.geometric_mean([one / other for one, other in zip(ours, theirs, strict=True)])
 
 
 def _slope(grown: Sequence[dict[str, Any]]) -> float:
