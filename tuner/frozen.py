@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tuner.layout import NOTHING, KeysAndValues, TreeLayout
-from tuner.loss import loss_of, products_in
+from tuner.loss import joined, loss_of, products_in
 from tuner.packing import Pack
 
 if TYPE_CHECKING:
@@ -113,25 +113,20 @@ class FrozenLayers:
         assert places is not None
         assert self._kept is not None
         self._kept[torch.tensor(places)] = hidden[0].to(self._kept)
-        if pack.branches:
-            trunk = {
-                layer: (torch.cat([before[layer][0], key], 1), torch.cat([before[layer][1], value], 1))
-                if before
-                else (key, value)
-                for layer, (key, value) in layout.kept.items()
-            }
-            for branch in pack.branches:
-                self._read(branch, trunk)
+        behind = joined(before, layout.kept)
+        for branch in pack.branches:
+            self._read(branch, behind)
 
     def _found(self, layout: TreeLayout) -> torch.Tensor | None:
         """What was kept of a pack's tokens [T, d]; None where a part of its tree is not kept."""
         import torch
 
-        pack = layout.pack
-        if self._kept is None or any(self._places(one, self._nodes.get) is None for one in pack.all()):
+        if self._kept is None:
             return None
-        places = self._places(pack, self._nodes.get)
-        return None if places is None else self._kept[torch.tensor(places)].to(self.device)
+        places, *behind = (self._places(one, self._nodes.get) for one in layout.pack.all())
+        if places is None or None in behind:
+            return None
+        return self._kept[torch.tensor(places)].to(self.device)
 
     @staticmethod
     def _places(pack: Pack, find: Callable[[tuple[int, int]], int | None]) -> list[int] | None:

@@ -53,7 +53,7 @@ def backward(
         loss, layout = _forward(model, pack, before, noise)
     total = float(loss.detach())
     leaves = _leaves(layout.kept)
-    behind = _joined(before, leaves)
+    behind = joined(before, leaves)
     for branch in pack.branches:
         total += backward(model, branch, weight, precision, noise=noise, before=behind)
     _go_back(loss / weight, layout.kept, leaves)
@@ -80,7 +80,7 @@ def loss_of(model: Any, pack: Pack, *, before: KeysAndValues = NOTHING) -> torch
     """Weighted sum of the cross-entropy over the targets of a pack and its branches. Source: next-token loss."""
     loss, layout = _forward(model, pack, before, SILENCE)
     if pack.branches:
-        behind = _joined(before, layout.kept)
+        behind = joined(before, layout.kept)
         for branch in pack.branches:
             loss = loss + loss_of(model, branch, before=behind)
     return loss
@@ -131,7 +131,7 @@ def _each(
         with products_in(precision, model.device.type):
             logits, labels, layout = _logits(model, pack, before, SILENCE)
         yield pack, logits, labels
-        yield from _each(model, pack.branches, precision, _joined(before, layout.kept))
+        yield from _each(model, pack.branches, precision, joined(before, layout.kept))
 
 
 def products_in(precision: str, device: str) -> Any:
@@ -206,7 +206,8 @@ def _go_back(loss: torch.Tensor | None, made: KeysAndValues, leaves: KeysAndValu
         torch.autograd.backward([end for end, _ in ends], [gradient for _, gradient in ends])
 
 
-def _joined(before: KeysAndValues, own: KeysAndValues) -> KeysAndValues:
+def joined(before: KeysAndValues, own: KeysAndValues) -> KeysAndValues:
+    """What stood before a trunk, and the trunk's own behind it."""
     import torch
 
     if not before or not own:

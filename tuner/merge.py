@@ -30,6 +30,7 @@ from agent.teams import give_back_memory, in_own_team
 from tuner.candidates import Origin, check_lives, take_in
 from tuner.card import merge_card
 from tuner.packing import Example
+from tuner.tunable import write
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +107,6 @@ def write_sum(parts: Sequence[Part], folder: Path) -> int:
     """
     import torch
     from peft import LoraConfig
-    from safetensors.torch import save_file
 
     configs = [_config(part) for part in parts]
     changes = [_change(part, config) for part, config in zip(parts, configs, strict=True)]
@@ -139,9 +139,7 @@ def write_sum(parts: Sequence[Part], folder: Path) -> int:
         inference_mode=True,
         **places,
     )
-    folder.mkdir(parents=True)
-    config.save_pretrained(str(folder))
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write(config, tensors, folder)
     return rank
 
 

@@ -82,4 +82,5 @@ def write(config: Any, state: Mapping[str, torch.Tensor], folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
-    save_file({name: one.contiguous() for name, one in state.items()}, folder / WEIGHTS)
+    tensors = {name: one.contiguous() for name, one in state.items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})

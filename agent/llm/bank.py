@@ -137,7 +137,7 @@ class AdapterBank:
             else:
                 self._put_in_place(key, tensors)
             return _hash(tensors)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as fault:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as fault:
             raise AdapterError(
                 f"adapter in {folder} does not fit this base ({fault}); retrain or switch base"
             ) from fault
@@ -180,7 +180,6 @@ class AdapterBank:
     def _put(self, name: str, folder: Path) -> None:
         from peft import LoraConfig, inject_adapter_in_model
         from peft import set_peft_model_state_dict as set_state
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         # PEFT warns about a model that has an adapter already; several are what is meant here.
@@ -195,10 +194,6 @@ class AdapterBank:
             _in_float32(self._model, name)
             report = set_state(self._model, tensors, adapter_name=name)
             needed = set(self._tensors(name))
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as fault:
-            raise AdapterError(
-                f"adapter in {folder} does not fit this base ({fault}); retrain or switch base"
-            ) from fault
         finally:
             self._model.peft_config = {**others, **self._model.__dict__.get("peft_config", {})}
             self._model.eval()
