@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from agent.sealing import write_whole
 from tuner.train_settings import TrainSettings
 
 
@@ -24,7 +25,10 @@ class MetricsLog:
         self._write(self._head)
 
     def rewind(self, step: int, epoch: int) -> None:
-        """Drop what was logged behind a checkpoint of this step and epoch, which is gone on from."""
+        """Drop what was logged behind a checkpoint of this step and epoch, which is gone on from.
+
+        Whoever is killed here leaves the old lines or the new ones.
+        """
         if self._path is None or not self._path.is_file():
             return
         rows = []
@@ -34,7 +38,8 @@ class MetricsLog:
             except ValueError:
                 break  # Cut short by what ended the run.
         kept = [row for row in rows if row.get("step", 0) <= step and ("loss" in row or row.get("epoch", -1) < epoch)]
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        write_whole(self._path, text.encode(), self._path.with_name(f".{self._path.name}"))
 
     def step(self, row: Mapping[str, Any]) -> None:
         self._write(row)

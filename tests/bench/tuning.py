@@ -150,7 +150,7 @@ def kills(args: argparse.Namespace) -> Part:
     )
     counts = json.loads(done.stdout)
     print(f"kills: {counts}", file=sys.stderr)
-    return {"kills_survived": counts["kills"] if counts["equal"] == counts["finished"] else 0}, [counts]
+    return {"kills_survived": 0 if counts["differing"] else counts["kills"]}, [counts]
 
 
 def retention(args: argparse.Namespace) -> Part:

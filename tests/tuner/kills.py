@@ -44,14 +44,15 @@ def main() -> int:
 
 
 def survive(folder: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kill `kills` times, over as many trainings as that takes. Counts those that ended as the one left alone."""
+    """Kill `kills` times, over as many trainings as that takes. Names what ended otherwise than the one left alone."""
     whole = folder / "whole"
     started = time.perf_counter()
     _wait(_fork(whole))
     seconds = time.perf_counter() - started
     wanted, rows = tensors_hash(whole / "adapter" / "adapter_model.safetensors"), _metrics(whole)
     chance = random.Random(seed)
-    killed = finished = equal = 0
+    killed = finished = 0
+    differing = []
     while killed < kills:
         torn = folder / f"torn-{finished}"
         while True:
@@ -65,8 +66,11 @@ def survive(folder: Path, kills: int, seed: int) -> dict[str, Any]:
                 _wait(child)
                 break
         finished += 1
-        equal += tensors_hash(torn / "adapter" / "adapter_model.safetensors") == wanted and _metrics(torn) == rows
-    return {"kills": killed, "finished": finished, "equal": equal, "steps": len(rows)}
+        if tensors_hash(torn / "adapter" / "adapter_model.safetensors") != wanted:
+            differing.append(f"{torn}: the tensors")
+        if _metrics(torn) != rows:
+            differing.append(f"{torn}: the metrics")
+    return {"kills": killed, "finished": finished, "differing": differing, "steps": len(rows)}
 
 
 def _fork(folder: Path) -> int:
