@@ -56,6 +56,7 @@ def results(processes: list[subprocess.Popen[str]]) -> list[str]:
     return [out for out, _ in said]
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     made: dict[int, dict[str, Any]] = {}
     for count in (1, 2):

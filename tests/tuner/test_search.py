@@ -224,6 +224,7 @@ def test_what_is_missing_is_said() -> None:
     assert done.stdout == 'a search needs Optuna, which is not installed; pip install "ratchet-loop[search]"\n'
 
 
+@pytest.mark.slow
 def test_the_command_searches_with_what_a_tuning_would_train_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -130,6 +130,7 @@ trained(Path(sys.argv[1]), checkpoints=Path(sys.argv[1]) / "checkpoints")
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_it_with_nothing_half_written(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, env=ALONE)
     assert done.returncode == 1
@@ -165,6 +166,7 @@ print(json.dumps([heard, done.steps]))
 """
 
 
+@pytest.mark.slow
 def test_where_memory_runs_out_packs_are_halved_and_it_goes_on(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SCARCE_MEMORY, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=ALONE)
@@ -216,6 +218,7 @@ def test_two_tunings_of_one_home_queue(tmp_path: Path) -> None:
     assert order == [f"another tuning is running (PID {os.getpid()}); waiting for it", "first", "second"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RATCHET_HOME", raising=False)
     base = save_tiny_base(tmp_path / "base")
