@@ -19,7 +19,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from agent.errors import AdapterError
-from agent.sealing import CONFIG, verify, write_whole
+from agent.files import write_whole
+from agent.sealing import CONFIG, verify
 
 REGISTRY_VERSION = 1
 _SETTLED_NANOSECONDS = 100_000_000

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from agent.errors import AdapterError
+from agent.files import write_whole
 
 MANIFEST_VERSION = 1
 LORA, VIRTUAL, FULL = "LORA", ("PROMPT_TUNING", "PREFIX_TUNING"), "LN_TUNING"
@@ -171,20 +172,6 @@ def tensors_hash(path: Path) -> str:
             return hash_tensors(_read_tensors(file, entries, start))
     except OSError as fault:
         raise AdapterError(f"{path} cannot be read ({fault.strerror})") from fault
-
-
-def write_whole(path: Path, content: bytes, scratch: Path) -> None:
-    """Readers see the old file or the new one, whole, also after a crash. `scratch` is on the same disk."""
-    with scratch.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _list_files(folder: Path) -> list[str]:

@@ -18,7 +18,7 @@ PACKAGES = ("agent", "tuner", "tools")
 
 LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (0, ("tools",)),
-    (1, ("agent.trajectory", "agent.errors", "agent.settings", "agent.scrub", "agent.teams")),
+    (1, ("agent.trajectory", "agent.errors", "agent.files", "agent.settings", "agent.scrub", "agent.teams")),
     (2, ("agent.database", "agent.store", "agent.sealing", "agent.adapters")),
     (3, ("agent.llm", "agent.memory")),
     (

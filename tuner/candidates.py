@@ -14,10 +14,11 @@ from typing import Any
 
 from agent.adapters import Adapter
 from agent.errors import LivenessError
+from agent.llm import weights
 from agent.llm.bank import AdapterBank
-from agent.llm.weights import ModelFolder
 from agent.runtime import Runtime
 from agent.sealing import CARD, WEIGHTS, seal, tensors_hash, verify
+from agent.settings import Project
 from tuner.loss import loss_of
 from tuner.packing import Example, build_pack
 
@@ -26,12 +27,18 @@ from tuner.packing import Example, build_pack
 class Origin:
     """Where a candidate comes from, as its manifest says."""
 
-    base: ModelFolder
+    base: weights.ModelFolder
     dataset_hash: str
     tuning: str
     created_at: str
     parent: str | None = None
     merged: Mapping[str, float] = field(default_factory=dict)
+
+
+def fresh_model(project: Project, base: weights.ModelFolder, dtype: str = "") -> Any:
+    """The base with weights of its own, on the device and threads of the settings, which give its dtype too."""
+    chosen = project.settings.model
+    return weights.load_model(base, device=chosen.device, dtype=dtype or chosen.dtype, threads=chosen.threads)
 
 
 def check_lives(

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.errors import TuningError
-from agent.llm.checks import sha256_file, sync
+from agent.files import sync
+from agent.llm.checks import sha256_file
 
 if TYPE_CHECKING:
     import torch

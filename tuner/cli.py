@@ -15,7 +15,7 @@ from agent.settings import TUNING_METHODS
 
 if TYPE_CHECKING:
     from agent.settings import Project
-    from tuner.pipeline import Gated
+    from tuner.promotion import Gated
     from tuner.train import Progress
 
 NOT_SHIPPED = 4
@@ -81,7 +81,7 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
 def tune(args: argparse.Namespace, project: Project) -> int:
     """Train a candidate from the feedback in the store."""
     from agent.runtime import Runtime
-    from tuner import parallel, pipeline
+    from tuner import parallel, pipeline, promotion
 
     if args.method:
         tuning = replace(project.settings.tuning, method=args.method)
@@ -93,7 +93,7 @@ def tune(args: argparse.Namespace, project: Project) -> int:
             pipeline.follow(runtime)
             return 0
         made = pipeline.tune(runtime, resume=args.resume, on_progress=bar.training, say=_note)
-        gated = pipeline.promote(runtime, made.adapter.id, progress=bar.tasks) if args.promote else None
+        gated = promotion.promote(runtime, made.adapter.id, progress=bar.tasks) if args.promote else None
     data = {
         "adapter": made.adapter.id,
         "tensors_sha256": made.adapter.tensors_sha256,
@@ -141,18 +141,18 @@ def evaluate(args: argparse.Namespace, project: Project) -> int:
     from dataclasses import asdict
 
     from agent.runtime import Runtime
-    from tuner import pipeline
+    from tuner import promotion
     from tuner.report import markdown_table, with_interval
     from tuner.suites import load_suite
 
     suite = (
-        load_suite(args.suite, limit=args.limit) if args.suite else pipeline.project_suite(project, limit=args.limit)
+        load_suite(args.suite, limit=args.limit) if args.suite else promotion.project_suite(project, limit=args.limit)
     )
     with Runtime(project, progress=_note) as runtime, _Bar() as bar:
         served = runtime.serving()
         adapter = (served.id if served else None) if args.adapter == "active" else args.adapter
         adapter = None if adapter in (None, "base") else runtime.registry.get(adapter).id
-        result = pipeline.evaluate_adapter(
+        result = promotion.evaluate_adapter(
             runtime,
             suite,
             adapter,
@@ -176,10 +176,10 @@ def evaluate(args: argparse.Namespace, project: Project) -> int:
 def promote(args: argparse.Namespace, project: Project) -> int:
     """Gate a candidate, and serve it if it is better than what is served."""
     from agent.runtime import Runtime
-    from tuner import pipeline
+    from tuner import promotion
 
     with Runtime(project, progress=_note) as runtime, _Bar() as bar:
-        gated = pipeline.promote(runtime, args.adapter, progress=bar.tasks)
+        gated = promotion.promote(runtime, args.adapter, progress=bar.tasks)
     decision = gated.decision
     data = {
         "promoted": decision.ship,

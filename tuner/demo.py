@@ -19,7 +19,8 @@ from agent.errors import NotBetterError, TaskError
 from agent.runtime import Runtime
 from agent.settings import Home, Project, find_project
 from tuner.evaluate import Evaluation
-from tuner.pipeline import Gated, Tuning, evaluate_adapter, project_suite, promote, tune
+from tuner.pipeline import Tuning, tune
+from tuner.promotion import Gated, evaluate_adapter, project_suite, promote
 from tuner.report import comparison_rows, comparison_table
 from tuner.reviewer import Command, Review, Reviewer, load_tickets
 from tuner.suites import Suite, SuiteTask

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import tempfile
 import time
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from agent.errors import LivenessError, RecordError, TuningError
+from agent.files import write_whole
 from agent.trajectory import Outcome, Trajectory
 from tuner.checks import Scores, score
 from tuner.suites import Suite, SuiteTask
@@ -100,9 +100,7 @@ class Evaluation:
         """Write as versioned JSON, beside and renamed; `load` gives back an equal evaluation."""
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"version": EVALUATION_VERSION, **asdict(self)}, ensure_ascii=False, indent=1)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        beside.write_text(text + "\n", encoding="utf-8")
-        beside.replace(path)
+        write_whole(path, text + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Evaluation:

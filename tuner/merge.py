@@ -27,7 +27,7 @@ from agent.loop import timestamp
 from agent.runtime import Runtime
 from agent.sealing import CONFIG, WEIGHTS, verify
 from agent.teams import give_back_memory, in_own_team
-from tuner.candidates import Origin, check_lives, take_in
+from tuner.candidates import Origin, check_lives, fresh_model, take_in
 from tuner.card import merge_card
 from tuner.packing import Example
 from tuner.tunable import write
@@ -67,9 +67,9 @@ def merge(
     """
     if len(chosen) < 2:
         raise AdapterError(f"a merge takes two adapters or more, and {len(chosen)} was named; see `ratchet adapters`")
-    project, settings = runtime.project, runtime.project.settings.model
+    project = runtime.project
     adapters = [runtime.registry.get(id) for id, _ in chosen]
-    base = weights.resolve_model(project.named(settings.base), project.home.models, progress=say)
+    base = weights.resolve_model(project.named(project.settings.model.base), project.home.models, progress=say)
     parts = [Part(one.id, one.folder, float(weight)) for one, (_, weight) in zip(adapters, chosen, strict=True)]
     _check_parts(parts)
     for one in adapters:
@@ -84,7 +84,7 @@ def merge(
         example = _prompt(runtime, Renderer(weights.load_tokenizer(base)))
         in_own_team(
             lambda: check_lives(
-                weights.load_model(base, device=settings.device, dtype=settings.dtype, threads=settings.threads),
+                fresh_model(project, base),
                 made,
                 example,
                 advice="the adapters cancel each other out; choose other weights",

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from agent.sealing import write_whole
+from agent.files import write_whole
 from tuner.train_settings import TrainSettings
 
 
@@ -38,8 +38,7 @@ class MetricsLog:
             except ValueError:
                 break  # Cut short by what ended the run.
         kept = [row for row in rows if row.get("step", 0) <= step and ("loss" in row or row.get("epoch", -1) < epoch)]
-        text = "".join(json.dumps(row) + "\n" for row in kept)
-        write_whole(self._path, text.encode(), self._path.with_name(f".{self._path.name}"))
+        write_whole(self._path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def step(self, row: Mapping[str, Any]) -> None:
         self._write(row)

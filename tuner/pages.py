@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from pathlib import Path
 
 STYLE = """
 :root{color-scheme:light dark;--text:#1a1a1a;--back:#fff;--line:#d0d0d0;--good:#116329;--bad:#a40e26;
@@ -56,10 +55,3 @@ def short(text: str, limit: int = 160) -> str:
     """In one line, and cut to `limit` characters."""
     flat = " ".join(text.split())
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
-
-
-def write(path: Path, text: str) -> None:
-    """Readers see the old file or the new one."""
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)

@@ -1,44 +1,39 @@
-"""From feedback to a served adapter: curate, dataset, train, check that it lives, gate, promote.
+"""From feedback to a candidate: curate, dataset, train, check that it lives, take it into the registry.
 
 Each stage leaves its result on disk under a hash or an id, and none can do nothing in silence: see `check_lives`.
-Training runs in this process, on weights of its own; a service starts it as another process.
+Training runs in this process, on weights of its own; a service starts it as another process. Whether the candidate
+is served is asked in `promotion`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
-from agent.adapters import Adapter, State
+from agent.adapters import Adapter
 from agent.errors import AdapterError, DatasetError, TuningError
 from agent.llm import weights
 from agent.llm.render import Frame, Renderer
-from agent.loop import Unrecorded, timestamp
+from agent.loop import timestamp
 from agent.runtime import Runtime
-from agent.sealing import add_documents, verify
+from agent.sealing import verify
 from agent.settings import Project, TuningSettings
 from agent.teams import give_back_memory, in_own_team
-from agent.trajectory import Trajectory
 from tuner import parallel
-from tuner.candidates import Origin, check_lives, code_version, take_in
+from tuner.candidates import Origin, check_lives, fresh_model, take_in
 from tuner.card import model_card
 from tuner.curate import Curated, TrainingRow, curate
 from tuner.datasets import LEAST_HELD_OUT, Dataset, read_dataset, write_dataset
-from tuner.evaluate import Evaluation, evaluate
-from tuner.gate import Decision, GatePolicy, decide
 from tuner.packing import Example
 from tuner.prepare import prepare
 from tuner.replay import replayed
-from tuner.report import loss_plot, write_gate_report
+from tuner.report import loss_plot
 from tuner.search import Found, require_optuna, search
-from tuner.suites import Suite, SuiteTask, load_suite
 from tuner.train import Progress, Say, Trained, train
 from tuner.train_settings import RATES, TrainSettings
 from tuner.tuning_report import write_tuning_report
@@ -54,17 +49,6 @@ class Tuning:
     trained: Trained
     folder: Path
     """`tunings/<id>`: tuning.json, metrics.jsonl, loss.png, result.json, report.html; until it ends checkpoints."""
-
-
-@dataclass(frozen=True)
-class Gated:
-    """What the gate said of a candidate, and the evaluations behind it."""
-
-    decision: Decision
-    base: Evaluation
-    active: Evaluation | None
-    candidate: Evaluation
-    report: Path
 
 
 def tune(
@@ -98,8 +82,7 @@ def tune(
             say(f"stopped; go on with `ratchet tune --resume {begun.id}`")
             raise
         loss_plot(folder / "metrics.jsonl", folder / "loss.png")
-        dtype = project.settings.model.dtype
-        in_own_team(lambda: check_lives(_load(project, base, dtype), folder / "adapter", example))
+        in_own_team(lambda: check_lives(fresh_model(project, base), folder / "adapter", example))
         give_back_memory()
         adapter = _keep(runtime, folder, base, dataset, trained, begun)
         chosen = asdict(_chosen(project))
@@ -146,7 +129,7 @@ def search_settings(
             give_back_memory()  # What a trial that was cut short held hung on its traceback until now.
             return _until_interrupted(
                 lambda tell: train(
-                    _load(project, base, _trained_in(project.settings.model.dtype)),
+                    fresh_model(project, base, _trained_in(project.settings.model.dtype)),
                     examples,
                     held_out,
                     settings,
@@ -259,7 +242,7 @@ def _train(
         shutil.rmtree(folder / "adapter", ignore_errors=True)
     trained = _until_interrupted(
         lambda tell: train(
-            _load(project, base, _trained_in(project.settings.model.dtype)),
+            fresh_model(project, base, _trained_in(project.settings.model.dtype)),
             examples,
             held_out,
             _train_settings(project),
@@ -301,111 +284,6 @@ def _until_interrupted(
     return trained
 
 
-def evaluate_adapter(
-    runtime: Runtime,
-    suite: Suite,
-    adapter: str | None,
-    *,
-    progress: Callable[[int, int], None] | None = None,
-    fresh: bool = False,
-    recall: bool = True,
-) -> Evaluation:
-    """Run a suite under an adapter (its id; None is the base). The same question is answered from disk.
-
-    Without `recall` the runs are shown nothing of the log: what the model does that has learnt nothing at all.
-    """
-    kept = runtime.home.evaluations / f"{_question(runtime, suite, adapter, recall)}.json"
-    if kept.is_file() and not fresh:
-        return Evaluation.load(kept)
-
-    def run_one(task: SuiteTask, workspace: Path) -> Trajectory:
-        done = runtime.run(
-            task.task, adapter=adapter, tools=task.tools, workspace=workspace, recorder=Unrecorded(), recall=recall
-        )
-        return runtime.reveal(done)
-
-    runtime.stepper(adapter)  # loaded before the clock of the first task starts
-    result = evaluate(
-        suite,
-        run_one,
-        workspaces=runtime.home.workspaces,
-        pristine=runtime.project.folder,
-        concurrency=runtime.project.settings.model.max_sessions,
-        progress=progress,
-    )
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    result.save(kept)
-    return result
-
-
-def gate(
-    runtime: Runtime,
-    candidate: Adapter,
-    suite: Suite,
-    *,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> Gated:
-    """Compare base, active and candidate on a suite, write the report beside the adapter, move the candidate on.
-
-    The base has learnt nothing. Active is what is served now: while that has no adapter, the base with its recall.
-    """
-
-    def run(name: str, adapter: str | None, *, recall: bool = True) -> Evaluation:
-        return evaluate_adapter(
-            runtime,
-            suite,
-            adapter,
-            progress=None if progress is None else lambda done, of: progress(name, done, of),
-            recall=recall,
-        )
-
-    served = runtime.serving()
-    base = run("base", None, recall=False)
-    active = None
-    if served is not None or runtime.recall_version():
-        active = run("active", served.id if served is not None else None)
-    made = run("candidate", candidate.id)
-    chosen = runtime.project.settings.gate
-    policy = GatePolicy(margin=chosen.margin, min_tasks=chosen.min_tasks, resamples=chosen.resamples)
-    decision = decide(base, active, made, policy)
-    scratch = runtime.home.evaluations / f"gate-{candidate.id}"
-    report = write_gate_report(scratch, decision, base, active, made)
-    documents = {f"report/{path.name}": path.read_bytes() for path in sorted(report.iterdir())}
-    add_documents(candidate.folder, documents)
-    shutil.rmtree(scratch)
-    if candidate.state in (State.TRAINED, State.RETIRED) and decision.ship:
-        runtime.registry.transition(candidate.id, State.GATED, decision.reasons[0], timestamp())
-    elif not decision.ship and candidate.state is not State.RETIRED:
-        runtime.registry.reject(candidate.id, decision.reasons[0], timestamp())
-    return Gated(decision, base, active, made, candidate.folder / "report")
-
-
-def promote(
-    runtime: Runtime,
-    adapter: str,
-    *,
-    progress: Callable[[str, int, int], None] | None = None,
-    suite: Suite | None = None,
-) -> Gated:
-    """Gate a candidate and, if it ships, make it the one that is served."""
-    candidate = runtime.registry.get(adapter)
-    if candidate.state in (State.ACTIVE, State.REJECTED):
-        raise AdapterError(
-            f"adapter {candidate.id} is {candidate.state}; only a trained, gated or retired one can be promoted"
-        )
-    result = gate(runtime, candidate, suite or project_suite(runtime.project), progress=progress)
-    if result.decision.ship:
-        runtime.registry.promote(candidate.id, result.decision.reasons[0], timestamp())
-    return result
-
-
-def project_suite(project: Project, *, limit: int | None = None) -> Suite:
-    """The held-out suite that the settings name."""
-    if not project.settings.gate.suite:
-        raise TuningError("no held-out suite is named; set gate.suite in ratchet.toml to a file of tasks with checks")
-    return load_suite(project.resolve(project.settings.gate.suite), limit=limit)
-
-
 def _chosen(project: Project) -> TuningSettings:
     """The settings of a tuning, with the learning rate that they come to."""
     chosen = project.settings.tuning
@@ -420,11 +298,6 @@ def _train_settings(project: Project) -> TrainSettings:
 def _trained_in(dtype: str) -> str:
     """The weights to train on: `train` itself makes the products bfloat16 where the settings say so."""
     return "float32" if dtype in ("auto", "mixed") else dtype
-
-
-def _load(project: Project, base: weights.ModelFolder, dtype: str) -> Any:
-    chosen = project.settings.model
-    return weights.load_model(base, device=chosen.device, dtype=dtype, threads=chosen.threads)
 
 
 def _trained_on(runtime: Runtime, adapter: Adapter | None, curated: Curated) -> set[str]:
@@ -481,25 +354,3 @@ def _as_served_now(runtime: Runtime, row: TrainingRow) -> TrainingRow:
     recalled = runtime.recalled(trajectory.task, same_wording=False)
     made_by = replace(trajectory.provenance, recalled=recalled)
     return replace(row, trajectory=replace(trajectory, provenance=made_by))
-
-
-def _question(runtime: Runtime, suite: Suite, adapter: str | None, recall: bool) -> str:
-    """Names what an evaluation answers: suite, adapter, prompt, settings, documents, code and tool files."""
-    entry = None if adapter is None else runtime.registry.get(adapter)
-    frame: Frame = runtime.frame()
-    settings = runtime.project.settings
-    parts = [
-        suite.hash,
-        entry.tensors_sha256 if entry else "base",
-        frame.version,
-        code_version(),
-        repr((settings.model.base, settings.model.dtype, settings.agent, settings.memory, settings.privacy)),
-        runtime.documents_version(),
-        str(runtime.recall_version() if recall else 0),
-        *(_hash_of(runtime.project.resolve(name)) for name in settings.tools.files if name.endswith(".py")),
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
-
-
-def _hash_of(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "missing"

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import RecordError
+from agent.files import write_whole
 from tuner.evaluate import Evaluation, Interval, Row
 from tuner.gate import Change, Decision
-from tuner.pages import Table, html_table, page, short, write
+from tuner.pages import Table, html_table, page, short
 
 REPORT_VERSION = 1
 
@@ -68,9 +69,9 @@ def write_gate_report(
             for old, new in flips
         ],
     }
-    write(report / "gate.json", json.dumps(data, ensure_ascii=False, indent=1) + "\n")
-    write(report / "gate.md", _markdown(decision, runs, flips))
-    write(report / "gate.html", _page(decision, runs, flips))
+    write_whole(report / "gate.json", json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+    write_whole(report / "gate.md", _markdown(decision, runs, flips))
+    write_whole(report / "gate.html", _page(decision, runs, flips))
     return report
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from agent.errors import DatasetError, TuningError
-from agent.sealing import write_whole
+from agent.files import write_whole
 from tuner.train_settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -372,7 +372,7 @@ def _write(folder: Path, trials: Sequence[Trial], settings: TrainSettings, now: 
         (listed, json.dumps(data, indent=1, ensure_ascii=False)),
         (table, "\n".join([head, "[tuning]", *rows]) + "\n"),
     ):
-        write_whole(path, text.encode(), folder / f".{path.name}")
+        write_whole(path, text)
     return Found(best, as_they_stand, tuple(trials), table, listed)
 
 

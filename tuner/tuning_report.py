@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuner.pages import Table, html_table, page, short, write
+from agent.files import write_whole
+from tuner.pages import Table, html_table, page, short
 from tuner.report import loss_curves
 from tuner.train import Trained
 
@@ -29,7 +30,9 @@ def write_tuning_report(
     """Write `result.json` and `report.html` into a tuning's folder; `decode` makes text of token ids."""
     figures = _figures(trained, manifest)
     before = _newest_before(folder)
-    write(folder / RESULT, json.dumps({"tuning": folder.name, "adapter": adapter, "figures": figures}, indent=1) + "\n")
+    write_whole(
+        folder / RESULT, json.dumps({"tuning": folder.name, "adapter": adapter, "figures": figures}, indent=1) + "\n"
+    )
     old = {} if before is None else before["figures"]
     columns = ("", "this tuning", *([] if before is None else [f"before ({before['adapter']})"]))
     missed = sorted(trained.missed.items(), key=lambda item: (-len(item[1]), item[0]))
@@ -52,7 +55,7 @@ def write_tuning_report(
     ]
     body = f"<h1>Tuning {html.escape(folder.name)}</h1>\n<p>Adapter {html.escape(adapter)}</p>\n"
     body += _svg(folder / "metrics.jsonl") + "".join(map(html_table, tables))
-    write(folder / "report.html", page(f"Tuning {folder.name}", body))
+    write_whole(folder / "report.html", page(f"Tuning {folder.name}", body))
     return folder / "report.html"
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from agent.errors import TuningError
-from agent.sealing import write_whole
+from agent.files import alone, write_whole
 
 _BEGUN = "tuning.json"
 _CHECKPOINTS = "checkpoints"
@@ -36,7 +34,7 @@ def begin(tunings: Path, begun: Begun) -> Path:
     """Make the folder of a new tuning and write down what it was begun with."""
     folder = tunings / begun.id
     checkpoints(folder).mkdir(parents=True)
-    write_whole(folder / _BEGUN, json.dumps(asdict(begun), indent=1).encode(), folder / f".{_BEGUN}")
+    write_whole(folder / _BEGUN, json.dumps(asdict(begun), indent=1))
     return folder
 
 
@@ -71,14 +69,5 @@ def finish(folder: Path) -> None:
 def one_at_a_time(tunings: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Wait until no other process tunes in this home; two at once would take far longer than one after the other."""
     tunings.mkdir(parents=True, exist_ok=True)
-    with (tunings / ".lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            say(f"another tuning is running (PID {file.read().strip() or 'unknown'}); waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    with alone(tunings / ".lock", say, "another tuning is running"):
         yield

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -80,15 +79,6 @@ def combined_hash(hashes: Iterable[tuple[str, str]]) -> str:
     if len(lines) == 1:
         return lines[0][1]
     return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in lines).encode()).hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Hand a file or folder to the disk, so that a later rename cannot come first."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _indexed(folder: Path, remedy: str) -> set[str]:

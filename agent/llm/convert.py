@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent.errors import WeightsError
+from agent.files import alone, sync
 from agent.llm.catalog import KnownWeights
-from agent.llm.checks import check_file, sha256_file, sync
+from agent.llm.checks import check_file, sha256_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,7 +68,7 @@ def convert_once(entry: KnownWeights, models: Path, *, progress: Callable[[str],
     if folder.exists():
         return folder
     models.mkdir(parents=True, exist_ok=True)
-    with _locked(models / f".{folder.name}.lock", progress):
+    with alone(models / f".{folder.name}.lock", progress, "another process is converting the model"):
         if folder.exists():  # another process was faster
             return folder
         source = packaged_file(entry)
@@ -162,14 +162,3 @@ def _check_space(models: Path, entry: KnownWeights) -> None:
             f"{models} has {free // 10**6:,} MB free, converting {entry.name} takes {needed // 10**6:,} MB; "
             "free some space or set RATCHET_HOME to a larger disk"
         )
-
-
-@contextlib.contextmanager
-def _locked(path: Path, progress: Callable[[str], None]) -> Iterator[None]:
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("another process is converting the model; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

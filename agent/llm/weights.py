@@ -8,7 +8,6 @@ model is ever run. Not promised: that a model of any architecture works, only th
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from agent.errors import WeightsError
+from agent.files import write_whole
 from agent.llm.catalog import CATALOG, Kind, KnownWeights, known
 from agent.llm.checks import check_file, combined_hash, sha256_file, weight_files
 from agent.llm.convert import MANIFEST, check_converted, convert_once, converted_folder, packaged_file, quiet
@@ -236,9 +236,7 @@ def _revision(files: tuple[Path, ...], models: Path) -> str:
         hashes.append((path.name, digest))
     if remembered != before:
         models.mkdir(parents=True, exist_ok=True)
-        beside = memory.with_name(f".hashes.{os.getpid()}.json")
-        beside.write_text(json.dumps(remembered, indent=2, sort_keys=True) + "\n", "utf-8")
-        beside.replace(memory)
+        write_whole(memory, json.dumps(remembered, indent=2, sort_keys=True) + "\n")
     return combined_hash(hashes)
 
 

@@ -30,7 +30,8 @@ from tuner.curate import Curated
 from tuner.datasets import write_dataset
 from tuner.merge import Part, merge, write_sum
 from tuner.methods import with_adapter
-from tuner.pipeline import _trained_on, promote
+from tuner.pipeline import _trained_on
+from tuner.promotion import promote
 
 # peft 0.21 asks transformers by a name that is going away.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

@@ -22,7 +22,8 @@ from tests.tuner.desks import TINY_ROWS as ROWS
 from tests.tuner.tiny import copying_examples, tiny_model
 from tuner.candidates import check_lives
 from tuner.evaluate import Evaluation
-from tuner.pipeline import evaluate_adapter, project_suite, promote, tune
+from tuner.pipeline import tune
+from tuner.promotion import evaluate_adapter, project_suite, promote
 from tuner.reviewer import Review
 from tuner.train import train
 from tuner.train_settings import TrainSettings

@@ -16,7 +16,7 @@ from agent.trajectory import Outcome, Provenance, Step, Task, ToolCall, Trajecto
 from tests.tuner.desks import PHRASES, Clumsy, mail_ticket, make_desk, ticket
 from tests.tuner.suite_parts import passage
 from tuner.curate import curate
-from tuner.pipeline import evaluate_adapter
+from tuner.promotion import evaluate_adapter
 from tuner.reviewer import Reviewer, as_shown, first_wrong, load_tickets, resolve_citations
 from tuner.suites import Suite, SuiteTask
 
