@@ -186,13 +186,23 @@ def _metrics(data: Mapping[str, Any]) -> str:
 
 
 def _source(data: Mapping[str, Any]) -> str:
+    """What made the figures, where and when; parts that were measured elsewhere or at another commit are told apart."""
     made = data["machine"]
-    dirty = "-dirty" if data["commit"].endswith("-dirty") else ""
-    return (
-        f"`{data['command']}` at {data['commit'].removesuffix('-dirty')[:12]}{dirty}, "
-        f"{data['date'][:10]}, {made['cores']} cores ({made['cpu']}), {made['memory_gib']} GiB, "
-        f"torch {made['torch']}."
-    )
+    pieces: dict[tuple[str, str], dict[str, None]] = {}
+    for row in data["rows"]:
+        if "part" in row:
+            where = row.get("commit", data["commit"]), row.get("cpu", made["cpu"])
+            pieces.setdefault(where, {})[row["set"] if row["part"] == "trl" else row["part"]] = None
+    if len(pieces) < 2:
+        origin = f"at {_short(data['commit'])}, {data['date'][:10]}, {made['cores']} cores ({made['cpu']})"
+    else:
+        told = [f"{', '.join(names)} at {_short(commit)} ({cpu})" for (commit, cpu), names in pieces.items()]
+        origin = f"in parts: {'; '.join(told)}; the last of them {data['date'][:10]}; {made['cores']} cores"
+    return f"`{data['command']}` {origin}, {made['memory_gib']} GiB, torch {made['torch']}."
+
+
+def _short(commit: str) -> str:
+    return commit.removesuffix("-dirty")[:12] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
 _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {

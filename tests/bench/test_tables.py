@@ -159,3 +159,22 @@ def test_the_table_of_tuning_tells_how_time_grows_and_what_is_forgotten(tmp_path
         "| 50 % | intent | 69 % | 90 % |",
     ):
         assert line in text
+
+
+def test_parts_that_were_measured_apart_are_told_apart(tmp_path: Path) -> None:
+    grown = {"part": "growth", "rows": 100, "steps": None, "unique_tokens": 2500, "seconds": 5.0, "commit": "a" * 40}
+    kept = {"part": "retention", "replay": 0.5, "round": 1, "taught": "desk", "tested": "desk", "accuracy": 0.7}
+    page = tmp_path / "README.md"
+    for elsewhere, told in (
+        (
+            {"commit": "b" * 40 + "-dirty"},
+            f"in parts: growth at {'a' * 12} (one); retention at {'b' * 12}-dirty (one);",
+        ),
+        ({"commit": "a" * 40, "cpu": "two"}, f"in parts: growth at {'a' * 12} (one); retention at {'a' * 12} (two);"),
+        ({"commit": "a" * 40}, "`make bench-tuning` at "),
+    ):
+        rows = [{"cpu": "one", **row} for row in (grown, {**kept, **elsewhere})]
+        write_result("tuning", "make bench-tuning", {}, rows, folder=tmp_path / "docs" / "results")
+        page.write_text("<!-- table:tuning --><!-- /table -->\n")
+        assert main(["--root", str(tmp_path)]) == 0
+        assert told in page.read_text()

@@ -27,7 +27,7 @@ from agent.llm import weights
 from agent.llm.catalog import DEFAULT_MODEL
 from agent.llm.render import Renderer
 from tests.bench import continual, noise, tuning_sets
-from tests.bench.results import RESULTS, commit, write_result
+from tests.bench.results import RESULTS, commit, machine, write_result
 from tuner.memory import peak_bytes
 from tuner.packing import Example, make_batches, tokens_in
 
@@ -87,7 +87,7 @@ def compare(args: argparse.Namespace) -> int:
     for part in args.parts:
         found, made = PARTS[part](args)
         metrics |= found
-        fresh = [{"part": part, "commit": commit(), **row} for row in made]
+        fresh = [{"part": part, "commit": commit(), "cpu": machine()["cpu"], **row} for row in made]
         rows = joined(rows, fresh)
         against = [row for row in rows if row["part"] == "trl"]
         if against:
