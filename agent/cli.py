@@ -242,6 +242,7 @@ def _add_project_commands(commands: Commands) -> None:
     _command(actions, "rebuild", "make the index anew", _lazy("project", "docs"))
     _command(commands, "models", "list the models that are there", _lazy("project", "models"))
     _command(commands, "doctor", "say what is there, what is missing and what to do", _lazy("project", "doctor"))
+    _command(commands, "bench", "say how fast the model is on this machine", _lazy("project", "bench"))
     init = _command(
         commands, "init", "write a ratchet.toml with every setting", _lazy("project", "init"), as_json=False
     )

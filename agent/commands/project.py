@@ -90,6 +90,35 @@ def models(arguments: Namespace, session: Session) -> int:
     return 0
 
 
+def bench(arguments: Namespace, session: Session) -> int:
+    """How fast the base model is on this machine."""
+    from agent.llm.local import LocalModel
+    from agent.llm.speed import measure_speed
+
+    with session.runtime() as runtime:
+        model = runtime.model
+        if not isinstance(model, LocalModel):
+            raise RatchetError(f"only a local model can be measured, and here a {type(model).__name__} is used")
+        speed = measure_speed(model.engine, say=session.note)
+    if arguments.json:
+        shares = {name: getattr(speed, name) for name in ("known_first_token_share", "share_of_memory_limit")}
+        result_json({"model": model.base, **asdict(speed), **shares})
+        return 0
+    share, known = speed.share_of_memory_limit, speed.known_first_token_share
+    together = f"decoding, {speed.sessions} sessions at once"
+    rows = [
+        ["model", f"{model.base}, {speed.weights_bytes / 1e6:,.0f} MB of weights as they are held"],
+        ["reading a prompt", f"{speed.prompt_tokens_per_second:,.0f} tokens/s"],
+        [f"first token behind {speed.prompt_tokens:,} tokens", f"{speed.first_token_seconds:.2f} s"],
+        ["the same, four fifths read before", f"{speed.known_first_token_seconds:.2f} s, {known:.0%} of it"],
+        ["decoding, one session", f"{speed.decode_tokens_per_second:.1f} tokens/s"],
+        [together, f"{speed.decode_tokens_per_second_together:.1f} tokens/s"],
+        ["reading memory", f"{speed.memory_bytes_per_second / 1e9:.1f} GB/s, which decoding uses {share:.0%} of"],
+    ]
+    result(table(rows, ["", ""]).lstrip())
+    return 0
+
+
 # -- documents -----------------------------------------------------------------------------------------------
 
 

@@ -409,3 +409,8 @@ def test_a_reader_that_goes_away_is_no_traceback(folder: Path) -> None:
 def test_debug_shows_where_an_error_came_from(ratchet: Ratchet) -> None:
     with pytest.raises(Exception, match="there are no runs yet"):
         ratchet("--debug", "show", "last")
+
+
+def test_only_a_local_model_is_measured(ratchet: Ratchet, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ratchet("bench") == 1
+    assert "only a local model can be measured, and here a ScriptedModel is used" in capsys.readouterr().err
