@@ -108,6 +108,7 @@ def bench(arguments: Namespace, session: Session) -> int:
     together = f"decoding, {speed.sessions} sessions at once"
     rows = [
         ["model", f"{model.base}, {speed.weights_bytes / 1e6:,.0f} MB of weights as they are held"],
+        ["its pass", "lean" if speed.lean else "that of transformers; the lean one is for decoders of the Llama kind"],
         ["reading a prompt", f"{speed.prompt_tokens_per_second:,.0f} tokens/s"],
         [f"first token behind {speed.prompt_tokens:,} tokens", f"{speed.first_token_seconds:.2f} s"],
         ["the same, four fifths read before", f"{speed.known_first_token_seconds:.2f} s, {known:.0%} of it"],

@@ -72,6 +72,14 @@ class AdapterBank:
             self._hashes[key] = found
         _check_hash(key, self._hashes[key], tensors_sha256)
 
+    def name(self, key: str) -> str:
+        """What PEFT knows an adapter by."""
+        return self._names[key]
+
+    def is_lora(self, key: str) -> bool:
+        """Whether an adapter stands beside the layers, and not before the sequence or in place of the weights."""
+        return key not in self._virtual and key not in self._weights
+
     def virtual(self, key: str | None) -> virtual.Pairs:
         """The keys and values that an adapter puts before every sequence; for most kinds none."""
         return self._virtual.get(key, {}) if key is not None else {}
@@ -101,7 +109,7 @@ class AdapterBank:
         if key is not None and key not in self._names:
             raise AdapterError(f"adapter {key!r} is not loaded; loaded are {sorted(self._names) or 'none'}")
         self._settled = False
-        beside = key is not None and key not in self._virtual and key not in self._weights
+        beside = key is not None and self.is_lora(key)
         for layer in self._layers():
             layer.enable_adapters(beside)
             if beside and key is not None:

@@ -23,7 +23,9 @@ from agent.errors import GrammarError, ModelError, PromptError
 from agent.llm.attention import CachedLayout, use_ragged_attention
 from agent.llm.bank import AdapterBank
 from agent.llm.cache import Slots
+from agent.llm.lean import Lora, lean_pass, lora_of
 from agent.llm.prefix import Entry, PrefixCache, common_prefix
+from agent.teams import in_own_team
 
 if TYPE_CHECKING:
     import torch
@@ -107,6 +109,9 @@ class Engine:
         """Takes over a transformers causal language model: its attention becomes the ragged one."""
         use_ragged_attention(model)
         self.model = model
+        self._lean = in_own_team(lambda: lean_pass(model))
+        self._loras: dict[str | None, Lora | None] = {None: None}
+        """Of the adapters that the lean pass can run."""
         self.adapters = AdapterBank(model)
         self.context: int = int(getattr(model.config, "max_position_embeddings", 2048))
         self._tokenizer = tokenizer
@@ -124,6 +129,11 @@ class Engine:
         self._worker: threading.Thread | None = None
         self._starting = threading.Lock()
         self._closed = False
+
+    @property
+    def is_lean(self) -> bool:
+        """Whether the base runs in the lean pass, or in that of transformers, which any decoder has."""
+        return self._lean is not None
 
     def generate(self, request: Request, cancelled: threading.Event | None = None) -> Generation:
         """Continue the request's ids. Blocks; setting `cancelled` ends it within a pass.
@@ -150,6 +160,10 @@ class Engine:
         def load() -> None:
             self.adapters.load(key, folder, tensors_sha256=tensors_sha256)
             pairs = self.adapters.virtual(key)
+            if self._lean is not None and (pairs or self.adapters.is_lora(key)):
+                lora = None if pairs else lora_of(self.model, self.adapters.name(key))
+                if pairs or lora is not None:
+                    self._loras[key] = lora
             if pairs:
                 # Virtual tokens go by ids that no token has.
                 self._starts[key] = tuple(range(-pairs[0][0].shape[1], 0))
@@ -164,6 +178,7 @@ class Engine:
             self.adapters.unload(key)
             self._cache.forget(key)
             self._starts.pop(key, None)
+            self._loras.pop(key, None)
 
         self._call(drop)
 
@@ -304,18 +319,24 @@ class Engine:
         for job in batch:
             job.order = next(self._count)
         try:
-            takes, logits = self._forward(adapter, batch)
+            takes, logits, last = self._forward(adapter, batch)
         except BaseException as fault:
             for job in batch:
                 self._fail(job, fault)
             return
-        for job, take, row in zip(batch, takes, logits, strict=True):
+        for place, (job, take) in enumerate(zip(batch, takes, strict=True)):
             del job.pending[:take]
             if not job.pending:
-                self._choose(job, row)
+                self._choose(job, logits[place], last[place] if last is not None else None)
 
-    def _forward(self, adapter: str | None, batch: Sequence[_Job]) -> tuple[list[int], torch.Tensor]:
-        """One forward pass. Returns how many pending ids it took of each job, and the logits there [B, V]."""
+    def _forward(
+        self, adapter: str | None, batch: Sequence[_Job]
+    ) -> tuple[list[int], torch.Tensor, torch.Tensor | None]:
+        """One forward pass.
+
+        Returns how many pending ids it took of each job, the logits there [B, V], and, of the lean pass, what they
+        are made of [B, hidden].
+        """
         import torch
 
         room = PASS_TOKENS
@@ -334,25 +355,31 @@ class Engine:
             entries.append(job.entry)
         device = self.model.device
         layout = CachedLayout(self._slots, [entry.values for entry in entries], takes, device)
+        tokens, places, last = (torch.tensor(one, device=device) for one in (ids, positions, np.cumsum(takes) - 1))
         with torch.inference_mode():
-            self.adapters.activate(adapter)
-            logits = self.model(
-                input_ids=torch.tensor([ids], device=device),
-                position_ids=torch.tensor([positions], device=device),
-                logits_to_keep=torch.tensor(np.cumsum(takes) - 1, device=device),
-                use_cache=False,
-                layout=layout,
-            ).logits[0]
+            lean = self._lean if adapter in self._loras else None
+            self.adapters.activate(None if lean is not None else adapter)
+            if lean is not None:
+                logits, made_of = lean(tokens, places, last, layout, self._loras[adapter])
+            else:
+                made_of = None
+                logits = self.model(
+                    input_ids=tokens[None],
+                    position_ids=places[None],
+                    logits_to_keep=last,
+                    use_cache=False,
+                    layout=layout,
+                ).logits[0]
         layout.commit()
         for job, entry, take in zip(batch, entries, takes, strict=True):
             entry.ids += job.pending[:take]
-        return takes, logits.float()
+        return takes, logits.float(), made_of
 
-    def _choose(self, job: _Job, logits: torch.Tensor) -> None:
+    def _choose(self, job: _Job, logits: torch.Tensor, made_of: torch.Tensor | None) -> None:
         """Take the next token, and with it all that the grammar then forces."""
         try:
             request = job.request
-            token = _sample(job, logits, self._allowed(job, logits))
+            token = self._sample(job, logits, made_of)
             fresh = [token]
             job.sampled += 1
             ended = token == request.end
@@ -392,6 +419,30 @@ class Engine:
             raise GrammarError("the grammar leaves no way out: no token is admitted and it is not finished")
         return allowed
 
+    def _sample(self, job: _Job, logits: torch.Tensor, made_of: torch.Tensor | None) -> int:
+        """One id, from the admitted ones, by the request's temperature and seed."""
+        import torch
+
+        request = job.request
+        allowed = self._allowed(job, logits)
+        choices = None if allowed is None else torch.from_numpy(allowed).to(logits.device)
+        scores = logits if choices is None else logits[choices]
+        if self._lean is not None and made_of is not None:
+            with torch.inference_mode():
+                scores = self._lean.refine(scores, choices, made_of)
+        if request.temperature <= 0 or len(scores) == 1:
+            place = int(scores.argmax())
+        else:
+            if job.generator is None:
+                job.generator = torch.Generator(device=logits.device).manual_seed(request.seed)
+            weights = (scores / request.temperature).softmax(-1)
+            if request.top_p < 1.0:
+                ordered, order = weights.sort(descending=True)
+                ordered[ordered.cumsum(-1) - ordered > request.top_p] = 0.0
+                weights = torch.zeros_like(weights).scatter(0, order, ordered)
+            place = int(torch.multinomial(weights, 1, generator=job.generator))
+        return place if choices is None else int(choices[place])
+
     def _finish(self, job: _Job, end: Literal["stop", "length", "cancelled"]) -> None:
         job.ended = end
         self._release(job)
@@ -405,24 +456,3 @@ class Engine:
             self._cache.give_back(job.entry)
             job.entry = None
         job.done.set()
-
-
-def _sample(job: _Job, logits: torch.Tensor, allowed: np.ndarray | None) -> int:
-    """One id, from the admitted ones, by the request's temperature and seed."""
-    import torch
-
-    request = job.request
-    choices = None if allowed is None else torch.from_numpy(allowed).to(logits.device)
-    scores = logits if choices is None else logits[choices]
-    if request.temperature <= 0 or len(scores) == 1:
-        place = int(scores.argmax())
-    else:
-        if job.generator is None:
-            job.generator = torch.Generator(device=logits.device).manual_seed(request.seed)
-        weights = (scores / request.temperature).softmax(-1)
-        if request.top_p < 1.0:
-            ordered, order = weights.sort(descending=True)
-            ordered[ordered.cumsum(-1) - ordered > request.top_p] = 0.0
-            weights = torch.zeros_like(weights).scatter(0, order, ordered)
-        place = int(torch.multinomial(weights, 1, generator=job.generator))
-    return place if choices is None else int(choices[place])

@@ -34,6 +34,8 @@ _NEVER = -1
 class Speed:
     """Medians of a few runs; each of these on whatever else the machine was doing."""
 
+    lean: bool
+    """Whether the model runs in the lean pass, or in that of transformers."""
     prompt_tokens: int
     first_token_seconds: float
     """Of a prompt that nothing is known of."""
@@ -83,6 +85,7 @@ def measure_speed(engine: Engine, *, repeats: int = 3, say: Callable[[str], None
     together = [_decoded(engine, [unknown(DECODED) for _ in range(SESSIONS)]) for _ in range(repeats)]
     say("reading memory")
     return Speed(
+        lean=engine.is_lean,
         prompt_tokens=size,
         first_token_seconds=median(first),
         known_first_token_seconds=median(known_first),
