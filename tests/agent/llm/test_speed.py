@@ -52,7 +52,7 @@ def test_what_is_timed_is_what_the_figures_say(make_engine: MakeEngine, monkeypa
 
 
 def test_shares_are_of_what_they_are_called() -> None:
-    speed = Speed(1500, 2.0, 0.5, 750.0, 20.0, 8, 60.0, 500_000_000, 20e9)
+    speed = Speed(True, 1500, 2.0, 0.5, 750.0, 20.0, 8, 60.0, 500_000_000, 20e9)
     assert speed.known_first_token_share == 0.25
     assert speed.share_of_memory_limit == 0.5
 
