@@ -20,6 +20,7 @@ from agent.errors import WeightsError
 from agent.files import alone, sync
 from agent.llm.catalog import KnownWeights
 from agent.llm.checks import check_file, sha256_file
+from agent.teams import in_own_team
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -78,7 +79,7 @@ def convert_once(entry: KnownWeights, models: Path, *, progress: Callable[[str],
         progress(f"converting {entry.title} for its first use; this takes about half a minute")
         partial = models / f".{folder.name}.partial"
         partial.mkdir()
-        _convert(source, partial, entry.name)
+        in_own_team(lambda: _convert(source, partial, entry.name))
         write_manifest(partial, entry)
         partial.rename(folder)
         sync(models)
