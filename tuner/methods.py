@@ -116,7 +116,7 @@ def prepare_model(model: Any, settings: TrainSettings, precision: str) -> tuple[
 
     _round(model)
     peft_model, groups = with_adapter(model, settings)
-    mixed.fuse_lora(peft_model)
+    mixed.fuse(peft_model)
     return peft_model, groups
 
 

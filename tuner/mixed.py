@@ -6,10 +6,11 @@ with its LoRA, and attention with its own backward pass. Imports torch; import i
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
-from torch.nn.functional import linear
+from torch.nn.functional import linear, silu
 
 
 def attention(
@@ -60,7 +61,7 @@ class _LoraLinear(torch.autograd.Function):
         out = linear(rows, weight, bias).addmm_(inner, up.t())
         ctx.save_for_backward(rows, weight, inner, down, up)
         ctx.scale, ctx.shape = scale, inputs.shape
-        return out.view(*inputs.shape[:-1], -1).float()
+        return out.view(*inputs.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -71,6 +72,39 @@ class _LoraLinear(torch.autograd.Function):
         to_down = (to_inner.t() @ rows).float()
         to_up = (gradient.t() @ inner).float() * ctx.scale
         return to_inputs, None, None, to_down, to_up, None
+
+
+class _Gate(torch.autograd.Function):
+    """silu(gate) * up in bfloat16; the activation is made anew on the way back and not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Any, up: Any) -> Any:
+        ctx.save_for_backward(gate, up)
+        return silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient,) = gradients
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(gradient * up, gate), silu(gate).mul_(gradient)
+
+
+class _RmsNorm(torch.autograd.Function):
+    """x / sqrt(mean(x x) + eps) * weight in float32; the weight is frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Any, weight: Any, eps: float) -> Any:
+        sizes = torch.linalg.vector_norm(inputs, dim=-1, keepdim=True)
+        scale = (sizes.square_() / inputs.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(inputs, weight, scale)
+        return (inputs * scale).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        inputs, weight, scale = ctx.saved_tensors
+        gradient = gradients[0] * weight
+        along = (gradient * inputs).sum(-1, keepdim=True) * scale.pow(3) / -inputs.shape[-1]
+        return gradient.mul_(scale).addcmul_(inputs, along), None, None
 
 
 class _Rounded:
@@ -99,8 +133,26 @@ def round_output(model: Any) -> None:
     model.set_output_embeddings(rounded)
 
 
-def fuse_lora(model: Any) -> None:
-    """Let every plain LoRA layer of a PEFT model that is on bfloat16 weights make its products at once."""
+def fuse(model: Any) -> None:
+    """Let a PEFT model on bfloat16 weights compute in few passes over its activations, where its parts are such.
+
+    That is: each linear layer at once with its plain LoRA, the gate of an MLP of such layers, and frozen RMS norms.
+    """
+    from peft.tuners.lora import Linear
+
+    for module in model.modules():
+        if type(module) is Linear and module.get_base_layer().weight.dtype == torch.bfloat16 and _is_plain(module):
+            module.__class__ = _fused_lora()
+    for module in model.modules():
+        kind: Any = type(module)
+        if _is_gated(module):
+            module.__class__ = _fused_like(kind, _gated_forward)
+        elif _is_frozen_norm(module):
+            module.__class__ = _fused_like(kind, _norm_forward)
+
+
+@functools.cache
+def _fused_lora() -> Any:
     from peft.tuners.lora import Linear
 
     apply: Any = _LoraLinear.apply
@@ -111,6 +163,10 @@ def fuse_lora(model: Any) -> None:
         def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             if self.disable_adapters or len(self.active_adapters) != 1:
                 return super().forward(x, *args, **kwargs)
+            return self.rounded(x).float()
+
+        def rounded(self, x: torch.Tensor) -> torch.Tensor:
+            """What the layer gives, in bfloat16."""
             (name,) = self.active_adapters
             base = self.get_base_layer()
             with torch.autocast(x.device.type, enabled=False):
@@ -124,9 +180,40 @@ def fuse_lora(model: Any) -> None:
                 )
             return out
 
-    for module in model.modules():
-        if type(module) is Linear and module.get_base_layer().weight.dtype == torch.bfloat16 and _is_plain(module):
-            module.__class__ = FusedLora
+    return FusedLora
+
+
+@functools.cache
+def _fused_like(kind: Any, forward: Any) -> Any:
+    """The class with another forward, which falls back to its own as `plain_forward`."""
+    return type(f"Fused{kind.__name__}", (kind,), {"forward": forward, "plain_forward": kind.forward})
+
+
+def _gated_forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+    for one in (self.gate_proj, self.up_proj):
+        if type(one) is not _fused_lora() or one.disable_adapters or len(one.active_adapters) != 1:
+            plain: torch.Tensor = self.plain_forward(x)
+            return plain
+    apply: Any = _Gate.apply
+    out: torch.Tensor = self.down_proj(apply(self.gate_proj.rounded(x), self.up_proj.rounded(x)))
+    return out.float()
+
+
+def _norm_forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+    apply: Any = _RmsNorm.apply
+    out: torch.Tensor = apply(hidden_states, self.weight, self.variance_epsilon)
+    return out
+
+
+def _is_gated(module: Any) -> bool:
+    layers = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    silus = type(getattr(module, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
+    return silus and len(list(module.children())) == 4 and all(type(one) is _fused_lora() for one in layers)
+
+
+def _is_frozen_norm(module: Any) -> bool:
+    known = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
+    return type(module).__name__ in known and not module.weight.requires_grad and module.weight.dtype == torch.float32
 
 
 def _is_plain(layer: Any) -> bool:
