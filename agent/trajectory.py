@@ -78,6 +78,8 @@ class Usage:
     forced: int = 0
     """Tokens the grammar left no choice about."""
     sampled: int = 0
+    guessed: int = 0
+    """Of those forced and sampled, how many were guessed beforehand and asked for no pass of their own."""
 
     @property
     def total(self) -> int:

@@ -271,7 +271,8 @@ def _head(index: int, step: Step) -> str:
     used = step.usage
     author = " (correction)" if step.author == "correction" else ""
     seconds = f"{step.model_seconds:.2f} s model, {step.tool_seconds:.2f} s tool"
-    return f"step {index}{author}: {used.total} tokens ({used.cached} cached, {used.forced} forced), {seconds}"
+    kinds = f"{used.cached} cached, {used.forced} forced, {used.guessed} guessed"
+    return f"step {index}{author}: {used.total} tokens ({kinds}), {seconds}"
 
 
 def _correction(one: Correction) -> Iterator[tuple[str, str]]:

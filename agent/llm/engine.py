@@ -1,9 +1,10 @@
 """Decoding: one worker thread, many sessions in one forward pass.
 
-Each pass takes the new tokens of every session that runs on the same adapter: pieces of prompts, the token
-just sampled, and behind it whatever the grammar forces. Prompts are read once (see `prefix`), forced tokens
-are never sampled. Sessions on different adapters take turns. Results do not depend on who else is in a batch,
-but for the rounding of float arithmetic.
+Each pass takes the new tokens of every session that runs on the same adapter: pieces of prompts, the token just
+sampled, behind it whatever the grammar forces, and what probably follows. Prompts are read once (see `prefix`), forced
+tokens are never sampled, and what was guessed (see `guess`) is chosen like any other token, but costs no pass. Sessions
+on different adapters take turns. Results do not depend on who else is in a batch, but for the rounding of float
+arithmetic.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from agent.errors import GrammarError, ModelError, PromptError
 from agent.llm.attention import CachedLayout, use_ragged_attention
 from agent.llm.bank import AdapterBank
 from agent.llm.cache import Slots
+from agent.llm.guess import KEYS, Phrases, Said, guess
 from agent.llm.lean import Lora, lean_pass, lora_of
 from agent.llm.prefix import Entry, PrefixCache, common_prefix
 from agent.teams import in_own_team
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 PASS_TOKENS = 512
 """The most prompt tokens one pass reads, so that nobody waits long behind a long prompt."""
 
+
+GUESS_TOKENS = 128
+"""Guesses are made while a pass has fewer tokens than this: so many cost hardly more than one."""
 
 SWITCH_INTERVAL = 5e-5
 """Seconds a thread may keep the interpreter while others wait; the engine sets it for the whole process."""
@@ -72,6 +77,8 @@ class Generation:
     forced: int
     sampled: int
     seconds: float
+    guessed: int = 0
+    """Of those forced and sampled, how many were guessed beforehand and asked for no pass of their own."""
 
 
 @dataclass
@@ -86,12 +93,24 @@ class _Job:
     pending: list[int] = field(default_factory=list)
     """Ids not yet run through the model: the rest of the prompt, or the last sampled id and those forced."""
     said: list[int] = field(default_factory=list)
+    phrases: Phrases = field(default_factory=Phrases)
+    """Of the prompt and what was said."""
+    text: list[int] = field(default_factory=list)
+    """What `phrases` has taken in."""
     cached: int = 0
     forced: int = 0
     sampled: int = 0
+    guessed: int = 0
     started: float = 0.0
     ended: Literal["stop", "length", "cancelled"] | None = None
     fault: BaseException | None = None
+
+    def read(self) -> Sequence[int]:
+        """The prompt and what was said, which `phrases` then knows."""
+        start = len(self.text)
+        self.text += self.said[start - len(self.request.ids) :] if start else [*self.request.ids, *self.said]
+        self.phrases.add(self.text, start)
+        return self.text
 
     def result(self) -> Generation:
         if self.fault is not None:
@@ -99,7 +118,7 @@ class _Job:
         seconds = time.perf_counter() - self.started
         end = self.ended or "cancelled"
         size = len(self.request.ids)
-        return Generation(tuple(self.said), end, size, self.cached, self.forced, self.sampled, seconds)
+        return Generation(tuple(self.said), end, size, self.cached, self.forced, self.sampled, seconds, self.guessed)
 
 
 class Engine:
@@ -125,6 +144,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[_Job | Callable[[], None] | None] = queue.SimpleQueue()
         self._starts: dict[str | None, tuple[int, ...]] = {}
         """Ids of the virtual tokens of adapters that have some."""
+        self._said: dict[str | None, Said] = {}
         self._count = itertools.count()
         self._worker: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -179,6 +199,7 @@ class Engine:
             self._cache.forget(key)
             self._starts.pop(key, None)
             self._loras.pop(key, None)
+            self._said.pop(key, None)
 
         self._call(drop)
 
@@ -319,23 +340,42 @@ class Engine:
         for job in batch:
             job.order = next(self._count)
         try:
-            takes, logits, last = self._forward(adapter, batch)
+            guesses = [self._guess(job, batch) for job in batch]
+            takes, logits, last = self._forward(adapter, batch, guesses)
         except BaseException as fault:
             for job in batch:
                 self._fail(job, fault)
             return
-        for place, (job, take) in enumerate(zip(batch, takes, strict=True)):
+        first = 0
+        for job, take, guessed in zip(batch, takes, guesses, strict=True):
             del job.pending[:take]
+            rows = slice(first, first + 1 + len(guessed))
+            first = rows.stop
             if not job.pending:
-                self._choose(job, logits[place], last[place] if last is not None else None)
+                self._choose(job, logits[rows], last[rows] if last is not None else None, guessed)
+
+    def _guess(self, job: _Job, batch: Sequence[_Job]) -> list[int]:
+        """What probably follows what this session brings to the pass; nothing while somebody reads a prompt."""
+        room = (GUESS_TOKENS - sum(len(one.pending) for one in batch)) // len(batch)
+        # The last token of what may be said is not worth a guess: none follows it.
+        room = min(
+            room, job.request.max_new - len(job.said) - 1, self.context - len(job.request.ids) - len(job.said) - 1
+        )
+        if room <= 0:
+            return []
+        found = guess(job.read(), job.phrases, self._said.setdefault(job.request.adapter, Said()))
+        likely = list(found[:room])
+        if job.matcher is not None and likely:
+            del likely[job.matcher.validate_tokens(likely) :]
+        return likely
 
     def _forward(
-        self, adapter: str | None, batch: Sequence[_Job]
+        self, adapter: str | None, batch: Sequence[_Job], guesses: Sequence[Sequence[int]]
     ) -> tuple[list[int], torch.Tensor, torch.Tensor | None]:
         """One forward pass.
 
-        Returns how many pending ids it took of each job, the logits there [B, V], and, of the lean pass, what they
-        are made of [B, hidden].
+        Returns how many pending ids it took of each job; the logits behind the last of these and behind each guess,
+        of all jobs [B, V]; and, of the lean pass, what they are made of [B, hidden].
         """
         import torch
 
@@ -346,16 +386,19 @@ class Engine:
             room -= takes[-1]
         ids: list[int] = []
         positions: list[int] = []
+        keep: list[int] = []
         entries: list[Entry] = []
-        for job, take in zip(batch, takes, strict=True):
+        counts = [take + len(guessed) for take, guessed in zip(takes, guesses, strict=True)]
+        for job, take, guessed in zip(batch, takes, guesses, strict=True):
             assert job.entry is not None
             start = job.entry.values.length
-            ids += job.pending[:take]
-            positions += range(start, start + take)
+            keep += range(len(ids) + take - 1, len(ids) + take + len(guessed))
+            ids += [*job.pending[:take], *guessed]
+            positions += range(start, start + take + len(guessed))
             entries.append(job.entry)
         device = self.model.device
-        layout = CachedLayout(self._slots, [entry.values for entry in entries], takes, device)
-        tokens, places, last = (torch.tensor(one, device=device) for one in (ids, positions, np.cumsum(takes) - 1))
+        layout = CachedLayout(self._slots, [entry.values for entry in entries], counts, device)
+        tokens, places, last = (torch.tensor(one, device=device) for one in (ids, positions, keep))
         with torch.inference_mode():
             lean = self._lean if adapter in self._loras else None
             self.adapters.activate(None if lean is not None else adapter)
@@ -371,40 +414,57 @@ class Engine:
                     layout=layout,
                 ).logits[0]
         layout.commit()
-        for job, entry, take in zip(batch, entries, takes, strict=True):
-            entry.ids += job.pending[:take]
+        for job, entry, take, guessed in zip(batch, entries, takes, guesses, strict=True):
+            entry.ids += [*job.pending[:take], *guessed]
         return takes, logits.float(), made_of
 
-    def _choose(self, job: _Job, logits: torch.Tensor, made_of: torch.Tensor | None) -> None:
-        """Take the next token, and with it all that the grammar then forces."""
+    def _choose(self, job: _Job, logits: torch.Tensor, made_of: torch.Tensor | None, guessed: Sequence[int]) -> None:
+        """Take the next token with all that the grammar then forces, and go on as long as that was guessed.
+
+        Logits are [1 + len(guessed), V]: behind what was pending, and behind each guess.
+        """
+        known = 0
         try:
             request = job.request
-            token = self._sample(job, logits, made_of)
-            fresh = [token]
-            job.sampled += 1
-            ended = token == request.end
-            if job.matcher is not None and not ended:
-                if not job.matcher.consume_token(token):
-                    raise GrammarError(f"the grammar refused token {token}: {job.matcher.get_error()}")
-                forced = job.matcher.compute_ff_tokens()
-                job.matcher.consume_tokens(forced)
-                if job.matcher.is_stopped():
-                    forced = [*forced, request.end]
-                    ended = True
-                fresh += forced
-                job.forced += len(forced)
-            room = min(request.max_new, self.context - len(request.ids)) - len(job.said)
-            cut = len(fresh) > room or (len(fresh) == room and not ended)
-            fresh = fresh[:room]
-            job.said += fresh
-            job.pending = list(fresh)
-            going = request.on_tokens(fresh) if request.on_tokens is not None else True
-            if (ended and not cut) or not going:
-                self._finish(job, "stop")
-            elif cut:
-                self._finish(job, "length")
+            most = min(request.max_new, self.context - len(request.ids))
+            while job.ended is None and not job.pending:
+                fresh, ended = self._next(job, logits[known], None if made_of is None else made_of[known])
+                room = most - len(job.said)
+                cut = len(fresh) > room or (len(fresh) == room and not ended)
+                fresh = fresh[:room]
+                job.said += fresh
+                right = _common(fresh, guessed[known:])
+                known += right
+                job.guessed += right
+                job.pending = fresh[right:]
+                going = request.on_tokens(fresh) if request.on_tokens is not None else True
+                if (ended and not cut) or not going:
+                    job.ended = "stop"
+                elif cut:
+                    job.ended = "length"
+            assert job.entry is not None
+            job.entry.shorten(len(guessed) - known)
+            if job.ended is not None:
+                self._finish(job, job.ended)
         except BaseException as fault:
             self._fail(job, fault)
+
+    def _next(self, job: _Job, logits: torch.Tensor, made_of: torch.Tensor | None) -> tuple[list[int], bool]:
+        """The token chosen by logits [V], what the grammar forces behind it, and whether that ends the turn."""
+        end = job.request.end
+        token = self._sample(job, logits, made_of)
+        job.sampled += 1
+        if job.matcher is None or token == end:
+            return [token], token == end
+        if not job.matcher.consume_token(token):
+            raise GrammarError(f"the grammar refused token {token}: {job.matcher.get_error()}")
+        forced = job.matcher.compute_ff_tokens()
+        job.matcher.consume_tokens(forced)
+        ended = job.matcher.is_stopped()
+        if ended:
+            forced = [*forced, end]
+        job.forced += len(forced)
+        return [token, *forced], ended
 
     def _allowed(self, job: _Job, logits: torch.Tensor) -> np.ndarray | None:
         """The ids the grammar admits next; None for all."""
@@ -445,6 +505,9 @@ class Engine:
 
     def _finish(self, job: _Job, end: Literal["stop", "length", "cancelled"]) -> None:
         job.ended = end
+        if end == "stop":
+            before = job.request.ids[-max(KEYS) :]
+            self._said.setdefault(job.request.adapter, Said()).add((*before, *job.said))
         self._release(job)
 
     def _fail(self, job: _Job, fault: BaseException) -> None:
@@ -456,3 +519,11 @@ class Engine:
             self._cache.give_back(job.entry)
             job.entry = None
         job.done.set()
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many leading ids of two short sequences are the same."""
+    return next(
+        (place for place, (one, other) in enumerate(zip(left, right, strict=False)) if one != other),
+        min(len(left), len(right)),
+    )

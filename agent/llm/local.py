@@ -123,7 +123,7 @@ class LocalModel(BaseChatModel):
             on_tokens=spoken.hear if on_text is not None else None,
         )
         made = self.engine.generate(request, cancelled)
-        usage = Usage(made.prompt, made.cached, made.forced, made.sampled)
+        usage = Usage(made.prompt, made.cached, made.forced, made.sampled, made.guessed)
         said = self.renderer.decode(made.ids)
         if made.end != "stop":
             why = "cancelled" if made.end == "cancelled" else "cut off by the token budget"

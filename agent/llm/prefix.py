@@ -42,6 +42,11 @@ class Entry:
             self._array = np.asarray(self.ids[: self.values.length], dtype=np.int64)
         return common_prefix(self._array, ids)
 
+    def shorten(self, count: int) -> None:
+        """Forget the last `count` ids, which were read on a guess."""
+        self.values.length -= count
+        del self.ids[self.values.length :]
+
 
 class PrefixCache:
     """The sequences whose keys and values are at hand."""
