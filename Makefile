@@ -33,7 +33,7 @@ $(READY): requirements.lock pyproject.toml
 	@$(PY) -m pip install --no-input --disable-pip-version-check -qq --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
-demo: $(READY) ## run, correct, tune, gate, promote and serve the demo desk (about 11 minutes on 2 cores)
+demo: $(READY) ## run, correct, tune, gate, promote and serve the demo desk (11 to 20 minutes on 2 cores)
 	$(VENV)/bin/ratchet demo
 
 lint: $(READY) ## format, lint and types
