@@ -16,9 +16,11 @@ from agent.llm.engine import Engine, Request
 from agent.llm.grammar import StepShape, step_grammar
 from agent.llm.guess import MOST, Phrases, Said, guess
 from agent.llm.render import Renderer
-from tests.agent.llm.test_engine import NO_END, TOOLS, prompt, reference, together
+from tests.agent.llm.test_engine import TOOLS, prompt, reference, together
 
 MakeEngine = Callable[..., Engine]
+NO_END = -1
+"""No token at all: behind repeated words the model says any."""
 
 
 def phrases(*texts: Sequence[int]) -> Phrases:
