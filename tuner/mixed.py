@@ -161,7 +161,7 @@ def _fused_lora() -> Any:
         """A linear layer and its one LoRA."""
 
         def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            if self.disable_adapters or len(self.active_adapters) != 1:
+            if not _is_fused(self):
                 return super().forward(x, *args, **kwargs)
             return self.rounded(x).float()
 
@@ -183,6 +183,11 @@ def _fused_lora() -> Any:
     return FusedLora
 
 
+def _is_fused(layer: Any) -> bool:
+    """Whether a layer now makes its products at once: its adapter may be switched off, or taken off."""
+    return type(layer) is _fused_lora() and not layer.disable_adapters and len(layer.active_adapters) == 1
+
+
 @functools.cache
 def _fused_like(kind: Any, forward: Any) -> Any:
     """The class with another forward, which falls back to its own as `plain_forward`."""
@@ -190,13 +195,12 @@ def _fused_like(kind: Any, forward: Any) -> Any:
 
 
 def _gated_forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-    for one in (self.gate_proj, self.up_proj):
-        if type(one) is not _fused_lora() or one.disable_adapters or len(one.active_adapters) != 1:
-            plain: torch.Tensor = self.plain_forward(x)
-            return plain
+    if not all(_is_fused(one) for one in (self.gate_proj, self.up_proj, self.down_proj)):
+        plain: torch.Tensor = self.plain_forward(x)
+        return plain
     apply: Any = _Gate.apply
     out: torch.Tensor = self.down_proj(apply(self.gate_proj.rounded(x), self.up_proj.rounded(x)))
-    return out.float()
+    return out
 
 
 def _norm_forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -79,6 +79,29 @@ def _ragged_attention(
     return out.unsqueeze(0), None
 
 
+class OneSequence:
+    """For a sequence that is read at once: each token sees those before it. Notes what every layer hands over."""
+
+    def __init__(self) -> None:
+        self.pairs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        """By layer, keys and values [kv_heads, T, d]."""
+        self.asked: dict[int, tuple[float, int | None]] = {}
+        """By layer, the scale and the window."""
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        self.pairs[layer] = key, value
+        self.asked[layer] = scale, window
+        return causal(query, key, value, scale, window).transpose(0, 1)
+
+
 class CachedLayout:
     """For decoding: the row is a run of new tokens for each sequence, which sees its own cache and itself.
 

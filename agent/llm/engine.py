@@ -14,6 +14,7 @@ import queue
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -144,7 +145,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[_Job | Callable[[], None] | None] = queue.SimpleQueue()
         self._starts: dict[str | None, tuple[int, ...]] = {}
         """Ids of the virtual tokens of adapters that have some."""
-        self._said: dict[str | None, Said] = {}
+        self._said: defaultdict[str | None, Said] = defaultdict(Said)
         self._count = itertools.count()
         self._worker: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -180,11 +181,12 @@ class Engine:
         def load() -> None:
             self.adapters.load(key, folder, tensors_sha256=tensors_sha256)
             pairs = self.adapters.virtual(key)
-            if self._lean is not None and (pairs or self.adapters.is_lora(key)):
-                lora = None if pairs else lora_of(self.model, self.adapters.name(key))
-                if pairs or lora is not None:
+            if self._lean is not None and self.adapters.is_lora(key) and key not in self._loras:
+                lora = lora_of(self.model, self.adapters.name(key))
+                if lora is not None:
                     self._loras[key] = lora
             if pairs:
+                self._loras[key] = None
                 # Virtual tokens go by ids that no token has.
                 self._starts[key] = tuple(range(-pairs[0][0].shape[1], 0))
                 self._cache.begin_with(key, self._starts[key], [pairs[layer] for layer in sorted(pairs)])
@@ -323,7 +325,7 @@ class Engine:
             other.request.adapter == job.request.adapter
             and not other.said
             and len(other.pending) > 1
-            and common_prefix(np.asarray(ids), np.asarray(other.request.ids)) > known + 64
+            and common_prefix(ids, other.request.ids) > known + 64
             for other in active
         )
 
@@ -340,7 +342,8 @@ class Engine:
         for job in batch:
             job.order = next(self._count)
         try:
-            guesses = [self._guess(job, batch) for job in batch]
+            room = (GUESS_TOKENS - sum(len(job.pending) for job in batch)) // len(batch)
+            guesses = [self._guess(job, room) for job in batch]
             takes, logits, last = self._forward(adapter, batch, guesses)
         except BaseException as fault:
             for job in batch:
@@ -354,16 +357,13 @@ class Engine:
             if not job.pending:
                 self._choose(job, logits[rows], last[rows] if last is not None else None, guessed)
 
-    def _guess(self, job: _Job, batch: Sequence[_Job]) -> list[int]:
-        """What probably follows what this session brings to the pass; nothing while somebody reads a prompt."""
-        room = (GUESS_TOKENS - sum(len(one.pending) for one in batch)) // len(batch)
+    def _guess(self, job: _Job, room: int) -> list[int]:
+        """What probably follows what this session brings to the pass, of at most `room` tokens."""
         # The last token of what may be said is not worth a guess: none follows it.
-        room = min(
-            room, job.request.max_new - len(job.said) - 1, self.context - len(job.request.ids) - len(job.said) - 1
-        )
+        room = min(room, self._left(job) - 1)
         if room <= 0:
             return []
-        found = guess(job.read(), job.phrases, self._said.setdefault(job.request.adapter, Said()))
+        found = guess(job.read(), job.phrases, self._said[job.request.adapter])
         likely = list(found[:room])
         if job.matcher is not None and likely:
             del likely[job.matcher.validate_tokens(likely) :]
@@ -426,14 +426,13 @@ class Engine:
         known = 0
         try:
             request = job.request
-            most = min(request.max_new, self.context - len(request.ids))
             while job.ended is None and not job.pending:
                 fresh, ended = self._next(job, logits[known], None if made_of is None else made_of[known])
-                room = most - len(job.said)
+                room = self._left(job)
                 cut = len(fresh) > room or (len(fresh) == room and not ended)
                 fresh = fresh[:room]
                 job.said += fresh
-                right = _common(fresh, guessed[known:])
+                right = common_prefix(fresh, guessed[known:])
                 known += right
                 job.guessed += right
                 job.pending = fresh[right:]
@@ -448,6 +447,10 @@ class Engine:
                 self._finish(job, job.ended)
         except BaseException as fault:
             self._fail(job, fault)
+
+    def _left(self, job: _Job) -> int:
+        """How many tokens may still be said."""
+        return min(job.request.max_new, self.context - len(job.request.ids)) - len(job.said)
 
     def _next(self, job: _Job, logits: torch.Tensor, made_of: torch.Tensor | None) -> tuple[list[int], bool]:
         """The token chosen by logits [V], what the grammar forces behind it, and whether that ends the turn."""
@@ -507,7 +510,7 @@ class Engine:
         job.ended = end
         if end == "stop":
             before = job.request.ids[-max(KEYS) :]
-            self._said.setdefault(job.request.adapter, Said()).add((*before, *job.said))
+            self._said[job.request.adapter].add((*before, *job.said))
         self._release(job)
 
     def _fail(self, job: _Job, fault: BaseException) -> None:
@@ -519,11 +522,3 @@ class Engine:
             self._cache.give_back(job.entry)
             job.entry = None
         job.done.set()
-
-
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many leading ids of two short sequences are the same."""
-    return next(
-        (place for place, (one, other) in enumerate(zip(left, right, strict=False)) if one != other),
-        min(len(left), len(right)),
-    )

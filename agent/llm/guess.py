@@ -46,7 +46,7 @@ class Said:
 
     def __init__(self) -> None:
         self._texts: OrderedDict[tuple[int, ...], None] = OrderedDict()
-        self._phrases = Phrases()
+        self.phrases = Phrases()
         self._since = 0
 
     def add(self, ids: tuple[int, ...]) -> None:
@@ -55,25 +55,22 @@ class Said:
         self._texts.move_to_end(ids)
         if known:
             return
-        self._phrases.add(ids)
+        self.phrases.add(ids)
         self._since += 1
         if len(self._texts) > REMEMBERED:
             self._texts.popitem(last=False)
         if self._since > REMEMBERED:
             # Places of texts that are gone are dropped now and then, not each time.
             self._since = 0
-            self._phrases = Phrases()
+            self.phrases = Phrases()
             for text in self._texts:
-                self._phrases.add(text)
-
-    def find(self, level: int, last: Sequence[int]) -> Sequence[int]:
-        return self._phrases.find(level, last)
+                self.phrases.add(text)
 
 
 def guess(last: Sequence[int], own: Phrases, said: Said) -> Sequence[int]:
     """What probably follows `last`: by the longest run of words known, what was said before the prompt."""
     for level in range(len(KEYS)):
-        for place in (said, own):
+        for place in (said.phrases, own):
             found = place.find(level, last)
             if found:
                 return found

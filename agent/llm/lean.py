@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from agent.llm.attention import Layout, causal
+from agent.llm.attention import Layout, OneSequence
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +30,8 @@ _PARTS = {
 }
 _PROBE = 24
 """Tokens of the pass by which the two are compared."""
-_TOLERANCE = {"torch.float32": 1e-4, "torch.bfloat16": 0.1}
-"""How far the two may be apart, of the size of the logits, by the precision of the products."""
+_TOLERANCE, _ROUNDED_TOLERANCE = 1e-4, 0.1
+"""How far the two may be apart, of the size of the logits; the second where products are not in float32."""
 
 _ROWS = 32
 """For how many rows the packed weights are laid out; they serve any number."""
@@ -115,16 +115,13 @@ class LeanPass:
 
         Returns the logits [B, V] behind those, and what they are made of, [B, hidden]; see `refine`.
         """
-        from torch.nn.functional import rms_norm
-
         hidden = self._embeddings(ids)
         cos, sin = (part[0, :, None] for part in self._rotary(hidden, positions[None]))
         count, (half, turned) = len(ids), (cos.shape[-1] // 2, self._heads + self._groups)
         first, second = -sin[..., :half], sin[..., half:]
         for number, layer in enumerate(self._layers):
             deltas = lora.deltas[number] if lora is not None else {}
-            norm = layer.before_attention
-            rows = rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+            rows = _normed(layer.before_attention, hidden)
             heads = layer.products["qkv"](rows, deltas.get("qkv")).view(count, turned + self._groups, -1)
             flat = heads[:, :turned]
             round_ = flat * cos
@@ -133,8 +130,7 @@ class LeanPass:
             query, key = round_[:, : self._heads].transpose(0, 1), round_[:, self._heads :].transpose(0, 1)
             seen = layout.attend(number, query, key, heads[:, turned:].transpose(0, 1), layer.scale, layer.window)
             hidden += layer.products["out"](seen.reshape(count, -1), deltas.get("out"))
-            norm = layer.before_mlp
-            rows = rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+            rows = _normed(layer.before_mlp, hidden)
             gate, up = layer.products["gate_up"](rows, deltas.get("gate_up")).chunk(2, -1)
             hidden += layer.products["down"](layer.activation(gate) * up, deltas.get("down"))
         last = self._norm(hidden[keep])
@@ -156,6 +152,12 @@ class LeanPass:
         return scores
 
 
+def _normed(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
+    from torch.nn.functional import rms_norm
+
+    return rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
 def lean_pass(model: Any) -> LeanPass | None:
     """The lean pass of a model with ragged attention, or None where it is of another kind.
 
@@ -173,15 +175,15 @@ def lean_pass(model: Any) -> LeanPass | None:
         return None
     size = min(_PROBE, int(model.config.vocab_size))
     ids = torch.arange(size, device=model.device)
-    reference, found = _Probe(), _Probe()
+    probe = OneSequence()
     with torch.inference_mode():
-        expected = model(input_ids=ids[None], position_ids=ids[None], use_cache=False, layout=reference).logits[0]
+        expected = model(input_ids=ids[None], position_ids=ids[None], use_cache=False, layout=probe).logits[0]
     pack = _can_pack(model)
-    layers = [_layer(layer, *reference.asked[number], pack=pack) for number, layer in enumerate(decoders)]
+    layers = [_layer(layer, *probe.asked[number], pack=pack) for number, layer in enumerate(decoders)]
     lean = LeanPass(model, layers, pack=pack)
     with torch.inference_mode():
-        logits, _ = lean(ids, ids, ids, found)
-    tolerance = _TOLERANCE.get(str(layers[0].products["qkv"].dtype), 0.1)
+        logits, _ = lean(ids, ids, ids, OneSequence())
+    tolerance = _TOLERANCE if layers[0].products["qkv"].dtype == torch.float32 else _ROUNDED_TOLERANCE
     near = float((logits - expected).norm()) <= tolerance * float(expected.norm())
     return lean if near else None
 
@@ -280,22 +282,3 @@ def _is_of_the_kind(layer: Any) -> bool:
 
 def _plain(module: Any) -> Any:
     return module.get_base_layer() if hasattr(module, "get_base_layer") else module
-
-
-class _Probe:
-    """One sequence alone; notes what each layer asks for."""
-
-    def __init__(self) -> None:
-        self.asked: dict[int, tuple[float, int | None]] = {}
-
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scale: float,
-        window: int | None,
-    ) -> torch.Tensor:
-        self.asked[layer] = scale, window
-        return causal(query, key, value, scale, window).transpose(0, 1)

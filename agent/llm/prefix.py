@@ -121,8 +121,9 @@ class PrefixCache:
         return best, size
 
 
-def common_prefix(left: np.ndarray, right: np.ndarray) -> int:
+def common_prefix(left: Sequence[int] | np.ndarray, right: Sequence[int] | np.ndarray) -> int:
     """How many leading ids two sequences share."""
+    left, right = np.asarray(left), np.asarray(right)
     size = min(len(left), len(right))
     different = np.nonzero(left[:size] != right[:size])[0]
     return int(different[0]) if len(different) else size

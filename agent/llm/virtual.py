@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from agent.llm.attention import causal
+from agent.llm.attention import OneSequence
 
 if TYPE_CHECKING:
     import torch
@@ -20,30 +20,11 @@ if TYPE_CHECKING:
 TENSOR = "prompt_embeddings"
 
 
-class _Kept:
-    """A layout for one sequence, each token of which sees those before it; keeps keys and values."""
-
-    def __init__(self) -> None:
-        self.pairs: Pairs = {}
-
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scale: float,
-        window: int | None,
-    ) -> torch.Tensor:
-        self.pairs[layer] = key, value
-        return causal(query, key, value, scale, window).transpose(0, 1)
-
-
 def read(model: Any, embeddings: torch.Tensor) -> Pairs:
     """What a model with ragged attention makes of N embeddings [N, hidden] at the start of a sequence."""
     import torch
 
-    kept = _Kept()
+    kept = OneSequence()
     model(
         inputs_embeds=embeddings[None],
         position_ids=torch.arange(len(embeddings), device=embeddings.device)[None],

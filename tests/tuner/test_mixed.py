@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
-from agent.llm.attention import causal
+from agent.llm.attention import OneSequence
 from agent.llm.precision import use_bfloat16_products
 from tests.tuner.test_packing import Gradients, packs_of
 from tests.tuner.tiny import adapted_model, random_tree, tiny_model
@@ -25,13 +25,6 @@ def gradients(model: Any, packs: list[Pack], precision: str) -> tuple[float, Gra
     weight = weight_in(packs)
     loss = sum(backward(model, pack, weight, precision) for pack in packs) / weight
     return loss, {name: one.grad.clone() for name, one in model.named_parameters() if one.requires_grad}
-
-
-class Alone:
-    """One sequence, read at once."""
-
-    def attend(self, layer: int, query: Any, key: Any, value: Any, scale: float, window: int | None) -> torch.Tensor:
-        return causal(query, key, value, scale, window).transpose(0, 1)
 
 
 def distance(left: Gradients, right: Gradients) -> float:
@@ -75,12 +68,12 @@ def test_a_model_without_its_adapter_is_as_it_was() -> None:
     ids = torch.arange(20)
     given = {"input_ids": ids[None], "position_ids": ids[None], "use_cache": False}
     with torch.inference_mode(), model.disable_adapter():
-        before = model(**given, layout=Alone()).logits
+        before = model(**given, layout=OneSequence()).logits
         fuse(model)
-        after = model(**given, layout=Alone()).logits
+        after = model(**given, layout=OneSequence()).logits
     bare = model.unload()
     with torch.inference_mode():
-        taken_off = bare(**given, layout=Alone()).logits
+        taken_off = bare(**given, layout=OneSequence()).logits
     torch.testing.assert_close(after, before, rtol=0.02, atol=0.02)
     torch.testing.assert_close(taken_off, after)
 

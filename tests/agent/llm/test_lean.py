@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from agent.llm import lean
-from agent.llm.attention import causal, use_ragged_attention
+from agent.llm.attention import OneSequence, use_ragged_attention
 from agent.llm.bank import AdapterBank
 from agent.llm.lean import lean_pass, lora_of
 from agent.llm.precision import use_bfloat16_products
@@ -22,20 +22,13 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-class Alone:
-    """One sequence, read at once."""
-
-    def attend(self, layer: int, query: Any, key: Any, value: Any, scale: float, window: int | None) -> torch.Tensor:
-        return causal(query, key, value, scale, window).transpose(0, 1)
-
-
 def both(model: Any, run: Any, lora: Any = None, count: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of the model's own pass and of the lean one."""
     ids = torch.randint(0, model.config.vocab_size, (count,), generator=torch.Generator().manual_seed(1))
     places = torch.arange(count)
     with torch.inference_mode():
-        own = model(input_ids=ids[None], position_ids=places[None], use_cache=False, layout=Alone()).logits[0]
-        return own, run(ids, places, places, Alone(), lora)[0]
+        own = model(input_ids=ids[None], position_ids=places[None], use_cache=False, layout=OneSequence()).logits[0]
+        return own, run(ids, places, places, OneSequence(), lora)[0]
 
 
 def ragged(tokenizer: Any, kind: str = "llama", **changes: Any) -> Any:
@@ -145,7 +138,7 @@ def test_the_likeliest_are_told_apart_in_float32(tokenizer: Any) -> None:
     assert run is not None
     one = torch.tensor([5])
     with torch.inference_mode():
-        scores, last = run(one, one * 0, one * 0, Alone())
+        scores, last = run(one, one * 0, one * 0, OneSequence())
         if float(last[0] @ weight[3]) < 0:
             last = -last
         ids = torch.tensor([3, 7])
