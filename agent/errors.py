@@ -10,6 +10,7 @@ RatchetError
 |   +-- WeightsError   missing, broken, short or unexpected weight files
 |   +-- PromptError    a prompt that cannot be rendered, or is longer than the model reads
 |   +-- GrammarError   a tool schema that cannot be made into a grammar, or a grammar with no way out
+|   +-- BusyError      more requests wait than may
 +-- AdapterError       an adapter folder or a forbidden transition of the registry
 +-- ToolsError         a user's tool file that cannot be loaded
 +-- MemoryIndexError   documents or their index
@@ -67,6 +68,10 @@ class PromptError(ModelError):
 
 class GrammarError(ModelError):
     """A tool's schema cannot be made into a grammar, or the grammar leaves no way out."""
+
+
+class BusyError(ModelError):
+    """As many requests wait as may; the same one can be made again later."""
 
 
 class AdapterError(RatchetError):

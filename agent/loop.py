@@ -197,13 +197,14 @@ def advance(going: Run, first: Step | None = None) -> Trajectory:
 def take_step(going: Run) -> Outcome | None:
     """One step: propose, do, write down. Returns the outcome if the run ends with it."""
     trajectory = going.trajectory
-    left = going.options.budget.tokens - trajectory.tokens
+    budget = going.options.budget
     proposal = going.stepper.propose(
         trajectory,
         going.frame,
         temperature=going.options.temperature,
         seed=going.options.seed + len(trajectory.steps),
-        max_tokens=max(1, left),
+        max_tokens=max(1, budget.tokens - trajectory.tokens),
+        max_seconds=budget.seconds - (time.monotonic() - going.started),
         cancelled=going.cancelled,
         on_text=lambda text: going.tell("text", text=text),
     )
@@ -211,6 +212,8 @@ def take_step(going: Run) -> Outcome | None:
         return Outcome.CANCELLED
     if proposal.end == "length":
         return Outcome.OUT_OF_TOKENS
+    if proposal.end == "late":
+        return Outcome.OUT_OF_TIME
     return perform(going, _as_step(going, proposal))
 
 

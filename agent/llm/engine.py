@@ -1,10 +1,10 @@
 """Decoding: one worker thread, many sessions in one forward pass.
 
-Each pass takes the new tokens of every session that runs on the same adapter: pieces of prompts, the token just
-sampled, behind it whatever the grammar forces, and what probably follows. Prompts are read once (see `prefix`), forced
-tokens are never sampled, and what was guessed (see `guess`) is chosen like any other token, but costs no pass. Sessions
-on different adapters take turns. Results do not depend on who else is in a batch, but for the rounding of float
-arithmetic.
+Each pass takes the new tokens of the sessions that run: pieces of prompts, the token just sampled, behind it whatever
+the grammar forces, and what probably follows. Prompts are read once (see `prefix`), forced tokens are never sampled,
+and what was guessed (see `guess`) is chosen like any other token, but costs no pass. In the lean pass sessions on
+different adapters go together; those that need another pass take turns. Results do not depend on who else is in a
+batch, but for the rounding of float arithmetic.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import itertools
 import queue
 import sys
 import threading
-import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from agent.errors import GrammarError, ModelError, PromptError
+from agent.errors import BusyError, ModelError, PromptError
 from agent.llm.attention import CachedLayout, use_ragged_attention
 from agent.llm.bank import AdapterBank
 from agent.llm.cache import Slots
-from agent.llm.guess import KEYS, Phrases, Said, guess
+from agent.llm.choose import Matchers, choose
+from agent.llm.guess import KEYS, Said, guess
 from agent.llm.lean import Lora, lean_pass, lora_of
 from agent.llm.prefix import Entry, PrefixCache, common_prefix
+from agent.llm.session import End, Generation, Request, Session
 from agent.teams import in_own_team
 
 if TYPE_CHECKING:
@@ -36,9 +36,11 @@ if TYPE_CHECKING:
 PASS_TOKENS = 512
 """The most prompt tokens one pass reads, so that nobody waits long behind a long prompt."""
 
-
 GUESS_TOKENS = 128
 """Guesses are made while a pass has fewer tokens than this: so many cost hardly more than one."""
+
+MAX_WAITING = 256
+"""Requests that may wait for a place; further ones are refused."""
 
 SWITCH_INTERVAL = 5e-5
 """Seconds a thread may keep the interpreter while others wait; the engine sets it for the whole process."""
@@ -47,85 +49,18 @@ IDLE_SECONDS = 2.0
 """After so long without work the worker ends; see `agent.teams`."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to continue, and how."""
-
-    ids: tuple[int, ...]
-    end: int
-    """The id that ends the turn; it is put behind a finished grammar as well."""
-    max_new: int = 512
-    grammar: str | None = None
-    """A Lark grammar for llguidance; None for free text."""
-    temperature: float = 0.0
-    """0 takes the likeliest token."""
-    top_p: float = 1.0
-    seed: int = 0
-    adapter: str | None = None
-    """The key of a loaded adapter; None for the base."""
-    on_tokens: Callable[[Sequence[int]], bool] | None = None
-    """Called from the worker with each run of new ids; returning False stops the generation."""
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What came of a request."""
-
-    ids: tuple[int, ...]
-    end: Literal["stop", "length", "cancelled"]
-    prompt: int
-    cached: int
-    forced: int
-    sampled: int
-    seconds: float
-    guessed: int = 0
-    """Of those forced and sampled, how many were guessed beforehand and asked for no pass of their own."""
-
-
-@dataclass
-class _Job:
-    request: Request
-    cancelled: threading.Event
-    order: int
-    done: threading.Event = field(default_factory=threading.Event)
-    entry: Entry | None = None
-    matcher: Any = None
-    generator: Any = None
-    pending: list[int] = field(default_factory=list)
-    """Ids not yet run through the model: the rest of the prompt, or the last sampled id and those forced."""
-    said: list[int] = field(default_factory=list)
-    phrases: Phrases = field(default_factory=Phrases)
-    """Of the prompt and what was said."""
-    text: list[int] = field(default_factory=list)
-    """What `phrases` has taken in."""
-    cached: int = 0
-    forced: int = 0
-    sampled: int = 0
-    guessed: int = 0
-    started: float = 0.0
-    ended: Literal["stop", "length", "cancelled"] | None = None
-    fault: BaseException | None = None
-
-    def read(self) -> Sequence[int]:
-        """The prompt and what was said, which `phrases` then knows."""
-        start = len(self.text)
-        self.text += self.said[start - len(self.request.ids) :] if start else [*self.request.ids, *self.said]
-        self.phrases.add(self.text, start)
-        return self.text
-
-    def result(self) -> Generation:
-        if self.fault is not None:
-            raise self.fault
-        seconds = time.perf_counter() - self.started
-        end = self.ended or "cancelled"
-        size = len(self.request.ids)
-        return Generation(tuple(self.said), end, size, self.cached, self.forced, self.sampled, seconds, self.guessed)
-
-
 class Engine:
     """Runs requests on one model. Safe to call from many threads; `close` ends the worker."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, max_sessions: int = 16, cache_tokens: int = 32768) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_sessions: int = 16,
+        max_waiting: int = MAX_WAITING,
+        cache_tokens: int = 32768,
+    ) -> None:
         """Takes over a transformers causal language model: its attention becomes the ragged one."""
         use_ragged_attention(model)
         self.model = model
@@ -134,15 +69,14 @@ class Engine:
         """Of the adapters that the lean pass can run."""
         self.adapters = AdapterBank(model)
         self.context: int = int(getattr(model.config, "max_position_embeddings", 2048))
-        self._tokenizer = tokenizer
-        self._vocabulary = max(int(model.config.vocab_size), len(tokenizer))
-        self._grammar_tokenizers: dict[int, Any] = {}
-        self._grammars: dict[tuple[str, int], Any] = {}
-        self._making_grammar = threading.Lock()
+        self._matchers = Matchers(tokenizer, max(int(model.config.vocab_size), len(tokenizer)))
         self._max_sessions = max_sessions
+        self._max_waiting = max_waiting
+        self.unfinished = 0
+        """Requests that run or wait."""
         self._slots = Slots(model.config.num_hidden_layers, max_sessions)
         self._cache = PrefixCache(self._slots, max_tokens=cache_tokens)
-        self._inbox: queue.SimpleQueue[_Job | Callable[[], None] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Session | Callable[[], None] | None] = queue.SimpleQueue()
         self._starts: dict[str | None, tuple[int, ...]] = {}
         """Ids of the virtual tokens of adapters that have some."""
         self._said: defaultdict[str | None, Said] = defaultdict(Said)
@@ -159,7 +93,8 @@ class Engine:
     def generate(self, request: Request, cancelled: threading.Event | None = None) -> Generation:
         """Continue the request's ids. Blocks; setting `cancelled` ends it within a pass.
 
-        Raises PromptError for a prompt that leaves no room in the context, GrammarError for a bad grammar.
+        Raises PromptError for a prompt that leaves no room in the context, GrammarError for a bad grammar, BusyError
+        where too many wait already.
         """
         start = self._starts.get(request.adapter, ())
         if len(start) + len(request.ids) + 1 >= self.context:
@@ -168,12 +103,13 @@ class Engine:
                 "the task, show fewer passages or allow fewer steps"
             )
         request = replace(request, ids=(*start, *request.ids))
-        job = _Job(request, cancelled or threading.Event(), next(self._count), started=time.perf_counter())
+        session = Session(request, cancelled or threading.Event(), next(self._count))
         if request.grammar is not None:
-            job.matcher = self._matcher(request.grammar, request.end)
-        self._send(job)
-        job.done.wait()
-        return job.result()
+            session.matcher = self._matchers.make(request.grammar, request.end)
+        with self._counted():
+            self._send(session)
+            session.done.wait()
+        return session.result()
 
     def load_adapter(self, key: str, folder: Any, *, tensors_sha256: str | None = None) -> None:
         """Load a PEFT folder under `key` while requests go on. See `AdapterBank.load`."""
@@ -215,27 +151,23 @@ class Engine:
         if worker is not None:
             worker.join()
 
-    def _matcher(self, grammar: str, end: int) -> Any:
-        import llguidance
-        import llguidance.hf
-
-        with self._making_grammar:
-            if end not in self._grammar_tokenizers:
-                # The ids of the model, which may be more than the tokenizer's, and its end of turn, which
-                # need not be what the tokenizer takes for the end of a text.
-                self._grammar_tokenizers[end] = llguidance.hf.from_tokenizer(
-                    self._tokenizer, n_vocab=self._vocabulary, eos_token=end
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Holds one of the places among those that run or wait."""
+        with self._starting:
+            if self.unfinished >= self._max_sessions + self._max_waiting:
+                raise BusyError(
+                    f"{self.unfinished} requests run or wait, and no more than {self._max_waiting} may wait for the "
+                    f"{self._max_sessions} that run; try again later"
                 )
-            if (grammar, end) not in self._grammars:
-                if len(self._grammars) > 256:
-                    self._grammars.clear()
-                matcher = llguidance.LLMatcher(self._grammar_tokenizers[end], grammar)
-                if matcher.is_error():
-                    raise GrammarError(f"the grammar cannot be used: {matcher.get_error()}")
-                self._grammars[grammar, end] = matcher
-            return self._grammars[grammar, end].deep_copy()
+            self.unfinished += 1
+        try:
+            yield
+        finally:
+            with self._starting:
+                self.unfinished -= 1
 
-    def _send(self, item: _Job | Callable[[], None]) -> None:
+    def _send(self, item: Session | Callable[[], None]) -> None:
         with self._starting:
             if self._closed:
                 raise ModelError("the model is closed; open a new one")
@@ -267,8 +199,8 @@ class Engine:
         # Each of the thousands of products of a pass gives the interpreter away. By default another thread that
         # computes may keep it 5 ms each time: a pass was seen to take 8 s instead of 0.3 s.
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL))
-        waiting: list[_Job] = []
-        active: list[_Job] = []
+        waiting: list[Session] = []
+        active: list[Session] = []
         while True:
             idle = not waiting and not active
             try:
@@ -276,10 +208,10 @@ class Engine:
                     item = self._inbox.get(block=idle, timeout=IDLE_SECONDS)
                     idle = False
                     if item is None:
-                        for job in (*waiting, *active):
-                            self._finish(job, "cancelled")
+                        for session in (*waiting, *active):
+                            self._finish(session, "cancelled")
                         return
-                    if isinstance(item, _Job):
+                    if isinstance(item, Session):
                         waiting.append(item)
                     else:
                         item()
@@ -288,7 +220,7 @@ class Engine:
                     return
             self._admit(waiting, active)
             self._pass(active)
-            active[:] = [job for job in active if job.ended is None and job.fault is None]
+            active[:] = [session for session in active if session.ended is None and session.fault is None]
 
     def _rest(self) -> bool:
         """End the worker, whose team of threads would slow down others'; the next request starts another."""
@@ -298,114 +230,119 @@ class Engine:
             self._worker = None
             return True
 
-    def _admit(self, waiting: list[_Job], active: list[_Job]) -> None:
+    def _admit(self, waiting: list[Session], active: list[Session]) -> None:
         import torch
 
-        for job in list(waiting):
-            if job.cancelled.is_set():
-                self._finish(job, "cancelled")
-                waiting.remove(job)
-            elif len(active) < self._max_sessions and not self._read_by_another(job, active):
-                waiting.remove(job)
+        for session in list(waiting):
+            if session.due is not None:
+                self._finish(session, session.due)
+                waiting.remove(session)
+            elif len(active) < self._max_sessions and not self._read_by_another(session, active):
+                waiting.remove(session)
                 try:
                     with torch.inference_mode():
-                        job.entry = self._cache.take(job.request.adapter, job.request.ids)
+                        session.entry = self._cache.take(session.request.adapter, session.request.ids)
                 except BaseException as fault:
-                    self._fail(job, fault)
+                    self._fail(session, fault)
                     continue
-                job.cached = job.entry.values.length
-                job.pending = list(job.request.ids[job.cached :])
-                active.append(job)
+                session.cached = session.entry.values.length
+                session.pending = list(session.request.ids[session.cached :])
+                active.append(session)
 
-    def _read_by_another(self, job: _Job, active: Sequence[_Job]) -> bool:
+    def _read_by_another(self, session: Session, active: Sequence[Session]) -> bool:
         """Whether an active session is just reading a prefix that this one could then copy."""
-        ids = job.request.ids
-        known = self._cache.known(job.request.adapter, ids)
+        ids = session.request.ids
+        known = self._cache.known(session.request.adapter, ids)
         return any(
-            other.request.adapter == job.request.adapter
+            other.request.adapter == session.request.adapter
             and not other.said
             and len(other.pending) > 1
             and common_prefix(ids, other.request.ids) > known + 64
             for other in active
         )
 
-    def _pass(self, active: list[_Job]) -> None:
-        for job in active:
-            if job.cancelled.is_set():
-                self._finish(job, "cancelled")
-        ready = [job for job in active if job.ended is None]
+    def _pass(self, active: Sequence[Session]) -> None:
+        for session in active:
+            if session.due is not None:
+                self._finish(session, session.due)
+        ready = [session for session in active if session.ended is None]
         if not ready:
             return
-        # The adapter that has waited longest goes first; its sessions then move to the end of the line.
-        adapter = min(ready, key=lambda job: job.order).request.adapter
-        batch = [job for job in ready if job.request.adapter == adapter]
-        for job in batch:
-            job.order = next(self._count)
+        batch = self._batch(ready)
+        for session in batch:
+            session.order = next(self._count)
         try:
-            room = (GUESS_TOKENS - sum(len(job.pending) for job in batch)) // len(batch)
-            guesses = [self._guess(job, room) for job in batch]
-            takes, logits, last = self._forward(adapter, batch, guesses)
+            room = (GUESS_TOKENS - sum(len(session.pending) for session in batch)) // len(batch)
+            guesses = [self._guess(session, room) for session in batch]
+            takes = share_pass([len(one.pending) for one in batch], [one.started for one in batch])
+            logits, made_of = self._forward(batch, takes, guesses)
         except BaseException as fault:
-            for job in batch:
-                self._fail(job, fault)
+            for session in batch:
+                self._fail(session, fault)
             return
         first = 0
-        for job, take, guessed in zip(batch, takes, guesses, strict=True):
-            del job.pending[:take]
+        for session, take, guessed in zip(batch, takes, guesses, strict=True):
+            del session.pending[:take]
             rows = slice(first, first + 1 + len(guessed))
             first = rows.stop
-            if not job.pending:
-                self._choose(job, logits[rows], last[rows] if last is not None else None, guessed)
+            if not session.pending:
+                self._choose(session, logits[rows], made_of[rows] if made_of is not None else None, guessed)
 
-    def _guess(self, job: _Job, room: int) -> list[int]:
+    def _batch(self, ready: Sequence[Session]) -> list[Session]:
+        """Those that go together, of the same adapter side by side. The one that has waited longest is among them."""
+        first = min(ready, key=lambda session: session.order)
+        if self._runs_lean(first):
+            return sorted((one for one in ready if self._runs_lean(one)), key=lambda one: one.request.adapter or "")
+        return [one for one in ready if one.request.adapter == first.request.adapter]
+
+    def _runs_lean(self, session: Session) -> bool:
+        return self._lean is not None and session.request.adapter in self._loras
+
+    def _guess(self, session: Session, room: int) -> list[int]:
         """What probably follows what this session brings to the pass, of at most `room` tokens."""
         # The last token of what may be said is not worth a guess: none follows it.
-        room = min(room, self._left(job) - 1)
-        if room <= 0:
+        room = min(room, session.left(self.context) - 1)
+        if room <= 0 or not session.request.guess:
             return []
-        found = guess(job.read(), job.phrases, self._said[job.request.adapter])
+        found = guess(session.read(), session.phrases, self._said[session.request.adapter])
         likely = list(found[:room])
-        if job.matcher is not None and likely:
-            del likely[job.matcher.validate_tokens(likely) :]
+        if session.matcher is not None and likely:
+            del likely[session.matcher.validate_tokens(likely) :]
         return likely
 
     def _forward(
-        self, adapter: str | None, batch: Sequence[_Job], guesses: Sequence[Sequence[int]]
-    ) -> tuple[list[int], torch.Tensor, torch.Tensor | None]:
-        """One forward pass.
+        self, batch: Sequence[Session], takes: Sequence[int], guesses: Sequence[Sequence[int]]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """One forward pass over the first `takes` pending ids of each session, and its guesses.
 
-        Returns how many pending ids it took of each job; the logits behind the last of these and behind each guess,
-        of all jobs [B, V]; and, of the lean pass, what they are made of [B, hidden].
+        Returns the logits behind the last of these and behind each guess, of all sessions [B, V]; and, of the lean
+        pass, what they are made of [B, hidden].
         """
         import torch
 
-        room = PASS_TOKENS
-        takes = []
-        for job in batch:
-            takes.append(max(1, min(len(job.pending), room)))
-            room -= takes[-1]
         ids: list[int] = []
         positions: list[int] = []
         keep: list[int] = []
         entries: list[Entry] = []
         counts = [take + len(guessed) for take, guessed in zip(takes, guesses, strict=True)]
-        for job, take, guessed in zip(batch, takes, guesses, strict=True):
-            assert job.entry is not None
-            start = job.entry.values.length
+        for session, take, guessed in zip(batch, takes, guesses, strict=True):
+            assert session.entry is not None
+            start = session.entry.values.length
             keep += range(len(ids) + take - 1, len(ids) + take + len(guessed))
-            ids += [*job.pending[:take], *guessed]
+            ids += [*session.pending[:take], *guessed]
             positions += range(start, start + take + len(guessed))
-            entries.append(job.entry)
+            entries.append(session.entry)
         device = self.model.device
         layout = CachedLayout(self._slots, [entry.values for entry in entries], counts, device)
         tokens, places, last = (torch.tensor(one, device=device) for one in (ids, positions, keep))
+        adapter = batch[0].request.adapter
+        made_of: torch.Tensor | None = None
         with torch.inference_mode():
-            lean = self._lean if adapter in self._loras else None
-            self.adapters.activate(None if lean is not None else adapter)
-            if lean is not None:
-                logits, made_of = lean(tokens, places, last, layout, self._loras[adapter])
+            if self._lean is not None and self._runs_lean(batch[0]):
+                self.adapters.activate(None)
+                logits, made_of = self._lean(tokens, places, last, layout, self._beside(batch, counts))
             else:
-                made_of = None
+                self.adapters.activate(adapter)
                 logits = self.model(
                     input_ids=tokens[None],
                     position_ids=places[None],
@@ -414,111 +351,91 @@ class Engine:
                     layout=layout,
                 ).logits[0]
         layout.commit()
-        for job, entry, take, guessed in zip(batch, entries, takes, guesses, strict=True):
-            entry.ids += [*job.pending[:take], *guessed]
-        return takes, logits.float(), made_of
+        for session, entry, take, guessed in zip(batch, entries, takes, guesses, strict=True):
+            entry.ids += [*session.pending[:take], *guessed]
+        return logits.float(), made_of
 
-    def _choose(self, job: _Job, logits: torch.Tensor, made_of: torch.Tensor | None, guessed: Sequence[int]) -> None:
+    def _beside(self, batch: Sequence[Session], counts: Sequence[int]) -> list[tuple[slice, Lora]]:
+        """Which tokens of a lean pass go through which LoRA."""
+        found: list[tuple[slice, Lora]] = []
+        start = 0
+        sized = zip(batch, counts, strict=True)
+        for adapter, members in itertools.groupby(sized, key=lambda one: one[0].request.adapter):
+            end = start + sum(count for _, count in members)
+            lora = self._loras[adapter]
+            if lora is not None:
+                found.append((slice(start, end), lora))
+            start = end
+        return found
+
+    def _choose(
+        self, session: Session, logits: torch.Tensor, made_of: torch.Tensor | None, guessed: Sequence[int]
+    ) -> None:
         """Take the next token with all that the grammar then forces, and go on as long as that was guessed.
 
         Logits are [1 + len(guessed), V]: behind what was pending, and behind each guess.
         """
         known = 0
         try:
-            request = job.request
-            while job.ended is None and not job.pending:
-                fresh, ended = self._next(job, logits[known], None if made_of is None else made_of[known])
-                room = self._left(job)
+            request = session.request
+            while session.ended is None and not session.pending:
+                fresh, ended = choose(session, logits[known], None if made_of is None else made_of[known], self._lean)
+                room = session.left(self.context)
                 cut = len(fresh) > room or (len(fresh) == room and not ended)
                 fresh = fresh[:room]
-                job.said += fresh
+                session.said += fresh
                 right = common_prefix(fresh, guessed[known:])
                 known += right
-                job.guessed += right
-                job.pending = fresh[right:]
+                session.guessed += right
+                session.pending = fresh[right:]
                 going = request.on_tokens(fresh) if request.on_tokens is not None else True
                 if (ended and not cut) or not going:
-                    job.ended = "stop"
+                    session.ended = "stop"
                 elif cut:
-                    job.ended = "length"
-            assert job.entry is not None
-            job.entry.shorten(len(guessed) - known)
-            if job.ended is not None:
-                self._finish(job, job.ended)
+                    session.ended = "length"
+            assert session.entry is not None
+            session.entry.shorten(len(guessed) - known)
+            if session.ended is not None:
+                self._finish(session, session.ended)
         except BaseException as fault:
-            self._fail(job, fault)
+            self._fail(session, fault)
 
-    def _left(self, job: _Job) -> int:
-        """How many tokens may still be said."""
-        return min(job.request.max_new, self.context - len(job.request.ids)) - len(job.said)
-
-    def _next(self, job: _Job, logits: torch.Tensor, made_of: torch.Tensor | None) -> tuple[list[int], bool]:
-        """The token chosen by logits [V], what the grammar forces behind it, and whether that ends the turn."""
-        end = job.request.end
-        token = self._sample(job, logits, made_of)
-        job.sampled += 1
-        if job.matcher is None or token == end:
-            return [token], token == end
-        if not job.matcher.consume_token(token):
-            raise GrammarError(f"the grammar refused token {token}: {job.matcher.get_error()}")
-        forced = job.matcher.compute_ff_tokens()
-        job.matcher.consume_tokens(forced)
-        ended = job.matcher.is_stopped()
-        if ended:
-            forced = [*forced, end]
-        job.forced += len(forced)
-        return [token, *forced], ended
-
-    def _allowed(self, job: _Job, logits: torch.Tensor) -> np.ndarray | None:
-        """The ids the grammar admits next; None for all."""
-        if job.matcher is None:
-            return None
-        bits = np.zeros((1, (logits.shape[-1] + 31) // 32), dtype=np.int32)
-        job.matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.size * bits.itemsize)
-        if job.matcher.is_error():
-            raise GrammarError(f"the grammar cannot go on: {job.matcher.get_error()}")
-        allowed = np.nonzero(np.unpackbits(bits.view(np.uint8), bitorder="little")[: logits.shape[-1]])[0]
-        if not len(allowed):
-            raise GrammarError("the grammar leaves no way out: no token is admitted and it is not finished")
-        return allowed
-
-    def _sample(self, job: _Job, logits: torch.Tensor, made_of: torch.Tensor | None) -> int:
-        """One id, from the admitted ones, by the request's temperature and seed."""
-        import torch
-
-        request = job.request
-        allowed = self._allowed(job, logits)
-        choices = None if allowed is None else torch.from_numpy(allowed).to(logits.device)
-        scores = logits if choices is None else logits[choices]
-        if self._lean is not None and made_of is not None:
-            with torch.inference_mode():
-                scores = self._lean.refine(scores, choices, made_of)
-        if request.temperature <= 0 or len(scores) == 1:
-            place = int(scores.argmax())
-        else:
-            if job.generator is None:
-                job.generator = torch.Generator(device=logits.device).manual_seed(request.seed)
-            weights = (scores / request.temperature).softmax(-1)
-            if request.top_p < 1.0:
-                ordered, order = weights.sort(descending=True)
-                ordered[ordered.cumsum(-1) - ordered > request.top_p] = 0.0
-                weights = torch.zeros_like(weights).scatter(0, order, ordered)
-            place = int(torch.multinomial(weights, 1, generator=job.generator))
-        return place if choices is None else int(choices[place])
-
-    def _finish(self, job: _Job, end: Literal["stop", "length", "cancelled"]) -> None:
-        job.ended = end
+    def _finish(self, session: Session, end: End) -> None:
+        session.ended = end
         if end == "stop":
-            before = job.request.ids[-max(KEYS) :]
-            self._said[job.request.adapter].add((*before, *job.said))
-        self._release(job)
+            before = session.request.ids[-max(KEYS) :]
+            self._said[session.request.adapter].add((*before, *session.said))
+        self._release(session)
 
-    def _fail(self, job: _Job, fault: BaseException) -> None:
-        job.fault = fault
-        self._release(job)
+    def _fail(self, session: Session, fault: BaseException) -> None:
+        session.fault = fault
+        self._release(session)
 
-    def _release(self, job: _Job) -> None:
-        if job.entry is not None:
-            self._cache.give_back(job.entry)
-            job.entry = None
-        job.done.set()
+    def _release(self, session: Session) -> None:
+        if session.entry is not None:
+            self._cache.give_back(session.entry)
+            session.entry = None
+        session.done.set()
+
+
+def share_pass(pending: Sequence[int], since: Sequence[float]) -> list[int]:
+    """How many of their pending ids the sessions of a pass bring to it, by since when each waits; at least one each.
+
+    What is short is read at once, however long another's prompt is; whoever has waited longest may take half of the
+    pass, so that many short prompts do not hold up a long one either.
+    """
+    takes = [1] * len(pending)
+    room = PASS_TOKENS - len(pending)
+
+    def give(index: int, most: int) -> None:
+        nonlocal room
+        more = max(0, min(pending[index] - takes[index], most, room))
+        takes[index] += more
+        room -= more
+
+    reading = [index for index, count in enumerate(pending) if count > 1]
+    if reading:
+        give(min(reading, key=lambda one: since[one]), PASS_TOKENS // 2)
+    for index in sorted(reading, key=lambda one: pending[one]):
+        give(index, room)
+    return takes

@@ -62,8 +62,8 @@ class _Product:
         # Weights in the order in which the processor's matrix units read them, which is otherwise made at each product.
         self._packed: Any = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS) if pack else None
 
-    def __call__(self, inputs: torch.Tensor, delta: Delta | None = None) -> torch.Tensor:
-        """Float32 [T, in] -> float32 [T, out]."""
+    def __call__(self, inputs: torch.Tensor, deltas: Sequence[tuple[slice, Delta]] = ()) -> torch.Tensor:
+        """Float32 [T, in] -> float32 [T, out]; each delta is added to some of the rows."""
         import torch
         from torch.nn.functional import linear
 
@@ -73,9 +73,8 @@ class _Product:
         else:
             out = linear(rows, self._weight, self._bias)
         out = out.float()
-        if delta is not None:
-            down, up = delta
-            out.addmm_(linear(inputs, down), up)
+        for those, (down, up) in deltas:
+            out[those].addmm_(linear(inputs[those], down), up)
         return out
 
 
@@ -109,9 +108,14 @@ class LeanPass:
         self._groups = int(config.num_key_value_heads)
 
     def __call__(
-        self, ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor, layout: Layout, lora: Lora | None = None
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        keep: torch.Tensor,
+        layout: Layout,
+        loras: Sequence[tuple[slice, Lora]] = (),
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and positions are [T] of this pass, and `keep` [B] names tokens of it.
+        """Ids and positions are [T] of this pass, `keep` [B] names tokens of it; each LoRA acts on some of the tokens.
 
         Returns the logits [B, V] behind those, and what they are made of, [B, hidden]; see `refine`.
         """
@@ -120,19 +124,19 @@ class LeanPass:
         count, (half, turned) = len(ids), (cos.shape[-1] // 2, self._heads + self._groups)
         first, second = -sin[..., :half], sin[..., half:]
         for number, layer in enumerate(self._layers):
-            deltas = lora.deltas[number] if lora is not None else {}
+            deltas = _by_product(loras, number)
             rows = _normed(layer.before_attention, hidden)
-            heads = layer.products["qkv"](rows, deltas.get("qkv")).view(count, turned + self._groups, -1)
+            heads = layer.products["qkv"](rows, deltas["qkv"]).view(count, turned + self._groups, -1)
             flat = heads[:, :turned]
             round_ = flat * cos
             round_[..., :half].addcmul_(flat[..., half:], first)
             round_[..., half:].addcmul_(flat[..., :half], second)
             query, key = round_[:, : self._heads].transpose(0, 1), round_[:, self._heads :].transpose(0, 1)
             seen = layout.attend(number, query, key, heads[:, turned:].transpose(0, 1), layer.scale, layer.window)
-            hidden += layer.products["out"](seen.reshape(count, -1), deltas.get("out"))
+            hidden += layer.products["out"](seen.reshape(count, -1), deltas["out"])
             rows = _normed(layer.before_mlp, hidden)
-            gate, up = layer.products["gate_up"](rows, deltas.get("gate_up")).chunk(2, -1)
-            hidden += layer.products["down"](layer.activation(gate) * up, deltas.get("down"))
+            gate, up = layer.products["gate_up"](rows, deltas["gate_up"]).chunk(2, -1)
+            hidden += layer.products["down"](layer.activation(gate) * up, deltas["down"])
         last = self._norm(hidden[keep])
         return self._head(last), last
 
@@ -150,6 +154,14 @@ class LeanPass:
         bias = None if self._output.bias is None else self._output.bias[chosen]
         scores[top] = linear(last, self._output.weight[chosen], bias)
         return scores
+
+
+def _by_product(loras: Sequence[tuple[slice, Lora]], number: int) -> dict[str, list[tuple[slice, Delta]]]:
+    """What is added to each product of a layer, and to which rows."""
+    return {
+        name: [(those, lora.deltas[number][name]) for those, lora in loras if name in lora.deltas[number]]
+        for name in _TOGETHER
+    }
 
 
 def _normed(norm: Any, hidden: torch.Tensor) -> torch.Tensor:

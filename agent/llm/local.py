@@ -26,12 +26,19 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field
 
 from agent.errors import ModelError
-from agent.llm.engine import Engine, Generation, Request
+from agent.llm.engine import Engine
 from agent.llm.grammar import ToolSpec, call_grammar, canonical, parse_step, step_grammar
 from agent.llm.messages import from_langchain
 from agent.llm.render import Frame, Message, Renderer, messages
+from agent.llm.session import Generation, Request
 from agent.llm.stepper import Proposal
 from agent.trajectory import Provenance, Trajectory, Usage
+
+_CUT_OFF = {
+    "cancelled": "cancelled",
+    "length": "cut off by the token budget",
+    "late": "cut off by the budget of seconds",
+}
 
 
 class LocalModel(BaseChatModel):
@@ -107,6 +114,7 @@ class LocalModel(BaseChatModel):
         temperature: float,
         seed: int,
         max_tokens: int,
+        max_seconds: float,
         cancelled: threading.Event,
         on_text: Callable[[str], None] | None = None,
     ) -> Proposal:
@@ -121,16 +129,16 @@ class LocalModel(BaseChatModel):
             seed=seed,
             adapter=self.adapter,
             on_tokens=spoken.hear if on_text is not None else None,
+            max_seconds=max_seconds,
         )
         made = self.engine.generate(request, cancelled)
         usage = Usage(made.prompt, made.cached, made.forced, made.sampled, made.guessed)
         said = self.renderer.decode(made.ids)
         if made.end != "stop":
-            why = "cancelled" if made.end == "cancelled" else "cut off by the token budget"
             return Proposal(
                 None,
                 said=said,
-                error=why,
+                error=_CUT_OFF[made.end],
                 end=made.end,
                 token_ids=made.ids,
                 usage=usage,
@@ -302,6 +310,7 @@ class _Prepared:
             seed=int(options.get("seed", model.seed)),
             adapter=model.adapter,
             on_tokens=hear,
+            max_seconds=None if options.get("timeout") is None else float(options["timeout"]),
         )
 
     def read(self, made: Generation) -> tuple[str, list[MessageToolCall]]:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from statistics import median
 
 from agent.errors import ModelError
-from agent.llm.engine import Engine, Request
+from agent.llm.engine import Engine
+from agent.llm.session import Request
 from agent.teams import in_own_team
 
 PROMPT = 1500

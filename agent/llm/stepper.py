@@ -32,7 +32,7 @@ class Proposal:
     said: str = ""
     error: str | None = None
     """Why `said` could not be read as a step."""
-    end: Literal["stop", "length", "cancelled"] = "stop"
+    end: Literal["stop", "length", "late", "cancelled"] = "stop"
     token_ids: tuple[int, ...] = ()
     usage: Usage = field(default_factory=Usage)
     seconds: float = 0.0
@@ -52,6 +52,7 @@ class Stepper(Protocol):
         temperature: float,
         seed: int,
         max_tokens: int,
+        max_seconds: float,
         cancelled: threading.Event,
         on_text: Callable[[str], None] | None = None,
     ) -> Proposal: ...
@@ -80,10 +81,11 @@ class ChatStepper:
         temperature: float,
         seed: int,
         max_tokens: int,
+        max_seconds: float,
         cancelled: threading.Event,
         on_text: Callable[[str], None] | None = None,
     ) -> Proposal:
-        """Ask for the next step. Sampling settings are the chat model's own."""
+        """Ask for the next step. How it samples, and how long it may take, are the chat model's own."""
         started = time.perf_counter()
         reply = cast(AIMessage, self._bound(frame).invoke(to_langchain(trajectory, frame)))
         seconds = time.perf_counter() - started

@@ -27,7 +27,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from agent.errors import AdapterError, FeedbackError, RatchetError, SettingsError, StoreError, TaskError
+from agent.errors import AdapterError, BusyError, FeedbackError, RatchetError, SettingsError, StoreError, TaskError
 from agent.feedback import make_correction, make_rating
 from agent.loop import Event, make_frame, new_id, timestamp
 from agent.runtime import Runtime
@@ -38,6 +38,8 @@ MAX_BODY = 1_000_000
 """Bytes of a request's body."""
 MAX_RUNS = 64
 """Runs at once; further ones wait."""
+MAX_WAITING = 256
+"""Runs that may wait; further ones are refused."""
 QUIET_SECONDS = 15.0
 """A stream without events says something this often, so that nobody in between closes it."""
 
@@ -46,6 +48,7 @@ STATUS: Mapping[type[RatchetError], int] = {
     FeedbackError: 422,
     AdapterError: 409,
     StoreError: 503,
+    BusyError: 503,
     RatchetError: 500,
 }
 """HTTP status of each error, by its nearest class."""
@@ -53,9 +56,11 @@ STATUS: Mapping[type[RatchetError], int] = {
 T = TypeVar("T")
 
 
-def create_app(runtime: Runtime, *, key: str | None) -> Starlette:
+def create_app(
+    runtime: Runtime, *, key: str | None, max_runs: int = MAX_RUNS, max_waiting: int = MAX_WAITING
+) -> Starlette:
     """The service of a runtime, which stays the caller's. With a key, it is asked for as a bearer token."""
-    service = _Service(runtime)
+    service = _Service(runtime, max_runs, max_waiting)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -110,8 +115,10 @@ def status_of(fault: RatchetError) -> int:
 class _Service:
     """The endpoints, over one runtime."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, max_runs: int, max_waiting: int) -> None:
         self._runtime = runtime
+        self._max_runs = max_runs
+        self._max_waiting = max_waiting
         self._running: set[threading.Event] = set()
         self._limiter: anyio.CapacityLimiter | None = None
 
@@ -126,6 +133,8 @@ class _Service:
             raise HTTPException(400, "task is empty; say what is to be done")
         if not all(isinstance(value, str) for value in facts.values()):
             raise HTTPException(400, "facts must be an object of texts")
+        if len(self._running) >= self._max_runs + self._max_waiting:
+            raise BusyError(f"{self._max_runs} runs are going and {self._max_waiting} wait; try again later")
         run_id = new_id()
         do = partial(self._do, Task(run_id, body["task"], facts), body.get("adapter"))
         if body.get("stream", False):
@@ -229,7 +238,7 @@ class _Service:
     async def _watched(self, receive: Receive, work: Callable[[], T], cancelled: threading.Event) -> T:
         """Do the work in a thread; a caller who hangs up, or the end of the service, cancels it."""
         if self._limiter is None:
-            self._limiter = anyio.CapacityLimiter(MAX_RUNS)
+            self._limiter = anyio.CapacityLimiter(self._max_runs)
 
         async def watch() -> None:
             while (await receive())["type"] != "http.disconnect":
@@ -375,7 +384,8 @@ def _http_error(request: Request, fault: HTTPException) -> Response:
 
 
 def _known_error(request: Request, fault: RatchetError) -> Response:
-    return _error(status_of(fault), str(fault))
+    headers = {"Retry-After": "10"} if isinstance(fault, BusyError) else None
+    return _error(status_of(fault), str(fault), headers)
 
 
 def _unknown_error(request: Request, fault: Exception) -> Response:

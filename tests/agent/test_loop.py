@@ -56,6 +56,7 @@ class Slow:
         temperature: float,
         seed: int,
         max_tokens: int,
+        max_seconds: float,
         cancelled: threading.Event,
         on_text: Callable[[str], None] | None = None,
     ) -> Proposal:
@@ -182,6 +183,7 @@ def test_a_model_that_fails_ends_the_run_as_crashed(tools: list[BaseTool]) -> No
         (Budget(steps=3), Slow(), Outcome.OUT_OF_STEPS, 3),
         (Budget(steps=99, tokens=25), Slow(tokens=10), Outcome.OUT_OF_TOKENS, 3),
         (Budget(steps=99), Slow(end="length"), Outcome.OUT_OF_TOKENS, 0),
+        (Budget(steps=99), Slow(end="late"), Outcome.OUT_OF_TIME, 0),
         (Budget(steps=99, seconds=0.05), Slow(seconds=0.03), Outcome.OUT_OF_TIME, 2),
     ],
 )

@@ -136,6 +136,7 @@ class Clumsy:
         temperature: float,
         seed: int,
         max_tokens: int,
+        max_seconds: float,
         cancelled: threading.Event,
         on_text: Callable[[str], None] | None = None,
     ) -> Proposal:

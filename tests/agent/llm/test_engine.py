@@ -15,11 +15,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.errors import AdapterError, GrammarError, LivenessError, ModelError, PromptError
+from agent.errors import AdapterError, BusyError, GrammarError, LivenessError, ModelError, PromptError
 from agent.llm import engine as engine_module
-from agent.llm.engine import Engine, Generation, Request
+from agent.llm.engine import Engine, share_pass
 from agent.llm.grammar import StepShape, ToolSpec, parse_step, step_grammar
 from agent.llm.render import Renderer
+from agent.llm.session import Generation, Request
 from agent.sealing import tensors_hash
 
 MakeEngine = Callable[..., Engine]
@@ -202,6 +203,71 @@ def test_one_that_is_cancelled_while_it_waits_never_runs(make_engine: MakeEngine
     cancelled.set()
     made = engine.generate(Request(prompt(1, 20), NO_END), cancelled)
     assert (made.end, made.ids) == ("cancelled", ())
+
+
+def test_a_generation_whose_time_is_over_gives_back_what_it_said(shared: Any) -> None:
+    ids = prompt(11, 20)
+
+    def dawdle(_: Sequence[int]) -> bool:
+        time.sleep(0.05)
+        return True
+
+    made = shared.engine.generate(Request(ids, NO_END, max_new=900, on_tokens=dawdle, max_seconds=0.3))
+    assert made.end == "late"
+    assert 0 < len(made.ids) < 20
+    assert made.ids == reference(shared.twin, ids, len(made.ids))
+
+
+def test_one_whose_time_is_over_while_it_waits_never_runs(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_sessions=1)
+    first_may_end = threading.Event()
+
+    def hold(_: Sequence[int]) -> bool:
+        return first_may_end.wait(60)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(engine.generate, Request(prompt(1, 20), NO_END, max_new=2, on_tokens=hold))
+        second = pool.submit(engine.generate, Request(prompt(2, 20), NO_END, max_seconds=0.05))
+        time.sleep(0.1)
+        first_may_end.set()
+        assert first.result(60).end == "length"
+        assert (second.result(60).end, second.result().ids) == ("late", ())
+
+
+def test_more_requests_than_may_wait_are_refused_and_the_others_end(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_sessions=1, max_waiting=1)
+    running, may_end = threading.Event(), threading.Event()
+
+    def hold(_: Sequence[int]) -> bool:
+        running.set()
+        return may_end.wait(60)
+
+    with ThreadPoolExecutor(2) as pool:
+        going = [pool.submit(engine.generate, Request(prompt(1, 20), NO_END, max_new=2, on_tokens=hold))]
+        assert running.wait(60)
+        going.append(pool.submit(engine.generate, Request(prompt(2, 20), NO_END, max_new=2)))
+        while engine.unfinished < 2:
+            time.sleep(0.01)
+        with pytest.raises(BusyError, match=r"no more than 1 may wait for the 1 that run"):
+            engine.generate(Request(prompt(3, 20), NO_END, max_new=1))
+        may_end.set()
+        assert [one.result(60).end for one in going] == ["length", "length"]
+    assert engine.generate(Request(prompt(3, 20), NO_END, max_new=1)).end == "length"
+
+
+@given(sizes=st.lists(st.integers(1, 3000), min_size=1, max_size=40), data=st.data())
+def test_a_pass_is_shared_so_that_no_one_waits_for_a_long_prompt(sizes: list[int], data: Any) -> None:
+    since = [float(one) for one in data.draw(st.permutations(range(len(sizes))))]
+    takes = share_pass(sizes, since)
+    assert all(1 <= take <= size for take, size in zip(takes, sizes, strict=True))
+    assert sum(takes) == min(sum(sizes), engine_module.PASS_TOKENS)
+    reading = [index for index, size in enumerate(sizes) if size > 1]
+    if reading:
+        oldest = min(reading, key=lambda one: since[one])
+        assert takes[oldest] >= min(sizes[oldest], engine_module.PASS_TOKENS // 2)
+        cut = [sizes[index] for index in reading if takes[index] < sizes[index] and index != oldest]
+        whole = [sizes[index] for index in reading if takes[index] == sizes[index] and index != oldest]
+        assert not cut or not whole or max(whole) <= min(cut)
 
 
 def test_a_prompt_that_leaves_no_room_is_refused_with_what_to_do(shared: Any) -> None:

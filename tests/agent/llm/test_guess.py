@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from agent.llm import engine as engine_module
 from agent.llm import guess as guess_module
-from agent.llm.engine import Engine, Request
+from agent.llm.engine import Engine
 from agent.llm.grammar import StepShape, step_grammar
 from agent.llm.guess import MOST, Phrases, Said, guess
 from agent.llm.render import Renderer
+from agent.llm.session import Request
 from tests.agent.llm.test_engine import TOOLS, prompt, reference, together
 
 MakeEngine = Callable[..., Engine]

@@ -28,7 +28,7 @@ def both(model: Any, run: Any, lora: Any = None, count: int = 40) -> tuple[torch
     places = torch.arange(count)
     with torch.inference_mode():
         own = model(input_ids=ids[None], position_ids=places[None], use_cache=False, layout=OneSequence()).logits[0]
-        return own, run(ids, places, places, OneSequence(), lora)[0]
+        return own, run(ids, places, places, OneSequence(), [] if lora is None else [(slice(0, count), lora)])[0]
 
 
 def ragged(tokenizer: Any, kind: str = "llama", **changes: Any) -> Any:

@@ -9,7 +9,8 @@ import pytest
 
 from agent.errors import ModelError
 from agent.llm import speed as measuring
-from agent.llm.engine import Engine, Generation, Request
+from agent.llm.engine import Engine
+from agent.llm.session import Generation, Request
 from agent.llm.speed import Speed, measure_speed
 
 MakeEngine = Callable[..., Engine]

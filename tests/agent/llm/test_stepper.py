@@ -21,7 +21,8 @@ RUN = Trajectory("r", Task("t", "Where is it?"), Provenance(), "")
 
 
 def propose(stepper: Stepper, **options: Any) -> Proposal:
-    return stepper.propose(RUN, FRAME, temperature=0.0, seed=0, max_tokens=100, cancelled=threading.Event(), **options)
+    limits: dict[str, Any] = {"max_tokens": 100, "max_seconds": 60.0, "cancelled": threading.Event()}
+    return stepper.propose(RUN, FRAME, temperature=0.0, seed=0, **limits, **options)
 
 
 def test_a_tool_call_is_a_step_with_its_plan_and_thought() -> None:

@@ -119,6 +119,7 @@ def test_of_a_thousand_steps_at_temperature_1_5_every_one_parses_fits_its_schema
             temperature=TEMPERATURE,
             seed=number,
             max_tokens=4000,
+            max_seconds=600.0,
             cancelled=Event(),
         )
 

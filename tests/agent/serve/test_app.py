@@ -53,6 +53,7 @@ class Endless:
         temperature: float,
         seed: int,
         max_tokens: int,
+        max_seconds: float,
         cancelled: threading.Event,
         on_text: Callable[[str], None] | None = None,
     ) -> Proposal:
@@ -62,13 +63,18 @@ class Endless:
 
 
 @contextmanager
-def serving(folder: Path, model: Sequence[AIMessage] | Stepper, *, key: str | None = None) -> Iterator[httpx.Client]:
+def serving(
+    folder: Path, model: Sequence[AIMessage] | Stepper, *, key: str | None = None, **limits: int
+) -> Iterator[httpx.Client]:
     """A client of a service with this model, which is ended afterwards."""
     (folder / "ratchet.toml").write_text('[tools]\nfiles = ["own.py"]\n[agent]\nmax_steps = 1000\n')
     (folder / "own.py").write_text(TOOLS)
     chosen = model if isinstance(model, Stepper) else ScriptedModel(model)
     with Runtime(find_project(folder, {}), model=chosen) as runtime:
-        config = uvicorn.Config(create_app(runtime, key=key), host="127.0.0.1", port=0, log_level="critical", ws="none")
+        app = create_app(runtime, key=key, **limits)
+        config = uvicorn.Config(
+            create_app(runtime, key=key, **limits), host="127.0.0.1", port=0, log_level="critical", ws="none"
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run)
         thread.start()
@@ -173,6 +179,15 @@ def test_what_is_not_json_or_too_long_is_refused(tmp_path: Path) -> None:
         headers = {"Content-Type": "application/json"}
         assert client.post("/v1/runs", content=b"{", headers=headers).status_code == 400
         assert client.post("/v1/runs", content=b" " * 1_000_001, headers=headers).status_code == 413
+
+
+def test_more_runs_than_may_wait_are_refused_and_told_to_come_back(tmp_path: Path) -> None:
+    with serving(tmp_path, Endless(), max_runs=1, max_waiting=0) as client:
+        with client.stream("POST", "/v1/runs", json={"task": "Take long.", "stream": True}) as going:
+            next(going.iter_lines())
+            refused = client.post("/v1/runs", json={"task": "Me too."})
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
+        assert "try again later" in refused.json()["error"]
 
 
 def test_a_key_is_asked_for_when_it_is_set(tmp_path: Path) -> None:
