@@ -72,9 +72,7 @@ def serving(
     chosen = model if isinstance(model, Stepper) else ScriptedModel(model)
     with Runtime(find_project(folder, {}), model=chosen) as runtime:
         app = create_app(runtime, key=key, **limits)
-        config = uvicorn.Config(
-            create_app(runtime, key=key, **limits), host="127.0.0.1", port=0, log_level="critical", ws="none"
-        )
+        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", ws="none")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run)
         thread.start()
