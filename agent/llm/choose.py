@@ -61,6 +61,8 @@ def choose(
     end = session.request.end
     token = _sample(session, logits, made_of, lean)
     session.sampled += 1
+    if session.request.on_logits is not None:
+        session.request.on_logits(logits)
     if session.request.logprobs:
         session.logprobs.append(float(logits[token] - logits.logsumexp(-1)))
     if session.matcher is None or token == end:

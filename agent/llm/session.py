@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from agent.llm.guess import Phrases
 
 if TYPE_CHECKING:
+    import torch
+
     from agent.llm.prefix import Entry
 
 End = Literal["stop", "length", "late", "cancelled"]
@@ -42,6 +44,8 @@ class Request:
     """Whether passes may hold guesses of what follows. They change how many passes there are, not what is said."""
     logprobs: bool = False
     """Whether to take down how likely each id was."""
+    on_logits: Callable[[torch.Tensor], None] | None = None
+    """Called from the worker with the logits [V] behind what was said so far, at each choice."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -178,6 +179,83 @@ def _against_noise(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{told}\n\n{markdown_table(head, table)}"
 
 
+def _inference(data: Mapping[str, Any]) -> str:
+    """A table for each set of tasks, one for how a step's time grows, and the figures of our engine alone."""
+    parts: dict[str, list[Mapping[str, Any]]] = {}
+    for row in data["rows"]:
+        parts.setdefault(row["part"], []).append(row)
+    tables = [f"{told}\n\n{_contestants(parts[name])}" for name, told in _SETS_OF_TASKS.items() if name in parts]
+    if "growth" in parts:
+        tables.append(_growing_steps(parts["growth"][0]))
+    names = [name for name in _ENGINE if data["metrics"].get(name) is not None]
+    if names:
+        table = [[_ENGINE[name], f"{data['metrics'][name]:.3g}"] for name in names]
+        tables.append(f"The engine alone:\n\n{markdown_table(['figure', 'value'], table)}")
+    return "\n\n".join(tables)
+
+
+_SETS_OF_TASKS = {
+    "tickets": "Held-out tickets of the desk, one after the other:",
+    "long": "Runs of 16 steps, each reading all that was said before:",
+}
+_ENGINE = {
+    "prompt_tokens_per_s": "prompt tokens read a second",
+    "decode_tokens_per_s": "tokens decoded a second, one session, nothing guessed",
+    "share_of_bandwidth_limit": "share of what reading the weights once for each token would allow",
+    "known_prefix_first_token_ratio": "first token of a prompt of which four fifths are known, over that of an unknown one",
+    "step32_over_step2": "seconds of step 32 over those of step 2",
+    "batch8_ratio": "tickets a minute of eight sessions at once, over those of one",
+    "overhead_ms_per_step": "milliseconds that loop and log add to a step",
+    "quality_loss_points": "points of accuracy that the served precision loses against float32",
+}
+
+
+def _contestants(rows: Sequence[Mapping[str, Any]]) -> str:
+    """`rows`: `side`, `peak_bytes` and `tasks`, each with `seconds`, `solved` and `steps`."""
+    ours = next((row for row in rows if row["side"] == "ratchet"), None)
+    known = {task["task"]: task["seconds"] for task in ours["tasks"]} if ours else {}
+    table = []
+    for row in rows:
+        steps = [step for task in row["tasks"] for step in task["steps"]]
+        both = [task for task in row["tasks"] if task["task"] in known]
+        times = sum(task["seconds"] for task in both) / sum(known[task["task"]] for task in both) if both else None
+
+        def mean(name: str, steps: Sequence[Mapping[str, Any]] = steps) -> str:
+            return f"{statistics.mean(step[name] for step in steps):.0f}"
+
+        table.append(
+            [
+                row["side"],
+                len(row["tasks"]),
+                _middle_and_high([task["seconds"] for task in row["tasks"]]),
+                "" if times is None else f"{times:.1f}",
+                _middle_and_high([step["seconds"] for step in steps]),
+                f"{len(steps) / len(row['tasks']):.1f}",
+                *(mean(name) for name in ("read", "written", "sampled", "guessed")),
+                f"{100 * statistics.mean(step['parsed'] for step in steps):.0f} %",
+                sum(task["solved"] for task in row["tasks"]),
+                f"{row['peak_bytes'] / 2**30:.1f}",
+            ]
+        )
+    head = ["", "tasks", "s per task (p95)", "over ours", "s per step (p95)", "steps", "read", "written", "sampled"]
+    return markdown_table([*head, "guessed", "steps read as calls", "solved", "peak GiB"], table)
+
+
+def _middle_and_high(seconds: Sequence[float]) -> str:
+    high = statistics.quantiles(seconds, n=20)[-1] if len(seconds) > 1 else seconds[0]
+    return f"{statistics.median(seconds):.2f} ({high:.2f})"
+
+
+def _growing_steps(row: Mapping[str, Any]) -> str:
+    """`row`: by step, `seconds`, `prompt` and `read`."""
+    table = [
+        [place, row["prompt"][place - 1], row["read"][place - 1], f"{row['seconds'][place - 1]:.3f}"]
+        for place in (1, 2, 4, 8, 16, 32)
+    ]
+    told = "Steps that all bring as many new tokens:"
+    return f"{told}\n\n{markdown_table(['step', 'tokens before it', 'of them read', 'seconds'], table)}"
+
+
 def _metrics(data: Mapping[str, Any]) -> str:
     return markdown_table(
         ["figure", "value"],
@@ -210,6 +288,7 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "desk_demo": _desk,
     "banking77": _banking77,
     "tuning": _tuning,
+    "inference": _inference,
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,349 @@
+"""The contestants of `bench-inference`. Each does tasks with the same weights, greedily, and says what each step took.
+
+`ratchet` is the product as its users have it, log and recall included. `langgraph` is LangGraph's prebuilt agent over
+`generate` of transformers; it is given our prompts, ids and all, since the model was tuned on them. `smolagents` is its
+`ToolCallingAgent` over `TransformersModel` with the prompts it comes with; it is only told by which keys a call goes.
+llama.cpp and vLLM stand in for our engine in our own loop. Everything is loaded, and has computed something, before the
+clock of the first task starts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import Runnable
+from pydantic import PrivateAttr
+
+from agent.llm.grammar import parse_step
+from agent.llm.render import Message, Renderer, task_text
+from agent.llm.render import system_text as system_text_of
+from agent.llm.session import Request
+from agent.runtime import Runtime
+from agent.trajectory import Outcome, Provenance, Step, ToolCall, Trajectory
+from tests.bench.inference_tasks import LONG_STEPS, Work, unlike_anything
+from tools.context import ToolContext
+from tuner.checks import score
+from tuner.suites import SuiteTask
+
+MOST_WRITTEN = 64
+"""Tokens that a contestant without a grammar may write in a step; ours never needs as many."""
+WARM = 64
+NEVER = -1
+"""An end of turn that no token is."""
+
+
+@dataclass
+class StepRow:
+    """One step: what it took, and of which tokens it was made."""
+
+    seconds: float
+    prompt: int
+    """Tokens in front of it."""
+    read: int
+    """Of these, those that were computed and not taken from a cache."""
+    written: int
+    """Tokens that the step is made of."""
+    sampled: int
+    """Of these, those that were chosen and not forced by a grammar."""
+    guessed: int = 0
+    parsed: bool = True
+    """Whether a call came of it."""
+
+
+@dataclass
+class TaskRow:
+    """One task of one contestant."""
+
+    task: str
+    seconds: float
+    """From the task's arrival to its end, tools and log included."""
+    outcome: str
+    solved: bool
+    steps: list[StepRow] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+Say = Callable[[str], None]
+
+
+def ratchet(work: Work, dtype: str) -> list[TaskRow]:
+    """Our engine, with the settings that every project begins with."""
+    return _in_our_loop(work, Runtime(work.project))
+
+
+def langgraph(work: Work, dtype: str) -> list[TaskRow]:
+    """LangGraph's prebuilt agent."""
+    from langgraph.prebuilt import create_react_agent  # type: ignore[import-not-found]
+
+    with Runtime(work.project) as runtime:
+        frame = runtime.frame()
+        model = TransformersChat(work.merged, dtype, _repeatable(work))
+        runtime.recalled(work.tasks[0].task)
+        rows = []
+        for task in work.tasks:
+            model.begin()
+            started = time.perf_counter()
+            tools = _tools(runtime, task)
+            for tool in tools:
+                tool.return_direct = (tool.metadata or {}).get("ends") is not None
+            agent = create_react_agent(model, tools, prompt=system_text_of(frame))
+            asked = HumanMessage(task_text(task.task, runtime.recalled(task.task)))
+            state = agent.invoke({"messages": [asked]}, {"recursion_limit": 2 * work.project.settings.agent.max_steps})
+            seconds = time.perf_counter() - started
+            done = _as_trajectory(task, state["messages"])
+            rows.append(_row(work, runtime, task, done, seconds, model.steps))
+        return rows
+
+
+def smolagents(work: Work, dtype: str) -> list[TaskRow]:
+    """smolagents' agent for models that call tools."""
+    import torch
+    from smolagents import Tool, ToolCallingAgent, TransformersModel  # type: ignore[import-not-found]
+
+    steps: list[StepRow] = []
+
+    class Timed(TransformersModel):  # type: ignore[misc]
+        def generate(self, messages: Any, **options: Any) -> Any:
+            started = time.perf_counter()
+            with torch.inference_mode():
+                made = super().generate(messages, **options)
+            read, written = made.token_usage.input_tokens, made.token_usage.output_tokens
+            steps.append(StepRow(time.perf_counter() - started, read, read, written, written, parsed=False))
+            return made
+
+    model = Timed(
+        str(work.merged),
+        torch_dtype=dtype,
+        max_new_tokens=MOST_WRITTEN,
+        do_sample=False,
+        tool_name_key="tool",
+        tool_arguments_key="args",
+    )
+    _warm(model.model)
+    most = work.project.settings.agent.max_steps
+    rows = []
+    with Runtime(work.project) as runtime:
+        runtime.recalled(work.tasks[0].task)
+        for task in work.tasks:
+            steps.clear()
+            started = time.perf_counter()
+            tools = [tool for tool in _tools(runtime, task) if tool.name != "answer"]  # it has its own
+            agent = ToolCallingAgent([Tool.from_langchain(tool) for tool in tools], model, verbosity_level=-1)
+            answer = agent.run(
+                task_text(task.task, runtime.recalled(task.task)),
+                max_steps=most,
+                return_full_result=True,
+            )
+            seconds = time.perf_counter() - started
+            # When its steps are used up it asks once more for an answer in plain text.
+            for row, step in zip(steps, agent.memory.steps[1:], strict=False):
+                row.parsed = bool(getattr(step, "tool_calls", None))
+            ended = answer.state == "success"
+            calls = [
+                Step(ToolCall(call.name, call.arguments if isinstance(call.arguments, dict) else {}))
+                for step in agent.memory.steps
+                for call in getattr(step, "tool_calls", None) or ()
+                if getattr(step, "error", None) is None and call.name != "final_answer"
+            ]
+            last = Step(ToolCall("answer", {"text": str(answer.output), "citations": []}))
+            outcome = Outcome.ANSWERED if ended else Outcome.OUT_OF_STEPS
+            done = Trajectory(task.id, task.task, Provenance(), "", (*calls, last), outcome)
+            rows.append(_row(work, runtime, task, done, seconds, steps))
+    return rows
+
+
+def llamacpp(work: Work, dtype: str) -> list[TaskRow]:
+    """llama.cpp in our loop, with its cache of prompts, on four bits."""
+    from tests.bench.llamacpp import LlamaCppStepper, gguf_of
+
+    stepper = LlamaCppStepper(gguf_of(work), _renderer(work.merged))
+    return _in_our_loop(work, Runtime(work.project, model=stepper))
+
+
+SIDES: dict[str, Callable[[Work, str], list[TaskRow]]] = {
+    "ratchet": ratchet,
+    "smolagents": smolagents,
+    "langgraph": langgraph,
+    "llamacpp": llamacpp,
+}
+
+
+class TransformersChat(BaseChatModel):
+    """A chat model over `generate` of transformers, which reads the whole prompt at each step.
+
+    It renders as our engine does, so that a tuned model sees what it was tuned on.
+    """
+
+    _model: Any = PrivateAttr()
+    _renderer: Renderer = PrivateAttr()
+    _steps: list[StepRow] = PrivateAttr(default_factory=list)
+    _always: str | None = PrivateAttr()
+
+    def __init__(self, folder: Path, dtype: str, always: str | None) -> None:
+        """`always` is a tool that is called when a step cannot be read, so that a run has all its steps."""
+        super().__init__()
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self._model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, dtype)).eval()
+        self._renderer = _renderer(folder)
+        self._always = always
+        _warm(self._model)
+
+    @property
+    def steps(self) -> list[StepRow]:
+        return self._steps
+
+    def begin(self) -> None:
+        """A new task."""
+        self._steps = []
+
+    @property
+    def _llm_type(self) -> str:
+        return "transformers-generate"
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[Any, AIMessage]:
+        """The tools are told in the system prompt."""
+        return super().bind()
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        if self._always is not None and len(self._steps) >= LONG_STEPS - 1:
+            return ChatResult(generations=[ChatGeneration(message=AIMessage("The end."))])
+        started = time.perf_counter()
+        ids = self._renderer.prompt([self._shown(message) for message in messages])
+        said = continue_greedily(self._model, ids, MOST_WRITTEN, self._renderer.end_of_turn)
+        text = self._renderer.decode(said)
+        row = StepRow(time.perf_counter() - started, len(ids), len(ids), len(said), len(said))
+        self._steps.append(row)
+        call: ToolCall | None = None
+        try:
+            call = parse_step(text).call
+        except ValueError:
+            row.parsed = False
+            if self._always is not None:
+                call = ToolCall(self._always, {"note": text[:40] or "-"})
+        calls = [] if call is None else [{"name": call.name, "args": dict(call.arguments), "id": str(len(messages))}]
+        message = AIMessage(text, tool_calls=calls, additional_kwargs={"ids": list(said)})
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+    def _shown(self, message: BaseMessage) -> Message:
+        if isinstance(message, AIMessage):
+            return Message("assistant", str(message.content), tuple(message.additional_kwargs["ids"]))
+        if isinstance(message, ToolMessage):
+            return Message("tool", str(message.content))
+        return Message("user" if isinstance(message, HumanMessage) else "system", str(message.content))
+
+
+def _in_our_loop(work: Work, runtime: Runtime) -> list[TaskRow]:
+    rows = []
+    with runtime:
+        engine = getattr(runtime.stepper(), "engine", None)
+        if engine is not None:
+            engine.generate(Request(tuple(unlike_anything(WARM, 1000, 0)), NEVER, max_new=4))
+        runtime.recalled(work.tasks[0].task)
+        for task in work.tasks:
+            started = time.perf_counter()
+            done = runtime.run(task.task, tools=task.tools)
+            seconds = time.perf_counter() - started
+            rows.append(_row(work, runtime, task, runtime.reveal(done), seconds, _steps_of(done)))
+    return rows
+
+
+def _steps_of(done: Trajectory) -> list[StepRow]:
+    return [
+        StepRow(
+            step.model_seconds,
+            step.usage.prompt,
+            step.usage.prompt - step.usage.cached,
+            step.usage.forced + step.usage.sampled,
+            step.usage.sampled,
+            step.usage.guessed,
+            step.call is not None,
+        )
+        for step in done.steps
+    ]
+
+
+def _row(
+    work: Work, runtime: Runtime, task: SuiteTask, done: Trajectory, seconds: float, steps: Sequence[StepRow]
+) -> TaskRow:
+    workspace = runtime.home.workspaces / done.id
+    found = score(task, done, workspace, pristine=work.project.folder)
+    runtime.clear_workspace(done.id)
+    return TaskRow(task.id, seconds, str(done.outcome), found.success, list(steps))
+
+
+def _tools(runtime: Runtime, task: SuiteTask) -> list[Any]:
+    """What a run of this task has, in a fresh workspace."""
+    workspace = runtime.home.workspaces / task.id
+    runtime.clear_workspace(task.id)
+    workspace.mkdir(parents=True)
+    memory = runtime.memory if runtime.home.index.exists() else None
+    facts = dict(task.task.facts)
+    context = ToolContext(workspace, runtime.project.folder, facts=facts, task=task.task.text, retriever=memory)
+    return runtime.tools(context, task.tools)
+
+
+def _as_trajectory(task: SuiteTask, messages: Sequence[BaseMessage]) -> Trajectory:
+    """What a graph did, as our record."""
+    results = {one.tool_call_id: one for one in messages if isinstance(one, ToolMessage)}
+    steps = []
+    for message in messages:
+        for call in message.tool_calls if isinstance(message, AIMessage) else ():
+            result = results.get(call["id"] or "")
+            failed = result is None or result.status == "error"
+            passages = () if result is None or not isinstance(result.artifact, list) else tuple(result.artifact)
+            text = "" if result is None else str(result.content)
+            step = Step(ToolCall(call["name"], call["args"]), "" if failed else text, passages=passages)
+            steps.append(replace(step, error=text or "not called") if failed else step)
+    last = steps[-1].call.name if steps and steps[-1].call and steps[-1].error is None else ""
+    outcome = {"answer": Outcome.ANSWERED, "hand_over": Outcome.REFUSED}.get(last, Outcome.OUT_OF_STEPS)
+    return Trajectory(task.id, task.task, Provenance(), "", tuple(steps), outcome)
+
+
+def _repeatable(work: Work) -> str | None:
+    """The tool of the long runs."""
+    enabled = work.project.settings.tools.enabled
+    return enabled[0] if len(enabled) == 1 else None
+
+
+def _renderer(folder: Path) -> Renderer:
+    from transformers import AutoTokenizer
+
+    return Renderer(AutoTokenizer.from_pretrained(str(folder)))
+
+
+def _warm(model: Any) -> None:
+    continue_greedily(model, unlike_anything(WARM, 1000, 0), 4, NEVER)
+
+
+def continue_greedily(model: Any, ids: Sequence[int], count: int, end: int) -> tuple[int, ...]:
+    """What `generate` says, greedily."""
+    import torch
+
+    with torch.inference_mode():
+        made = model.generate(
+            torch.tensor([list(ids)]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            max_new_tokens=count,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=max(0, end),
+        )
+    return tuple(made[0, len(ids) :].tolist())
