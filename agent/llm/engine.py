@@ -28,6 +28,7 @@ from agent.llm.cache import Slots
 from agent.llm.guess import KEYS, Phrases, Said, guess
 from agent.llm.lean import Lora, lean_pass, lora_of
 from agent.llm.prefix import Entry, PrefixCache, common_prefix
+from agent.llm.weights import context_of
 from agent.teams import in_own_team
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Engine:
         self._loras: dict[str | None, Lora | None] = {None: None}
         """Of the adapters that the lean pass can run."""
         self.adapters = AdapterBank(model)
-        self.context: int = int(getattr(model.config, "max_position_embeddings", 2048))
+        self.context = context_of(model.config)
         self._tokenizer = tokenizer
         self._vocabulary = max(int(model.config.vocab_size), len(tokenizer))
         self._grammar_tokenizers: dict[int, Any] = {}
@@ -165,7 +166,7 @@ class Engine:
         if len(start) + len(request.ids) + 1 >= self.context:
             raise PromptError(
                 f"the prompt has {len(request.ids)} tokens and the model reads {self.context - len(start)}; shorten "
-                "the task, show fewer passages or allow fewer steps"
+                "the task or the conversation, offer fewer tools or use a model that reads more"
             )
         request = replace(request, ids=(*start, *request.ids))
         job = _Job(request, cancelled or threading.Event(), next(self._count), started=time.perf_counter())

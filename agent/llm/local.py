@@ -25,10 +25,11 @@ from langchain_core.runnables import Runnable
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field
 
-from agent.errors import ModelError
+from agent.errors import ModelError, PromptError
 from agent.llm.engine import Engine, Generation, Request
 from agent.llm.grammar import ToolSpec, call_grammar, canonical, parse_step, step_grammar
 from agent.llm.messages import from_langchain
+from agent.llm.overflow import fitted, prompt_limit
 from agent.llm.render import Frame, Message, Renderer, messages
 from agent.llm.stepper import Proposal
 from agent.trajectory import Provenance, Trajectory, Usage
@@ -110,10 +111,15 @@ class LocalModel(BaseChatModel):
         cancelled: threading.Event,
         on_text: Callable[[str], None] | None = None,
     ) -> Proposal:
-        """The next step of a run: one generation under the step's grammar."""
+        """The next step of a run: one generation under the step's grammar.
+
+        What outgrows the context is shortened, see `overflow`; where that is not enough, there is no step. Raises
+        PromptError for a task that is too long by itself.
+        """
         spoken = _Speaker(self.renderer, on_text)
+        shown = fitted(messages(trajectory, frame), prompt_limit(self.engine.context), self.renderer)
         request = Request(
-            ids=self.renderer.prompt(messages(trajectory, frame)),
+            ids=self.renderer.prompt(shown),
             end=self.renderer.end_of_turn,
             max_new=max_tokens,
             grammar=step_grammar(frame.shape(trajectory.task, trajectory.steps)),
@@ -122,7 +128,12 @@ class LocalModel(BaseChatModel):
             adapter=self.adapter,
             on_tokens=spoken.hear if on_text is not None else None,
         )
-        made = self.engine.generate(request, cancelled)
+        try:
+            made = self.engine.generate(request, cancelled)
+        except PromptError as fault:
+            if not trajectory.steps:
+                raise
+            return Proposal(None, error=str(fault), end="length")
         usage = Usage(made.prompt, made.cached, made.forced, made.sampled, made.guessed)
         said = self.renderer.decode(made.ids)
         if made.end != "stop":
