@@ -476,11 +476,13 @@ class Engine:
             return None
         bits = np.zeros((1, (logits.shape[-1] + 31) // 32), dtype=np.int32)
         job.matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.size * bits.itemsize)
-        if job.matcher.is_error():
-            raise GrammarError(f"the grammar cannot go on: {job.matcher.get_error()}")
         allowed = np.nonzero(np.unpackbits(bits.view(np.uint8), bitorder="little")[: logits.shape[-1]])[0]
-        if not len(allowed):
-            raise GrammarError("the grammar leaves no way out: no token is admitted and it is not finished")
+        if job.matcher.is_error() or not len(allowed):
+            why = job.matcher.get_error().partition("\n")[0] or "no token is admitted and it is not finished"
+            raise GrammarError(
+                f"the grammar leaves no way out behind {self._tokenizer.decode(job.said)!r} ({why}); let the pattern "
+                "and the length of what is to follow admit something"
+            )
         return allowed
 
     def _sample(self, job: _Job, logits: torch.Tensor, made_of: torch.Tensor | None) -> int:

@@ -135,7 +135,7 @@ class LocalModel(BaseChatModel):
                 raise
             return Proposal(None, error=str(fault), end="length")
         usage = Usage(made.prompt, made.cached, made.forced, made.sampled, made.guessed)
-        said = self.renderer.decode(made.ids)
+        said = _decode(self.renderer, made)
         if made.end != "stop":
             why = "cancelled" if made.end == "cancelled" else "cut off by the token budget"
             return Proposal(
@@ -296,7 +296,7 @@ class _Prepared:
         self.must_call = bool(choice) and choice not in ("auto", "none")
         if self.must_call and choice not in (True, "any", "required"):
             self.tools = tuple(tool for tool in self.tools if tool.name == choice)
-        self.stops = list(stop or model.stop or ())
+        self.stops = [one for one in stop or model.stop or () if one]
         self.options = options
         self.shown = _with_tools(from_langchain(conversation), self.tools, self.must_call)
         self.listener = _Speaker(model.renderer, None, self.stops)
@@ -317,7 +317,7 @@ class _Prepared:
 
     def read(self, made: Generation) -> tuple[str, list[MessageToolCall]]:
         """The text of the answer, and the tool calls in it."""
-        text = _until(self.model.renderer.decode(made.ids), self.stops)[0]
+        text = _until(_decode(self.model.renderer, made), self.stops)[0]
         if not self.tools or not text.startswith('{"tool":') or made.end != "stop":
             return text, []
         try:
@@ -365,10 +365,16 @@ def _until(text: str, stops: Sequence[str]) -> tuple[str, bool]:
 
 
 def _settled(text: str, stops: Sequence[str]) -> str:
-    hold = len(text) - len(text.rstrip("\ufffd"))
-    for stop in stops:
-        hold = max(hold, *(size for size in range(len(stop)) if text.endswith(stop[:size])))
-    return text[: len(text) - hold]
+    """The text without what may be half a character, and without the head of a stop string in front of that."""
+    whole = text.rstrip("\ufffd")
+    heads = (size for stop in stops for size in range(1, len(stop)) if whole.endswith(stop[:size]))
+    return whole[: len(whole) - max(heads, default=0)]
+
+
+def _decode(renderer: Renderer, made: Generation) -> str:
+    """What was said, without the half of a character that it was cut off in."""
+    text = renderer.decode(made.ids)
+    return text if made.end == "stop" else text.rstrip("\ufffd")
 
 
 def _spec(tool: Mapping[str, Any]) -> ToolSpec:
