@@ -123,7 +123,7 @@ def search_settings(
         dataset, parent = _make_dataset(runtime, frame, timestamp())
         _check_held_out(dataset, project)
         say(_told_of(dataset))
-        examples, held_out = _examples(project, frame, Renderer(weights.load_tokenizer(base)), dataset)
+        examples, held_out = _examples(project, frame, base, Renderer(weights.load_tokenizer(base)), dataset)
 
         def attempt(settings: TrainSettings, heard: Callable[[Progress], None]) -> Trained:
             give_back_memory()  # What a trial that was cut short held hung on its traceback until now.
@@ -235,7 +235,7 @@ def _train(
 ) -> tuple[Trained, Example]:
     """Train into the tuning's folder; also returns an example of what was trained on."""
     project = runtime.project
-    examples, held_out = _examples(project, frame, renderer, dataset)
+    examples, held_out = _examples(project, frame, base, renderer, dataset)
     folder = runtime.home.tunings / begun.id
     # What lies here was left by a crash behind the training, which is done again from its last checkpoint.
     if parallel.rank() == 0:
@@ -259,12 +259,15 @@ def _train(
 
 
 def _examples(
-    project: Project, frame: Frame, renderer: Renderer, dataset: Dataset
+    project: Project, frame: Frame, base: weights.ModelFolder, renderer: Renderer, dataset: Dataset
 ) -> tuple[list[Example], list[Example]]:
     """What is trained on, and what is held out."""
+    context = weights.read_context(base)
     limit = project.settings.tuning.max_tokens_per_pack or int(renderer.tokenizer.model_max_length)
-    train_on = prepare(dataset.train, frame, renderer, max_tokens=limit)
-    return train_on, prepare(dataset.held_out, frame, renderer, max_tokens=limit)
+    train_on, held_out = (
+        prepare(rows, frame, renderer, context=context, max_tokens=limit) for rows in (dataset.train, dataset.held_out)
+    )
+    return train_on, held_out
 
 
 def _until_interrupted(

@@ -11,29 +11,35 @@ from typing import Any
 
 from agent.errors import DatasetError
 from agent.llm.grammar import step_grammar
+from agent.llm.overflow import examples, prompt_limit
 from agent.llm.render import Frame, Renderer, step_message
 from agent.trajectory import Step
 from tuner.curate import TrainingRow
 from tuner.packing import Example
 
 
-def prepare(rows: Sequence[TrainingRow], frame: Frame, renderer: Renderer, *, max_tokens: int) -> list[Example]:
-    """An example for each row. Raises DatasetError, naming run and step, for a target that could not be served."""
+def prepare(
+    rows: Sequence[TrainingRow], frame: Frame, renderer: Renderer, *, context: int, max_tokens: int
+) -> list[Example]:
+    """An example for each row, or several where a run outgrew the base's `context`, in tokens.
+
+    Raises DatasetError, naming run and step, for a target that could not be served.
+    """
     served = _Served(renderer)
-    examples = []
+    prepared = []
     for row in rows:
         own = frame.only(list(row.trajectory.provenance.tools)) if row.trajectory.provenance.tools else frame
         chosen = [served.choices(row, index, step, own) for index, step in sorted(row.targets.items())]
-        rendered = renderer.example(row.trajectory, own, row.targets)
-        if len(rendered.ids) > max_tokens:
-            raise DatasetError(
-                f"run {row.run} has {len(rendered.ids)} tokens and tuning.max_tokens_per_pack is {max_tokens}; its "
-                "targets would be cut off, so raise the setting or leave the run out"
-            )
         left = iter([choice for step in chosen for choice in step])
-        targets = tuple(said and next(left) for said in rendered.targets)
-        examples.append(Example(rendered.ids, targets, row.task, row.run))
-    return examples
+        for rendered in examples(row.trajectory, own, row.targets, prompt_limit(context), renderer):
+            if len(rendered.ids) > max_tokens:
+                raise DatasetError(
+                    f"run {row.run} has {len(rendered.ids)} tokens and tuning.max_tokens_per_pack is {max_tokens}; its "
+                    "targets would be cut off, so raise the setting or leave the run out"
+                )
+            targets = tuple(said and next(left) for said in rendered.targets)
+            prepared.append(Example(rendered.ids, targets, row.task, row.run))
+    return prepared
 
 
 class _Served:

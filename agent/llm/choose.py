@@ -19,18 +19,19 @@ _GRAMMARS = 256
 """Grammars that are kept ready."""
 
 
-class Matchers:
-    """Makes grammars ready for one tokenizer; each once. Safe to call from many threads."""
+class Chooser:
+    """Chooses for the sessions of one engine. Grammars can be made ready from many threads."""
 
-    def __init__(self, tokenizer: Any, vocabulary: int) -> None:
+    def __init__(self, tokenizer: Any, vocabulary: int, lean: LeanPass | None) -> None:
         """`vocabulary` is the number of ids of the model, which may be more than the tokenizer's."""
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
+        self._lean = lean
         self._tokenizers: dict[int, Any] = {}
         self._ready: dict[tuple[str, int], Any] = {}
         self._making = threading.Lock()
 
-    def make(self, grammar: str, end: int) -> Any:
+    def matcher(self, grammar: str, end: int) -> Any:
         """A matcher at the start of a Lark grammar. Raises GrammarError where it cannot be read."""
         import llguidance
         import llguidance.hf
@@ -50,70 +51,68 @@ class Matchers:
                 self._ready[grammar, end] = matcher
             return self._ready[grammar, end].deep_copy()
 
+    def choose(self, session: Session, logits: torch.Tensor, made_of: torch.Tensor | None) -> tuple[list[int], bool]:
+        """The token chosen by logits [V], what the grammar forces behind it, and whether that ends the turn.
 
-def choose(
-    session: Session, logits: torch.Tensor, made_of: torch.Tensor | None, lean: LeanPass | None
-) -> tuple[list[int], bool]:
-    """The token chosen by logits [V], what the grammar forces behind it, and whether that ends the turn.
+        Logits of the lean pass come with what they are made of, [hidden].
+        """
+        request, matcher = session.request, session.matcher
+        token = self._sample(session, logits, made_of)
+        session.sampled += 1
+        if request.on_logits is not None:
+            request.on_logits(logits)
+        if request.logprobs:
+            session.logprobs.append(float(logits[token] - logits.logsumexp(-1)))
+        if matcher is None or token == request.end:
+            return [token], token == request.end
+        if not matcher.consume_token(token):
+            raise GrammarError(f"the grammar refused token {token}: {matcher.get_error()}")
+        forced = matcher.compute_ff_tokens()
+        matcher.consume_tokens(forced)
+        ended = matcher.is_stopped()
+        if ended:
+            forced = [*forced, request.end]
+        session.forced += len(forced)
+        if request.logprobs:
+            session.logprobs += [None] * len(forced)
+        return [token, *forced], ended
 
-    Logits of the lean pass come with what they are made of, [hidden].
-    """
-    end = session.request.end
-    token = _sample(session, logits, made_of, lean)
-    session.sampled += 1
-    if session.request.on_logits is not None:
-        session.request.on_logits(logits)
-    if session.request.logprobs:
-        session.logprobs.append(float(logits[token] - logits.logsumexp(-1)))
-    if session.matcher is None or token == end:
-        return [token], token == end
-    if not session.matcher.consume_token(token):
-        raise GrammarError(f"the grammar refused token {token}: {session.matcher.get_error()}")
-    forced = session.matcher.compute_ff_tokens()
-    session.matcher.consume_tokens(forced)
-    ended = session.matcher.is_stopped()
-    if ended:
-        forced = [*forced, end]
-    session.forced += len(forced)
-    if session.request.logprobs:
-        session.logprobs += [None] * len(forced)
-    return [token, *forced], ended
+    def _sample(self, session: Session, logits: torch.Tensor, made_of: torch.Tensor | None) -> int:
+        """One id, from the admitted ones, by the request's temperature and seed."""
+        import torch
 
+        request = session.request
+        allowed = self._allowed(session, logits.shape[-1])
+        choices = None if allowed is None else torch.from_numpy(allowed).to(logits.device)
+        scores = logits if choices is None else logits[choices]
+        if self._lean is not None and made_of is not None:
+            with torch.inference_mode():
+                scores = self._lean.refine(scores, choices, made_of)
+        if request.temperature <= 0 or len(scores) == 1:
+            place = int(scores.argmax())
+        else:
+            if session.generator is None:
+                session.generator = torch.Generator(device=logits.device).manual_seed(request.seed)
+            weights = (scores / request.temperature).softmax(-1)
+            if request.top_p < 1.0:
+                ordered, order = weights.sort(descending=True)
+                ordered[ordered.cumsum(-1) - ordered > request.top_p] = 0.0
+                weights = torch.zeros_like(weights).scatter(0, order, ordered)
+            place = int(torch.multinomial(weights, 1, generator=session.generator))
+        return place if choices is None else int(choices[place])
 
-def _sample(session: Session, logits: torch.Tensor, made_of: torch.Tensor | None, lean: LeanPass | None) -> int:
-    """One id, from the admitted ones, by the request's temperature and seed."""
-    import torch
-
-    request = session.request
-    allowed = _allowed(session, logits.shape[-1])
-    choices = None if allowed is None else torch.from_numpy(allowed).to(logits.device)
-    scores = logits if choices is None else logits[choices]
-    if lean is not None and made_of is not None:
-        with torch.inference_mode():
-            scores = lean.refine(scores, choices, made_of)
-    if request.temperature <= 0 or len(scores) == 1:
-        place = int(scores.argmax())
-    else:
-        if session.generator is None:
-            session.generator = torch.Generator(device=logits.device).manual_seed(request.seed)
-        weights = (scores / request.temperature).softmax(-1)
-        if request.top_p < 1.0:
-            ordered, order = weights.sort(descending=True)
-            ordered[ordered.cumsum(-1) - ordered > request.top_p] = 0.0
-            weights = torch.zeros_like(weights).scatter(0, order, ordered)
-        place = int(torch.multinomial(weights, 1, generator=session.generator))
-    return place if choices is None else int(choices[place])
-
-
-def _allowed(session: Session, size: int) -> np.ndarray | None:
-    """The ids the grammar admits next, of `size` in all; None for all."""
-    if session.matcher is None:
-        return None
-    bits = np.zeros((1, (size + 31) // 32), dtype=np.int32)
-    session.matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.size * bits.itemsize)
-    if session.matcher.is_error():
-        raise GrammarError(f"the grammar cannot go on: {session.matcher.get_error()}")
-    allowed = np.nonzero(np.unpackbits(bits.view(np.uint8), bitorder="little")[:size])[0]
-    if not len(allowed):
-        raise GrammarError("the grammar leaves no way out: no token is admitted and it is not finished")
-    return allowed
+    def _allowed(self, session: Session, size: int) -> np.ndarray | None:
+        """The ids the grammar admits next, of `size` in all; None for all."""
+        matcher = session.matcher
+        if matcher is None:
+            return None
+        bits = np.zeros((1, (size + 31) // 32), dtype=np.int32)
+        matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.size * bits.itemsize)
+        allowed = np.nonzero(np.unpackbits(bits.view(np.uint8), bitorder="little")[:size])[0]
+        if matcher.is_error() or not len(allowed):
+            why = matcher.get_error().partition("\n")[0] or "no token is admitted and it is not finished"
+            raise GrammarError(
+                f"the grammar leaves no way out behind {self._tokenizer.decode(session.said)!r} ({why}); let the "
+                "pattern and the length of what is to follow admit something"
+            )
+        return allowed

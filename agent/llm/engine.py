@@ -23,11 +23,12 @@ from agent.errors import BusyError, ModelError, PromptError
 from agent.llm.attention import CachedLayout, use_ragged_attention
 from agent.llm.bank import AdapterBank
 from agent.llm.cache import Slots
-from agent.llm.choose import Matchers, choose
+from agent.llm.choose import Chooser
 from agent.llm.guess import KEYS, Said, guess
 from agent.llm.lean import Lora, lean_pass, lora_of
 from agent.llm.prefix import Entry, PrefixCache, common_prefix
 from agent.llm.session import End, Generation, Request, Session
+from agent.llm.weights import context_of
 from agent.teams import in_own_team
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ class Engine:
         self._loras: dict[str | None, Lora | None] = {None: None}
         """Of the adapters that the lean pass can run."""
         self.adapters = AdapterBank(model)
-        self.context: int = int(getattr(model.config, "max_position_embeddings", 2048))
-        self._matchers = Matchers(tokenizer, max(int(model.config.vocab_size), len(tokenizer)))
+        self.context = context_of(model.config)
+        self._chooser = Chooser(tokenizer, max(int(model.config.vocab_size), len(tokenizer)), self._lean)
         self._max_sessions = max_sessions
         self._max_waiting = max_waiting
         self.unfinished = 0
@@ -100,12 +101,12 @@ class Engine:
         if len(start) + len(request.ids) + 1 >= self.context:
             raise PromptError(
                 f"the prompt has {len(request.ids)} tokens and the model reads {self.context - len(start)}; shorten "
-                "the task, show fewer passages or allow fewer steps"
+                "the task or the conversation, offer fewer tools or use a model that reads more"
             )
         request = replace(request, ids=(*start, *request.ids))
         session = Session(request, cancelled or threading.Event(), next(self._count))
         if request.grammar is not None:
-            session.matcher = self._matchers.make(request.grammar, request.end)
+            session.matcher = self._chooser.matcher(request.grammar, request.end)
         with self._counted():
             self._send(session)
             session.done.wait()
@@ -379,7 +380,7 @@ class Engine:
         try:
             request = session.request
             while session.ended is None and not session.pending:
-                fresh, ended = choose(session, logits[known], None if made_of is None else made_of[known], self._lean)
+                fresh, ended = self._chooser.choose(session, logits[known], None if made_of is None else made_of[known])
                 room = session.left(self.context)
                 cut = len(fresh) > room or (len(fresh) == room and not ended)
                 fresh = fresh[:room]

@@ -182,7 +182,7 @@ def _copied(parameters: Mapping[str, Any], names: Sequence[str], shown: str, wor
         choices = identifiers(schema["pattern"], shown) if "pattern" in schema else None
         if choices:
             properties[name] = {"enum": choices}
-        elif choices is None and words:
+        elif choices is None and _has_run(words, *_sizes(schema, "Length", MAX_STRING, name)):
             properties[name] = {**schema, "words_of": words}
         elif name in parameters.get("required", ()):
             return None
@@ -216,8 +216,18 @@ def _quoted(tool: ToolSpec, parameters: Mapping[str, Any], quotes: Sequence[Quot
 def identifiers(pattern: str, shown: str) -> list[str]:
     """The whole words of a text that a schema's pattern admits, each once, in the order they were last shown."""
     body = pattern.removeprefix("^").removesuffix("$")
-    found = [match.group() for match in re.finditer(rf"(?<![\w-])(?:{body})(?![\w-])", shown)]
+    found = [match.group() for match in re.finditer(f"{_BEGINS}(?:{body}){_ENDS}", shown)]
     return list(dict.fromkeys(reversed(found)))[:MAX_COPIES][::-1]
+
+
+def _has_run(words: str, shortest: int, longest: int) -> bool:
+    """Whether some run of whole words is so long."""
+    sizes = [(len(word), word == " ") for word in _WORDS.findall(words)]
+    for start, (_, is_space) in enumerate(sizes):
+        ends = itertools.accumulate(size for size, _ in sizes[start : start + longest])
+        if not is_space and any(shortest <= end <= longest for end in ends):
+            return True
+    return False
 
 
 def _quote(literal: str) -> str:
@@ -227,6 +237,10 @@ def _quote(literal: str) -> str:
 _CHARACTER = r'([^"\\\x00-\x1f\x7f]|\\["\\n])'
 _WORDS = re.compile(r"[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|.")
 """Words, and alone every other character and those of scripts that put no spaces between words."""
+_JOINED = "[\\u0e00-\\u0eff\\u3040-\\u30ff\\u3400-\\u9fff\\uac00-\\ud7af\\uf900-\\ufaff]"
+"""Letters that stand beside a number or a name in other letters without a space."""
+_BEGINS = rf"(?:(?<![\w-])|(?<={_JOINED})(?!{_JOINED}))"
+_ENDS = rf"(?:(?![\w-])|(?<!{_JOINED})(?={_JOINED}))"
 _NUMBER = r"/0|-?[1-9][0-9]{0,8}(\.[0-9]{0,5}[1-9])?|-?0\.([0-9]{0,3}[1-9])/"
 
 

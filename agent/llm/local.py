@@ -25,10 +25,11 @@ from langchain_core.runnables import Runnable
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field
 
-from agent.errors import ModelError
+from agent.errors import ModelError, PromptError
 from agent.llm.engine import Engine
 from agent.llm.grammar import ToolSpec, call_grammar, canonical, parse_step, step_grammar
 from agent.llm.messages import from_langchain
+from agent.llm.overflow import fitted, prompt_limit
 from agent.llm.render import Frame, Message, Renderer, messages
 from agent.llm.session import Generation, Request
 from agent.llm.stepper import Proposal
@@ -118,10 +119,15 @@ class LocalModel(BaseChatModel):
         cancelled: threading.Event,
         on_text: Callable[[str], None] | None = None,
     ) -> Proposal:
-        """The next step of a run: one generation under the step's grammar."""
+        """The next step of a run: one generation under the step's grammar.
+
+        What outgrows the context is shortened, see `overflow`; where that is not enough, there is no step. Raises
+        PromptError for a task that is too long by itself.
+        """
         spoken = _Speaker(self.renderer, on_text)
+        shown = fitted(messages(trajectory, frame), prompt_limit(self.engine.context), self.renderer)
         request = Request(
-            ids=self.renderer.prompt(messages(trajectory, frame)),
+            ids=self.renderer.prompt(shown),
             end=self.renderer.end_of_turn,
             max_new=max_tokens,
             grammar=step_grammar(frame.shape(trajectory.task, trajectory.steps)),
@@ -131,9 +137,14 @@ class LocalModel(BaseChatModel):
             on_tokens=spoken.hear if on_text is not None else None,
             max_seconds=max_seconds,
         )
-        made = self.engine.generate(request, cancelled)
+        try:
+            made = self.engine.generate(request, cancelled)
+        except PromptError as fault:
+            if not trajectory.steps:
+                raise
+            return Proposal(None, error=str(fault), end="length")
         usage = Usage(made.prompt, made.cached, made.forced, made.sampled, made.guessed)
-        said = self.renderer.decode(made.ids)
+        said = _decode(self.renderer, made)
         if made.end != "stop":
             return Proposal(
                 None,
@@ -293,7 +304,7 @@ class _Prepared:
         self.must_call = bool(choice) and choice not in ("auto", "none")
         if self.must_call and choice not in (True, "any", "required"):
             self.tools = tuple(tool for tool in self.tools if tool.name == choice)
-        self.stops = list(stop or model.stop or ())
+        self.stops = [one for one in stop or model.stop or () if one]
         self.options = options
         self.shown = _with_tools(from_langchain(conversation), self.tools, self.must_call)
         self.listener = _Speaker(model.renderer, None, self.stops)
@@ -315,7 +326,7 @@ class _Prepared:
 
     def read(self, made: Generation) -> tuple[str, list[MessageToolCall]]:
         """The text of the answer, and the tool calls in it."""
-        text = _until(self.model.renderer.decode(made.ids), self.stops)[0]
+        text = _until(_decode(self.model.renderer, made), self.stops)[0]
         if not self.tools or not text.startswith('{"tool":') or made.end != "stop":
             return text, []
         try:
@@ -363,10 +374,16 @@ def _until(text: str, stops: Sequence[str]) -> tuple[str, bool]:
 
 
 def _settled(text: str, stops: Sequence[str]) -> str:
-    hold = len(text) - len(text.rstrip("\ufffd"))
-    for stop in stops:
-        hold = max(hold, *(size for size in range(len(stop)) if text.endswith(stop[:size])))
-    return text[: len(text) - hold]
+    """The text without what may be half a character, and without the head of a stop string in front of that."""
+    whole = text.rstrip("\ufffd")
+    heads = (size for stop in stops for size in range(1, len(stop)) if whole.endswith(stop[:size]))
+    return whole[: len(whole) - max(heads, default=0)]
+
+
+def _decode(renderer: Renderer, made: Generation) -> str:
+    """What was said, without the half of a character that it was cut off in."""
+    text = renderer.decode(made.ids)
+    return text if made.end == "stop" else text.rstrip("\ufffd")
 
 
 def _spec(tool: Mapping[str, Any]) -> ToolSpec:

@@ -1,17 +1,18 @@
 """The one renderer: a record becomes messages, token ids and a loss mask, for serving and training alike.
 
 Rendering is piecewise: each message is a header, a body and a footer, encoded one by one and laid end to end.
-So the ids of a run's first steps are always a prefix of the ids of the whole run, which is what lets keys and
-values be kept and trajectories be packed as trees. Bodies are encoded with special tokens switched off:
-a document that spells out `<|im_end|>` stays text. A step that the model said is rendered from the very ids
-it said; only what a person wrote is encoded anew.
+So the ids of a run's first steps are a prefix of the ids of the whole run (until it outgrows the context, see
+`overflow`), which is what lets keys and values be kept and trajectories be packed as trees. Bodies are encoded with
+special tokens switched off: a document that spells out `<|im_end|>` stays text. A step that the model said is
+rendered from the very ids it said; only what a person wrote is encoded anew.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 from agent.errors import PromptError
@@ -19,7 +20,11 @@ from agent.llm.grammar import StepShape, ToolSpec, canonical, write_step
 from agent.llm.quotes import quotable
 from agent.trajectory import Recalled, Step, Task, Trajectory
 
-PROMPT_VERSION = "2"
+_KEPT = 1024
+"""Bodies whose ids are kept."""
+
+PROMPT_VERSION = "3"
+"""Another one wherever a run could be rendered otherwise than before, as when the rules of `overflow` change."""
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -134,6 +139,8 @@ class Renderer:
         self._plain = _without_special_tokens(tokenizer)
         self._wrappers = _probe(tokenizer)
         self._pieces: dict[str, tuple[int, ...]] = {}
+        # A run's messages are rendered again at each of its steps.
+        self._encoded = lru_cache(_KEPT)(self._encode)
         end = self._encode_special(self._wrappers["assistant"][1])
         if not end:
             raise PromptError("the chat template does not close an assistant's turn; use a chat model")
@@ -146,7 +153,7 @@ class Renderer:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """A body: special tokens in it are text like any other."""
-        return tuple(self._plain.encode(text, add_special_tokens=False).ids)
+        return self._encoded(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids that the model said, without the end of its turn."""
@@ -165,30 +172,19 @@ class Renderer:
         marks = (False,) * len(header) + (target,) * len(body) + (False,) * len(footer)
         return Rendered(ids, marks)
 
-    def conversation(self, shown: Sequence[Message]) -> Rendered:
-        """Messages laid end to end, none of them a target."""
+    def conversation(self, shown: Sequence[Message], said: Collection[int] = ()) -> Rendered:
+        """Messages laid end to end; those at the places in `said` are targets."""
         rendered = Rendered((), ())
-        for message in shown:
-            rendered += self.message(message)
+        for place, message in enumerate(shown):
+            rendered += self.message(message, target=place in said)
         return rendered
 
     def prompt(self, shown: Sequence[Message]) -> tuple[int, ...]:
         """The ids in front of the next thing the assistant says."""
         return self.conversation(shown).ids + self.header("assistant")
 
-    def example(self, trajectory: Trajectory, frame: Frame, targets: Mapping[int, Step]) -> Rendered:
-        """A run for training: the steps in `targets` (by index) as given there, and those alone to be said.
-
-        The run ends behind its last target; nothing of what followed is rendered.
-        """
-        rendered = self.conversation(messages(replace(trajectory, steps=()), frame))
-        last = max(targets)
-        for index, step in enumerate(trajectory.steps[: last + 1]):
-            said = targets.get(index)
-            rendered += self.message(step_message(said or step), target=said is not None)
-            if index < last:
-                rendered += self.message(Message("tool", observation_text(step)))
-        return rendered
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._plain.encode(text, add_special_tokens=False).ids)
 
     def _encode_special(self, text: str) -> tuple[int, ...]:
         if text not in self._pieces:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from agent.errors import WeightsError
 from agent.files import write_whole
@@ -119,6 +119,23 @@ def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
             f"{folder.folder} has no chat template; an instruction-tuned model is expected, not a base one"
         )
     return tokenizer
+
+
+def read_context(folder: ModelFolder) -> int:
+    """How many tokens the model reads, without loading it. Raises WeightsError when its settings do not load."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder.folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise WeightsError(f"{folder.folder} does not load: {_first_line(error)}; {_remedy(folder)}") from error
+    return context_of(config)
+
+
+def context_of(config: Any) -> int:
+    """How many tokens a model of this configuration of transformers reads."""
+    # What reads images too has its numbers for text one level down, until it is loaded as a language model.
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 2048))
 
 
 def list_models(models: Path) -> list[ModelEntry]:

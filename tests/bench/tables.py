@@ -202,7 +202,7 @@ _ENGINE = {
     "prompt_tokens_per_s": "prompt tokens read a second",
     "decode_tokens_per_s": "tokens decoded a second, one session, nothing guessed",
     "share_of_bandwidth_limit": "share of what reading the weights once for each token would allow",
-    "known_prefix_first_token_ratio": "first token of a prompt of which four fifths are known, over that of an unknown one",
+    "known_prefix_first_token_ratio": "first token of a prompt of which four fifths are known, over an unknown one",
     "step32_over_step2": "seconds of step 32 over those of step 2",
     "batch8_ratio": "tickets a minute of eight sessions at once, over those of one",
     "overhead_ms_per_step": "milliseconds that loop and log add to a step",

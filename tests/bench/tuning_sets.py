@@ -26,6 +26,8 @@ from tuner.prepare import prepare
 from tuner.reviewer import load_tickets
 
 ROOT = Path(__file__).resolve().parents[2]
+CONTEXT = 8192
+"""Of the default model."""
 MAX_TOKENS = 1536
 """Of one example; longer ones are left out on both sides."""
 
@@ -41,7 +43,7 @@ def desk(renderer: Renderer, data: Path, scratch: Path) -> list[Example]:
             run = runtime.run(ticket.task, tools=ticket.tools, run_id=new_id())
             if run.answer is not None or run.outcome == "refused":
                 runtime.store.rate(Rating(new_id(), run.id, "up", "bench", "", timestamp()))
-        return prepare(curate(runtime.store).rows, runtime.frame(), renderer, max_tokens=MAX_TOKENS)
+        return prepare(curate(runtime.store).rows, runtime.frame(), renderer, context=CONTEXT, max_tokens=MAX_TOKENS)
 
 
 def toolalpaca(renderer: Renderer, data: Path, scratch: Path) -> list[Example]:
@@ -126,7 +128,7 @@ def labelled(
         step = Step(ToolCall(tool, {"label": label}))
         run = Trajectory(f"{tool}{number}", Task(f"{tool}{number}", text), Provenance(), "", (step,))
         training.append(TrainingRow(run.id, run.task.id, "corrected", run, {0: step}, ("bench",)))
-    return prepare(training, frame, renderer, max_tokens=MAX_TOKENS)
+    return prepare(training, frame, renderer, context=CONTEXT, max_tokens=MAX_TOKENS)
 
 
 SETS: dict[str, Callable[[Renderer, Path, Path], list[Example]]] = {

@@ -24,8 +24,8 @@ from agent.llm.session import Generation, Request
 from agent.sealing import tensors_hash
 
 MakeEngine = Callable[..., Engine]
-NO_END = 399
-"""An id the tests do not meet by chance where a generation is to run to its length."""
+NO_END = -1
+"""No token at all, where a generation is to run to its length: the random model says any."""
 
 
 def prompt(seed: int, size: int) -> tuple[int, ...]:
@@ -369,9 +369,21 @@ def test_a_grammar_that_cannot_be_read_is_an_error_of_its_own(shared: Any, rende
 
 
 def test_a_grammar_with_no_way_out_is_an_error_and_not_a_hang(shared: Any, renderer: Renderer) -> None:
-    with pytest.raises(GrammarError):
-        shared.engine.generate(Request(prompt(1, 9), renderer.end_of_turn, grammar="start: /[a-z]/ & /[0-9]/\n"))
+    grammar = 'start: "The order was " DEAD\nDEAD: /[a-z]/ & /[0-9]/\n'
+    with pytest.raises(GrammarError, match=r"no way out behind 'The order was .*'.*let the pattern and the length"):
+        shared.engine.generate(Request(prompt(1, 9), renderer.end_of_turn, grammar=grammar))
     assert shared.engine.generate(Request(prompt(1, 9), NO_END, max_new=3)).end == "length"
+
+
+@pytest.mark.parametrize("most", range(1, 8))
+def test_what_a_grammar_forces_ends_at_the_most_that_may_be_said_in_the_middle_of_a_character_too(
+    shared: Any, renderer: Renderer, most: int
+) -> None:
+    grammar = 'start: "订单🎉"\n'
+    whole = renderer.encode("订单🎉")
+    assert len(whole) == 10, "three bytes, three bytes and four, a token each"
+    made = shared.engine.generate(Request(prompt(1, 9), renderer.end_of_turn, max_new=most, grammar=grammar))
+    assert (made.end, made.ids) == ("length", whole[:most])
 
 
 # -- adapters ----------------------------------------------------------------------------------------------

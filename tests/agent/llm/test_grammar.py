@@ -285,6 +285,25 @@ def test_a_placeholder_and_scripts_without_spaces_are_copied_too(admits: Admits)
     assert not can_say(admits, tools, shown, "find", x="退期限")
 
 
+def test_an_identifier_may_stand_beside_letters_of_a_script_that_puts_no_space_there(admits: Admits) -> None:
+    shown = "订单48213已发货, 주문 48214은 또, 48215です, x48216号 单-48217 482189号"
+    for number in range(48213, 48219):
+        told = can_say(admits, (copying("track", NUMBER),), shown, "track", x=str(number))
+        assert told == (number <= 48215), number
+    name = {"type": "string", "pattern": "^[一-龥]{2}$"}
+    assert can_say(admits, (copying("track", name),), "订单 已发货", "track", x="订单")
+    assert not can_say(admits, (copying("track", name),), "订单 已发货", "track", x="发货")
+
+
+def test_where_no_run_of_words_has_a_fitting_length_the_tool_cannot_be_called(admits: Admits) -> None:
+    tools = (copying("find", WORDS), copying("list", WORDS, required=False))
+    assert can_say(admits, tools, f"{'x' * 13} ab", "find", x="ab")
+    for shown in ("x" * 13, "a", f"a{'x' * 13} b"):
+        grammar = step_grammar(StepShape(tools, False, False, (), shown))
+        assert "find" not in grammar, "its beginning must not be admitted: there would be no way out"
+        assert can_say(admits, tools, shown, "list")
+
+
 def test_of_many_identifiers_the_last_shown_stay() -> None:
     shown = " ".join(f"{number:05}" for number in range(100)) + " 00000"
     found = identifiers("^[0-9]{5}$", shown)

@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 
 from agent.errors import PromptError
 from agent.llm.grammar import ToolSpec, write_step
-from agent.llm.render import Frame, Message, Renderer, messages, observation_text, step_message, system_text, task_text
+from agent.llm.overflow import examples
+from agent.llm.render import (
+    Frame,
+    Message,
+    Rendered,
+    Renderer,
+    messages,
+    observation_text,
+    step_message,
+    system_text,
+    task_text,
+)
 from agent.trajectory import Provenance, Recalled, Step, Task, ToolCall, Trajectory
 
 LLAMA = (
@@ -66,6 +77,11 @@ STEPS = (
     Step(None, error="This is not a step.", said="I think it is fine"),
     Step(ToolCall("list", {}), "Tent: 48213", "All.", ("list",), notice="You repeat yourself."),
 )
+
+
+def example(renderer: Renderer, run: Trajectory, targets: dict[int, Step]) -> Rendered:
+    (made,) = examples(run, FRAME, targets, 10_000, renderer)
+    return made
 
 
 @pytest.mark.parametrize("template", ["chatml", "llama", "qwen"])
@@ -142,7 +158,7 @@ def test_special_tokens_in_a_body_stay_text(renderer: Renderer, tokenizer: Any) 
 def test_the_targets_are_the_step_and_its_end_of_turn_and_nothing_else(renderer: Renderer, tokenizer: Any) -> None:
     run = trajectory(*STEPS)
     better = replace(STEPS[1], call=ToolCall("list", {}), thought="Better.", error=None)
-    made = renderer.example(run, FRAME, {0: STEPS[0], 1: better})
+    made = example(renderer, run, {0: STEPS[0], 1: better})
     assert len(made.ids) == len(made.targets)
     spans: list[list[int]] = [[]]
     for id, target, following in zip(made.ids, made.targets, (*made.targets[1:], False), strict=True):
@@ -164,7 +180,7 @@ def test_a_step_the_model_said_is_rendered_from_its_very_ids(renderer: Renderer)
     assert ids[:-1] != renderer.encode(write_step(STEPS[0])), "spelled letter by letter on purpose"
     step = replace(STEPS[0], token_ids=ids)
     assert renderer.decode(ids) == write_step(step)
-    made = renderer.example(trajectory(step), FRAME, {0: step})
+    made = example(renderer, trajectory(step), {0: step})
     assert tuple(id for id, target in zip(made.ids, made.targets, strict=True) if target) == ids
     assert step_message(STEPS[2]).text == "I think it is fine"
 
@@ -210,7 +226,7 @@ def test_recalled_tasks_stand_in_front_of_the_task_and_are_no_target(parts: Any)
         "customer_id: C1\nTasks like this began:\n- where is #\n  get_order (look; answer)\n"
         "- all mine\n  list\nNow: Where is it?"
     )
-    example = renderer.example(shown, FRAME, {0: STEPS[0]})
-    said = [one for one, target in zip(example.ids, example.targets, strict=True) if target]
-    assert "all mine" in renderer.decode(example.ids)
+    made = example(renderer, shown, {0: STEPS[0]})
+    said = [one for one, target in zip(made.ids, made.targets, strict=True) if target]
+    assert "all mine" in renderer.decode(made.ids)
     assert renderer.decode(said) == write_step(STEPS[0])

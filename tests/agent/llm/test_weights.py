@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,15 @@ from agent.errors import WeightsError
 from agent.llm.catalog import CATALOG, DEFAULT_ENCODER, DEFAULT_MODEL, KnownWeights, known
 from agent.llm.checks import check_safetensors, combined_hash, sha256_file
 from agent.llm.convert import check_converted, converted_folder, packaged_file, write_manifest
-from agent.llm.weights import list_models, load_model, load_tokenizer, resolve_encoder, resolve_model
+from agent.llm.weights import (
+    context_of,
+    list_models,
+    load_model,
+    load_tokenizer,
+    read_context,
+    resolve_encoder,
+    resolve_model,
+)
 
 BASE = next(entry for entry in CATALOG if entry.name == DEFAULT_MODEL)
 
@@ -246,6 +255,16 @@ def test_a_folder_that_passes_the_checks_and_is_no_model_is_refused_when_it_load
         load_model(found, device="cpu")
     with pytest.raises(WeightsError, match="no usable tokenizer"):
         load_tokenizer(found)
+
+
+def test_what_a_model_reads_is_known_without_loading_it(tmp_path: Path, parts: Any, tokenizer: Any) -> None:
+    model = parts.model(tokenizer, max_position_embeddings=640)
+    model.save_pretrained(str(tmp_path / "tiny"))
+    found = resolve_model(str(tmp_path / "tiny"), tmp_path / "models")
+    assert read_context(found) == context_of(model.config) == 640
+    (tmp_path / "tiny" / "config.json").write_text('{"model_type": "no such type"}', "utf-8")
+    with pytest.raises(WeightsError, match="the folder must hold a causal language model"):
+        read_context(found)
 
 
 @pytest.mark.slow
