@@ -25,9 +25,11 @@ from agent.errors import GrammarError, ModelError, PromptError
 from agent.llm.attention import CachedLayout, use_ragged_attention
 from agent.llm.bank import AdapterBank
 from agent.llm.cache import Slots
+from agent.llm.graphs import runner_on
 from agent.llm.guess import KEYS, Phrases, Said, guess
 from agent.llm.lean import Lora, lean_pass, lora_of
 from agent.llm.prefix import Entry, PrefixCache, common_prefix
+from agent.llm.static import StaticPasses
 from agent.teams import in_own_team
 
 if TYPE_CHECKING:
@@ -125,8 +127,19 @@ class _Job:
 class Engine:
     """Runs requests on one model. Safe to call from many threads; `close` ends the worker."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, max_sessions: int = 16, cache_tokens: int = 32768) -> None:
-        """Takes over a transformers causal language model: its attention becomes the ragged one."""
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_sessions: int = 16,
+        cache_tokens: int = 32768,
+        static: bool | None = None,
+    ) -> None:
+        """Takes over a transformers causal language model: its attention becomes the ragged one.
+
+        `static` says whether passes of few tokens are of few shapes (see `static`); None means on CUDA alone.
+        """
         use_ragged_attention(model)
         self.model = model
         self._lean = in_own_team(lambda: lean_pass(model))
@@ -140,7 +153,9 @@ class Engine:
         self._grammars: dict[tuple[str, int], Any] = {}
         self._making_grammar = threading.Lock()
         self._max_sessions = max_sessions
-        self._slots = Slots(model.config.num_hidden_layers, max_sessions)
+        static = model.device.type == "cuda" if static is None else static
+        self._slots = Slots(model.config.num_hidden_layers, max_sessions, static=static)
+        self._static = StaticPasses(model, self.adapters, self._slots, runner_on(model.device)) if static else None
         self._cache = PrefixCache(self._slots, max_tokens=cache_tokens)
         self._inbox: queue.SimpleQueue[_Job | Callable[[], None] | None] = queue.SimpleQueue()
         self._starts: dict[str | None, tuple[int, ...]] = {}
@@ -396,6 +411,12 @@ class Engine:
             ids += [*job.pending[:take], *guessed]
             positions += range(start, start + take + len(guessed))
             entries.append(job.entry)
+        for job, entry, take, guessed in zip(batch, entries, takes, guesses, strict=True):
+            entry.ids += [*job.pending[:take], *guessed]
+        if self._static is not None:
+            found = self._static.run(adapter, [entry.values for entry in entries], counts, ids, keep)
+            if found is not None:
+                return takes, found, None
         device = self.model.device
         layout = CachedLayout(self._slots, [entry.values for entry in entries], counts, device)
         tokens, places, last = (torch.tensor(one, device=device) for one in (ids, positions, keep))
@@ -414,8 +435,6 @@ class Engine:
                     layout=layout,
                 ).logits[0]
         layout.commit()
-        for job, entry, take, guessed in zip(batch, entries, takes, guesses, strict=True):
-            entry.ids += [*job.pending[:take], *guessed]
         return takes, logits.float(), made_of
 
     def _choose(self, job: _Job, logits: torch.Tensor, made_of: torch.Tensor | None, guessed: Sequence[int]) -> None:

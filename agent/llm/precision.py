@@ -15,7 +15,7 @@ Precision = Literal["float32", "mixed"]
 
 
 def serving_dtype(wanted: str, device: str) -> str:
-    """What the weights are loaded in: what is `wanted`, and for "auto" bfloat16 on CUDA, elsewhere the faster precision.
+    """What the weights are loaded in: what is `wanted`; for "auto" bfloat16 on CUDA, elsewhere the faster precision.
 
     Decoding on a GPU waits for weights to be read, and bfloat16 is half as much to read.
     """
