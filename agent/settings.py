@@ -80,7 +80,7 @@ class ModelSettings:
     """Where the model runs: "auto" (a GPU when there is one), "cpu", "cuda", "cuda:N" or "mps"."""
     dtype: str = _choice("auto", "auto", "float32", "mixed", "bfloat16", "float16")
     """Number format of the weights; "mixed" multiplies in bfloat16 and keeps all else in float32, and "auto" takes
-    whichever of float32 and mixed is faster on this machine."""
+    bfloat16 on an NVIDIA GPU, elsewhere whichever of float32 and mixed is faster on this machine."""
     threads: int = _whole(0, 0, 1024)
     """CPU threads; 0 means all cores. RATCHET_THREADS in the environment goes before this."""
     max_sessions: int = _whole(16, 1, 1024)

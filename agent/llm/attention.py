@@ -252,22 +252,23 @@ class _Together:
             seen = seen.view(heads, -1, size).transpose(0, 1)
             seen_sums = seen_sums.view(heads, -1, 1).transpose(0, 1)
             before = out[those]
-            out[those] = before + (seen - before) * (seen_sums - sums[those]).sigmoid()
+            out[those] = before + (seen - before) * (seen_sums - sums[those]).sigmoid().to(out.dtype)
         return out
 
 
 def _softmax_product(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, hidden: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention [B, N, d] over [B, S, d], and the logarithm of each row's sum of exponentials [B, N, 1]."""
+    """Attention [B, N, d] over [B, S, d], and the logarithm of each row's sum of exponentials, float32 [B, N, 1]."""
     import torch
 
-    scores = torch.baddbmm(query.new_zeros(1), query, keys.transpose(1, 2), beta=0, alpha=scale)
+    exact = query.float()  # A sum of exponentials in fewer bits would be off by some percent.
+    scores = torch.baddbmm(exact.new_zeros(1), exact, keys.float().transpose(1, 2), beta=0, alpha=scale)
     if hidden is not None:
         rows, _, _, width, length = hidden.shape
         scores.view(rows, -1, 1, width, length).masked_fill_(hidden, float("-inf"))
     sums = scores.logsumexp(-1, keepdim=True)
-    return torch.bmm(scores.sub_(sums).exp_(), values), sums
+    return torch.bmm(scores.sub_(sums).exp_().to(values.dtype), values), sums
 
 
 def causal(

@@ -155,7 +155,7 @@ class AdapterBank:
 
         if set(tensors) != {virtual.TENSOR}:
             raise ValueError(f"it holds {sorted(tensors)}, expected {virtual.TENSOR} alone")
-        rows = tensors[virtual.TENSOR].float().to(self._model.device)
+        rows = tensors[virtual.TENSOR].to(self._model.device, self._model.dtype)
         self.activate(None)
         with torch.no_grad():
             self._virtual[key] = virtual.pairs_of(self._model, kind, rows)

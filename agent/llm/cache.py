@@ -93,7 +93,7 @@ class KeyValues:
         if length == 0:
             return twin
         unit = length - length % SHARED_UNIT
-        if unit and self.shared is None:
+        if unit and self.shared is None and not self._slots.static:
             self._share(unit)
         if unit and self.shared is not None:
             twin.shared = self.shared.upto(min(unit, self.shared.length))
@@ -141,9 +141,16 @@ class KeyValues:
 class Slots:
     """Rows for the own parts of running sequences. Buffers are made, and grow, as they are needed."""
 
-    def __init__(self, layers: int, most: int) -> None:
-        """`most` sequences can run at once."""
+    def __init__(self, layers: int, most: int, *, static: bool = False) -> None:
+        """`most` sequences can run at once.
+
+        With `static`, as `agent.llm.static` needs it, sequences share nothing and lie whole in their slots, whose last
+        column no sequence reaches; and the buffers grow seldom, for then they move.
+        """
         self.layers = layers
+        self.static = static
+        self.moves = 0
+        """How often a buffer was replaced by a larger one."""
         self._most = most
         self._tenants: list[weakref.ref[KeyValues] | None] = []
         self._room = _LEAST_ROOM
@@ -188,12 +195,31 @@ class Slots:
 
     def reserve(self, length: int) -> None:
         """See that a slot holds `length` positions."""
-        while self._room < length:
+        while self._room < length + self.static:
             self._room *= 2
+
+    @property
+    def room(self) -> int:
+        """Columns of a slot."""
+        return self._room
+
+    @property
+    def rows(self) -> int:
+        """Slots that there are, taken or not."""
+        taken = len(self._tenants)
+        return min(self._most, 1 << (taken - 1).bit_length()) if self.static and taken else taken
+
+    def settle(self) -> bool:
+        """Let all buffers grow now and not at their next write; False while there are none."""
+        for layer, pair in enumerate(self._buffers):
+            if pair is None:
+                return False
+            self.fit(layer, pair[0][0])
+        return True
 
     def fit(self, layer: int, like: torch.Tensor) -> Pair:
         """The layer's buffers, made large enough. `like` is [kv_heads, T, d]."""
-        shape = (len(self._tenants), like.shape[0], self._room, like.shape[2])
+        shape = (self.rows, like.shape[0], self._room, like.shape[2])
         old = self._buffers[layer]
         if old is None or old[0].shape != shape:
             # Zeros and not garbage: what masked positions hold is multiplied by 0, and must be finite for it.
@@ -203,6 +229,7 @@ class Slots:
                 fresh[0][:rows, :, :room] = old[0]
                 fresh[1][:rows, :, :room] = old[1]
             self._buffers[layer] = old = fresh
+            self.moves += 1
         return old
 
     def _free(self) -> int:

@@ -24,10 +24,12 @@ from agent.llm.attention import CachedLayout, use_ragged_attention
 from agent.llm.bank import AdapterBank
 from agent.llm.cache import Slots
 from agent.llm.choose import Chooser
+from agent.llm.graphs import runner_on
 from agent.llm.guess import KEYS, Said, guess
 from agent.llm.lean import Lora, lean_pass, lora_of
 from agent.llm.prefix import Entry, PrefixCache, common_prefix
 from agent.llm.session import End, Generation, Request, Session
+from agent.llm.static import StaticPasses
 from agent.llm.weights import context_of
 from agent.teams import in_own_team
 
@@ -61,11 +63,17 @@ class Engine:
         max_sessions: int = 16,
         max_waiting: int = MAX_WAITING,
         cache_tokens: int = 32768,
+        static: bool | None = None,
     ) -> None:
-        """Takes over a transformers causal language model: its attention becomes the ragged one."""
+        """Takes over a transformers causal language model: its attention becomes the ragged one.
+
+        `static` says whether passes of few tokens are of few shapes (see `static`); None means on CUDA alone.
+        """
         use_ragged_attention(model)
         self.model = model
-        self._lean = in_own_team(lambda: lean_pass(model))
+        static = model.device.type == "cuda" if static is None else static
+        # Prepared passes are those of transformers, which run one adapter at a time.
+        self._lean = None if static else in_own_team(lambda: lean_pass(model))
         self._loras: dict[str | None, Lora | None] = {None: None}
         """Of the adapters that the lean pass can run."""
         self.adapters = AdapterBank(model)
@@ -75,7 +83,8 @@ class Engine:
         self._max_waiting = max_waiting
         self.unfinished = 0
         """Requests that run or wait."""
-        self._slots = Slots(model.config.num_hidden_layers, max_sessions)
+        self._slots = Slots(model.config.num_hidden_layers, max_sessions, static=static)
+        self._static = StaticPasses(model, self.adapters, self._slots, runner_on(model.device)) if static else None
         self._cache = PrefixCache(self._slots, max_tokens=cache_tokens)
         self._inbox: queue.SimpleQueue[Session | Callable[[], None] | None] = queue.SimpleQueue()
         self._starts: dict[str | None, tuple[int, ...]] = {}
@@ -333,10 +342,16 @@ class Engine:
             ids += [*session.pending[:take], *guessed]
             positions += range(start, start + take + len(guessed))
             entries.append(session.entry)
+        for session, entry, take, guessed in zip(batch, entries, takes, guesses, strict=True):
+            entry.ids += [*session.pending[:take], *guessed]
+        adapter = batch[0].request.adapter
+        if self._static is not None:
+            found = self._static.run(adapter, [entry.values for entry in entries], counts, ids, keep)
+            if found is not None:
+                return found, None
         device = self.model.device
         layout = CachedLayout(self._slots, [entry.values for entry in entries], counts, device)
         tokens, places, last = (torch.tensor(one, device=device) for one in (ids, positions, keep))
-        adapter = batch[0].request.adapter
         made_of: torch.Tensor | None = None
         with torch.inference_mode():
             if self._lean is not None and self._runs_lean(batch[0]):
@@ -352,8 +367,6 @@ class Engine:
                     layout=layout,
                 ).logits[0]
         layout.commit()
-        for session, entry, take, guessed in zip(batch, entries, takes, guesses, strict=True):
-            entry.ids += [*session.pending[:take], *guessed]
         return logits.float(), made_of
 
     def _beside(self, batch: Sequence[Session], counts: Sequence[int]) -> list[tuple[slice, Lora]]:

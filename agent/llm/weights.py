@@ -96,8 +96,9 @@ def load_model(
     """The model, ready to serve: evaluation mode, no gradients, torch's own attention.
 
     `device="auto"` is the GPU if torch sees one, else the CPU. `dtype` is "float32", "bfloat16", "float16",
-    "mixed" (see `precision`), or "auto" for whichever of float32 and mixed is faster here. `threads` holds for the
-    whole process; None and 0 leave it to torch. Raises WeightsError when the folder does not load.
+    "mixed" (see `precision`), or "auto" for bfloat16 on CUDA and whichever of float32 and mixed is faster elsewhere.
+    `threads` holds for the whole process; None and 0 leave it to torch. Raises WeightsError when the folder does not
+    load.
     """
     return in_own_team(lambda: _load(folder, device, dtype, threads or 0))
 
@@ -156,12 +157,12 @@ def _load(folder: ModelFolder, device: str, dtype: str, threads: int) -> PreTrai
     import torch
     from transformers import AutoModelForCausalLM
 
-    from agent.llm.precision import faster_precision, use_bfloat16_products
+    from agent.llm.precision import serving_dtype, use_bfloat16_products
 
     if threads:
         torch.set_num_threads(threads)
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    dtype = faster_precision(place) if dtype == "auto" else dtype
+    dtype = serving_dtype(dtype, place)
     remedy = _remedy(folder)
     try:
         with quiet():

@@ -551,3 +551,55 @@ def test_virtual_tokens_of_another_base_are_refused(
     with pytest.raises(AdapterError, match=r"prompt_embeddings have shape \(9, 192\); this base needs \[N, 128\]"):
         engine.load_adapter("prefix", tmp_path / "prefix")
     assert "prefix" not in engine.adapters
+
+
+# -- bfloat16 --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("piece", [1, 16, 64])
+def test_in_bfloat16_cached_attention_rounds_no_worse_than_that_of_transformers(
+    parts: Any, tokenizer: Any, piece: int
+) -> None:
+    import torch
+
+    from agent.llm.attention import CachedLayout, use_ragged_attention
+    from agent.llm.cache import KeyValues, Slots
+
+    ids = torch.tensor(prompt(1, 160))
+    model, slots = parts.model(tokenizer).to(torch.bfloat16), Slots(3, 2)
+    with torch.inference_mode():
+        exact = parts.model(tokenizer)(ids[None]).logits[0]
+        rounded = model(ids[None]).logits[0].float()
+        use_ragged_attention(model)
+        first, twin = KeyValues(slots), None
+        logits = []
+        for start in range(0, len(ids), piece):
+            # From the middle on behind a prefix that two share.
+            if start >= 80 and twin is None:
+                twin, first = first, first.copy(start)
+            slots.hold(first)
+            layout = CachedLayout(slots, [first], [len(ids[start : start + piece])], ids.device)
+            places = torch.arange(start, min(start + piece, len(ids)))
+            made = model(input_ids=ids[None, places], position_ids=places[None], use_cache=False, layout=layout)
+            logits.append(made.logits[0].float())
+            layout.commit()
+    assert first.shared is not None
+    assert float((torch.cat(logits) - exact).norm()) < 1.1 * float((rounded - exact).norm())
+
+
+def test_a_base_in_bfloat16_runs_under_adapters_of_every_kind(parts: Any, tokenizer: Any, tmp_path: Path) -> None:
+    import torch
+
+    parts.adapter(tmp_path / "lora", tokenizer, seed=1)
+    for kind in ("prompt", "prefix", "full"):
+        parts.other(tmp_path / kind, tokenizer, kind)
+    engine = Engine(parts.model(tokenizer).to(torch.bfloat16), tokenizer)
+    try:
+        said = [engine.generate(Request(prompt(1, 40), NO_END, max_new=6)).ids]
+        for kind in ("lora", "prompt", "prefix", "full"):
+            engine.load_adapter(kind, tmp_path / kind, tensors_sha256=sealed_hash(tmp_path / kind))
+            said.append(engine.generate(Request(prompt(1, 40), NO_END, max_new=6, adapter=kind)).ids)
+        assert len(set(said)) == 5
+        assert engine.generate(Request(prompt(1, 40), NO_END, max_new=6)).ids == said[0]
+    finally:
+        engine.close()

@@ -5,12 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 
-from agent.llm.precision import faster_precision, use_bfloat16_products
+from agent.llm.precision import faster_precision, serving_dtype, use_bfloat16_products
 from tests.tuner.tiny import tiny_model
 
 
 def test_the_faster_precision_is_one_of_two() -> None:
     assert faster_precision("cpu") in ("float32", "mixed")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_on_cuda_weights_are_bfloat16_unless_the_settings_name_another(device: str) -> None:
+    assert serving_dtype("auto", device) == "bfloat16"
+    assert [serving_dtype(one, device) for one in ("float32", "mixed", "float16")] == ["float32", "mixed", "float16"]
+
+
+def test_elsewhere_the_faster_precision_is_taken() -> None:
+    assert serving_dtype("auto", "cpu") in ("float32", "mixed")
+    assert serving_dtype("bfloat16", "cpu") == "bfloat16"
 
 
 def test_linear_weights_become_bfloat16_and_all_else_stays_float32() -> None:
