@@ -46,7 +46,7 @@ class Matchers:
                     self._ready.clear()
                 matcher = llguidance.LLMatcher(self._tokenizers[end], grammar)
                 if matcher.is_error():
-                    raise GrammarError(f"the grammar cannot be used: {matcher.get_error()}")
+                    raise GrammarError(f"the grammar cannot be used: {_reason(matcher)}")
                 self._ready[grammar, end] = matcher
             return self._ready[grammar, end].deep_copy()
 
@@ -66,9 +66,11 @@ def choose(
     if session.matcher is None or token == end:
         return [token], token == end
     if not session.matcher.consume_token(token):
-        raise GrammarError(f"the grammar refused token {token}: {session.matcher.get_error()}")
+        raise GrammarError(f"the grammar refused token {token}: {_reason(session.matcher)}")
     forced = session.matcher.compute_ff_tokens()
-    session.matcher.consume_tokens(forced)
+    if not session.matcher.consume_tokens(forced):
+        # The tokenizer has no token for a byte that must come, and left it out.
+        raise GrammarError(f"the grammar refused the tokens it forced: {_reason(session.matcher)}")
     ended = session.matcher.is_stopped()
     if ended:
         forced = [*forced, end]
@@ -110,8 +112,13 @@ def _allowed(session: Session, size: int) -> np.ndarray | None:
     bits = np.zeros((1, (size + 31) // 32), dtype=np.int32)
     session.matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.size * bits.itemsize)
     if session.matcher.is_error():
-        raise GrammarError(f"the grammar cannot go on: {session.matcher.get_error()}")
+        raise GrammarError(f"the grammar cannot go on: {_reason(session.matcher)}")
     allowed = np.nonzero(np.unpackbits(bits.view(np.uint8), bitorder="little")[:size])[0]
     if not len(allowed):
         raise GrammarError("the grammar leaves no way out: no token is admitted and it is not finished")
     return allowed
+
+
+def _reason(matcher: Any) -> str:
+    """What llguidance has against it, without the state that it prints behind."""
+    return str(matcher.get_error()).partition("<state>")[0].strip()
