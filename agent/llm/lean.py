@@ -28,6 +28,8 @@ _PARTS = {
     "self_attn": {"q_proj", "k_proj", "v_proj", "o_proj"},
     "mlp": {"gate_proj", "up_proj", "down_proj", "act_fn"},
 }
+_EMBEDDED = "lora_embedding_A"
+"""Where PEFT keeps what a LoRA adds to embeddings, which the lean pass does not."""
 _PROBE = 24
 """Tokens of the pass by which the two are compared."""
 _TOLERANCE, _ROUNDED_TOLERANCE = 1e-4, 0.1
@@ -216,7 +218,7 @@ def lora_of(model: Any, name: str) -> Lora | None:
                 deltas[product] = delta
             known += sum(held)
         layers.append(deltas)
-    every = sum(name in getattr(module, "lora_A", ()) for module in model.modules())
+    every = sum(name in getattr(module, kind, ()) for module in model.modules() for kind in ("lora_A", _EMBEDDED))
     return Lora(layers) if known == every else None
 
 

@@ -92,7 +92,10 @@ def adapted(model: Any, folder: Path, count: int) -> tuple[torch.Tensor, torch.T
     return both(model, run, lora, count)
 
 
-@pytest.mark.parametrize("options", [{"use_dora": True}, {"target_modules": ["q_proj", "lm_head"]}])
+@pytest.mark.parametrize(
+    "options",
+    [{"use_dora": True}, {"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["q_proj", "embed_tokens"]}],
+)
 def test_an_adapter_that_does_more_is_left_to_transformers(tokenizer: Any, options: dict[str, Any]) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
