@@ -31,17 +31,20 @@ class SharedPrefix:
     def __init__(self, pairs: Sequence[Pair]) -> None:
         self.pairs = pairs
         self.length = int(pairs[0][0].shape[1])
-        self._shorter: dict[int, SharedPrefix] = {}
+        self._shorter: weakref.WeakValueDictionary[int, SharedPrefix] = weakref.WeakValueDictionary()
 
     def upto(self, length: int) -> SharedPrefix:
-        """The first `length` positions; the same object each time."""
+        """The first `length` positions; the same object as long as anybody has it."""
         if length == self.length:
             return self
-        if length not in self._shorter:
-            self._shorter[length] = SharedPrefix(
-                [(keys[:, :length], values[:, :length]) for keys, values in self.pairs]
+        shorter = self._shorter.get(length)
+        if shorter is None:
+            # Copied, for views would keep all of the longer one when nobody has that any more.
+            shorter = SharedPrefix(
+                [(keys[:, :length].clone(), values[:, :length].clone()) for keys, values in self.pairs]
             )
-        return self._shorter[length]
+            self._shorter[length] = shorter
+        return shorter
 
 
 class KeyValues:
@@ -158,12 +161,12 @@ class Slots:
 
     def hold(self, sequence: KeyValues) -> None:
         """Give a sequence a slot until `let_go`, taking it from one that waits if need be."""
-        sequence.running = True
         self.reserve(sequence.own_length)
         if sequence.slot is None:
             place = self._free()
             self._tenants[place] = weakref.ref(sequence)
             sequence.take_slot(place)
+        sequence.running = True
 
     def let_go(self, sequence: KeyValues) -> None:
         """The sequence waits; its slot may go to another."""

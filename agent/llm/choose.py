@@ -47,7 +47,7 @@ class Chooser:
                     self._ready.clear()
                 matcher = llguidance.LLMatcher(self._tokenizers[end], grammar)
                 if matcher.is_error():
-                    raise GrammarError(f"the grammar cannot be used: {matcher.get_error()}")
+                    raise GrammarError(f"the grammar cannot be used: {_reason(matcher)}")
                 self._ready[grammar, end] = matcher
             return self._ready[grammar, end].deep_copy()
 
@@ -66,9 +66,11 @@ class Chooser:
         if matcher is None or token == request.end:
             return [token], token == request.end
         if not matcher.consume_token(token):
-            raise GrammarError(f"the grammar refused token {token}: {matcher.get_error()}")
+            raise GrammarError(f"the grammar refused token {token}: {_reason(matcher)}")
         forced = matcher.compute_ff_tokens()
-        matcher.consume_tokens(forced)
+        if not matcher.consume_tokens(forced):
+            # The tokenizer has no token for a byte that must come, and left it out.
+            raise GrammarError(f"the grammar refused the tokens it forced: {_reason(matcher)}")
         ended = matcher.is_stopped()
         if ended:
             forced = [*forced, request.end]
@@ -110,9 +112,14 @@ class Chooser:
         matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.size * bits.itemsize)
         allowed = np.nonzero(np.unpackbits(bits.view(np.uint8), bitorder="little")[:size])[0]
         if matcher.is_error() or not len(allowed):
-            why = matcher.get_error().partition("\n")[0] or "no token is admitted and it is not finished"
+            why = _reason(matcher) or "no token is admitted and it is not finished"
             raise GrammarError(
                 f"the grammar leaves no way out behind {self._tokenizer.decode(session.said)!r} ({why}); let the "
                 "pattern and the length of what is to follow admit something"
             )
         return allowed
+
+
+def _reason(matcher: Any) -> str:
+    """What llguidance has against it, without the state that it prints behind."""
+    return str(matcher.get_error()).partition("\n")[0].partition("<state>")[0].strip()

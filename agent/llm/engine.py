@@ -79,6 +79,7 @@ class Engine:
         self.adapters = AdapterBank(model)
         self.context = context_of(model.config)
         self._chooser = Chooser(tokenizer, max(int(model.config.vocab_size), len(tokenizer)), self._lean)
+        self._known_ids = int(model.get_input_embeddings().weight.shape[0])
         self._max_sessions = max_sessions
         self._max_waiting = max_waiting
         self.unfinished = 0
@@ -103,9 +104,17 @@ class Engine:
     def generate(self, request: Request, cancelled: threading.Event | None = None) -> Generation:
         """Continue the request's ids. Blocks; setting `cancelled` ends it within a pass.
 
-        Raises PromptError for a prompt that leaves no room in the context, GrammarError for a bad grammar, BusyError
-        where too many wait already.
+        Raises PromptError for a prompt that is empty, has ids that the model has not or leaves no room in the context,
+        GrammarError for a bad grammar, BusyError where too many wait already.
         """
+        # Here and not in the pass, where it would be an error of all who share it.
+        if not request.ids:
+            raise PromptError("the prompt is empty, and there is nothing to continue; pass one id at least")
+        strange = next((id for id in request.ids if not 0 <= id < self._known_ids), None)
+        if strange is not None:
+            raise PromptError(
+                f"the prompt has id {strange}, and the model knows 0 to {self._known_ids - 1}; use its own tokenizer"
+            )
         start = self._starts.get(request.adapter, ())
         if len(start) + len(request.ids) + 1 >= self.context:
             raise PromptError(

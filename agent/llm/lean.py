@@ -28,6 +28,8 @@ _PARTS = {
     "self_attn": {"q_proj", "k_proj", "v_proj", "o_proj"},
     "mlp": {"gate_proj", "up_proj", "down_proj", "act_fn"},
 }
+_EMBEDDED = "lora_embedding_A"
+"""Where PEFT keeps what a LoRA adds to embeddings, which the lean pass does not."""
 _PROBE = 24
 """Tokens of the pass by which the two are compared."""
 _TOLERANCE, _ROUNDED_TOLERANCE = 1e-4, 0.1
@@ -35,6 +37,9 @@ _TOLERANCE, _ROUNDED_TOLERANCE = 1e-4, 0.1
 
 _ROWS = 32
 """For how many rows the packed weights are laid out; they serve any number."""
+_STEPS = ((32, 1), (128, 8), (4096, 32))
+"""Up to so many rows, packed products are made of a number of rows that is a multiple of so many. For each number of
+rows oneDNN makes code of its own and keeps it: all up to 512 came to 350 MB."""
 _CANDIDATES = 64
 """Of so many tokens, the likeliest by rounded logits, the logits are taken anew in float32."""
 
@@ -103,6 +108,7 @@ class LeanPass:
         head = self._output.weight.detach().to(layers[0].products["qkv"].dtype)
         bias = None if self._output.bias is None else self._output.bias.detach().to(head.dtype)
         self._head = _Product(head, bias, pack=pack)
+        self._packed = pack
         config = model.config
         self._heads = int(config.num_attention_heads)
         self._groups = int(config.num_key_value_heads)
@@ -119,21 +125,26 @@ class LeanPass:
 
         Returns the logits [B, V] behind those, and what they are made of, [B, hidden]; see `refine`.
         """
-        hidden = self._embeddings(ids)
-        cos, sin = (part[0, :, None] for part in self._rotary(hidden, positions[None]))
-        count, (half, turned) = len(ids), (cos.shape[-1] // 2, self._heads + self._groups)
+        from torch.nn.functional import pad
+
+        count = len(ids)
+        spare = _spare_rows(count) if self._packed else 0
+        hidden = self._embeddings(pad(ids, (0, spare)))
+        cos, sin = (part[0, :, None] for part in self._rotary(hidden, pad(positions, (0, spare))[None]))
+        half, turned = cos.shape[-1] // 2, self._heads + self._groups
         first, second = -sin[..., :half], sin[..., half:]
         for number, layer in enumerate(self._layers):
             deltas = _by_product(loras, number)
             rows = _normed(layer.before_attention, hidden)
-            heads = layer.products["qkv"](rows, deltas["qkv"]).view(count, turned + self._groups, -1)
+            heads = layer.products["qkv"](rows, deltas["qkv"]).view(count + spare, turned + self._groups, -1)
             flat = heads[:, :turned]
             round_ = flat * cos
             round_[..., :half].addcmul_(flat[..., half:], first)
             round_[..., half:].addcmul_(flat[..., :half], second)
-            query, key = round_[:, : self._heads].transpose(0, 1), round_[:, self._heads :].transpose(0, 1)
-            seen = layout.attend(number, query, key, heads[:, turned:].transpose(0, 1), layer.scale, layer.window)
-            hidden += layer.products["out"](seen.reshape(count, -1), deltas["out"])
+            query, key = round_[:count, : self._heads].transpose(0, 1), round_[:count, self._heads :].transpose(0, 1)
+            value = heads[:count, turned:].transpose(0, 1)
+            seen = layout.attend(number, query, key, value, layer.scale, layer.window)
+            hidden += layer.products["out"](pad(seen.reshape(count, -1), (0, 0, 0, spare)), deltas["out"])
             rows = _normed(layer.before_mlp, hidden)
             gate, up = layer.products["gate_up"](rows, deltas["gate_up"]).chunk(2, -1)
             hidden += layer.products["down"](layer.activation(gate) * up, deltas["down"])
@@ -154,6 +165,12 @@ class LeanPass:
         bias = None if self._output.bias is None else self._output.bias[chosen]
         scores[top] = linear(last, self._output.weight[chosen], bias)
         return scores
+
+
+def _spare_rows(count: int) -> int:
+    """How many idle rows are put behind `count`, so that there are few numbers of rows."""
+    step = next((step for most, step in _STEPS if count <= most), 1)
+    return -count % step
 
 
 def _by_product(loras: Sequence[tuple[slice, Lora]], number: int) -> dict[str, list[tuple[slice, Delta]]]:
@@ -216,7 +233,7 @@ def lora_of(model: Any, name: str) -> Lora | None:
                 deltas[product] = delta
             known += sum(held)
         layers.append(deltas)
-    every = sum(name in getattr(module, "lora_A", ()) for module in model.modules())
+    every = sum(name in getattr(module, kind, ()) for module in model.modules() for kind in ("lora_A", _EMBEDDED))
     return Lora(layers) if known == every else None
 
 

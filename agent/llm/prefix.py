@@ -70,17 +70,17 @@ class PrefixCache:
         """A busy entry that holds the longest known prefix of `ids`, for its caller alone to extend."""
         best, size = self._best(adapter, ids)
         if best is not None and not best.busy and size == best.values.length:
+            self._slots.hold(best.values)
             best.busy = True
-            entry = best
+            return best
+        start, pairs = self._starts.get(adapter, ([], ()))
+        if best is not None and size >= max(WORTH_COPYING, len(start)):
+            values = best.values.copy(size)
         else:
-            start, pairs = self._starts.get(adapter, ([], ()))
-            if best is not None and size >= max(WORTH_COPYING, len(start)):
-                values = best.values.copy(size)
-            else:
-                values = KeyValues.starting_with(pairs, self._slots)
-            entry = Entry(adapter, list(ids[: values.length]), values)
-            self._entries.append(entry)
-        self._slots.hold(entry.values)
+            values = KeyValues.starting_with(pairs, self._slots)
+        self._slots.hold(values)
+        entry = Entry(adapter, list(ids[: values.length]), values)
+        self._entries.append(entry)
         return entry
 
     def give_back(self, entry: Entry) -> None:

@@ -24,8 +24,8 @@ CORPUS = [
 ]
 
 
-def make_tokenizer(template: str | None = CHATML, *, end: str = "<|im_end|>") -> Any:
-    """A byte-level BPE of about 400 ids, special tokens first."""
+def make_tokenizer(template: str | None = CHATML, *, end: str = "<|im_end|>", every_byte: bool = True) -> Any:
+    """A byte-level BPE of about 400 ids, special tokens first; or of fewer, without those of bytes it never met."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -35,7 +35,7 @@ def make_tokenizer(template: str | None = CHATML, *, end: str = "<|im_end|>") ->
     trainer = trainers.BpeTrainer(
         vocab_size=400,
         special_tokens=list(SPECIAL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if every_byte else [],
         show_progress=False,
     )
     raw.train_from_iterator(CORPUS * 4, trainer)
@@ -49,7 +49,14 @@ def make_tokenizer(template: str | None = CHATML, *, end: str = "<|im_end|>") ->
 def make_model(tokenizer: Any, kind: str = "llama", *, seed: int = 0, **changes: Any) -> Any:
     """A random model with grouped heads. Its vocabulary is padded, as that of many real models is."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        MistralConfig,
+        MistralForCausalLM,
+        Qwen3Config,
+        Qwen3ForCausalLM,
+    )
 
     sizes = {
         "vocab_size": len(tokenizer) + 13,
@@ -64,15 +71,19 @@ def make_model(tokenizer: Any, kind: str = "llama", *, seed: int = 0, **changes:
         "bos_token_id": None,
         "eos_token_id": None,
     }
+    if kind == "qwen3":
+        sizes["head_dim"] = 16
+    kinds: dict[str, tuple[Any, Any]] = {
+        "llama": (LlamaForCausalLM, LlamaConfig),
+        "mistral": (MistralForCausalLM, MistralConfig),
+        "qwen3": (Qwen3ForCausalLM, Qwen3Config),
+    }
+    make, configure = kinds[kind]
     torch.manual_seed(seed)
-    if kind == "llama":
-        model: Any = LlamaForCausalLM(LlamaConfig(**{**sizes, **changes}))
-    else:
-        model = MistralForCausalLM(MistralConfig(**{**sizes, **changes}))
-    return model.eval().requires_grad_(False)
+    return make(configure(**{**sizes, **changes})).eval().requires_grad_(False)
 
 
-def save_adapter(folder: Path, tokenizer: Any, *, seed: int, **options: Any) -> Any:
+def save_adapter(folder: Path, tokenizer: Any, *, seed: int, base: str = "llama", **options: Any) -> Any:
     """A LoRA of random tensors in `folder`; returns the peft model that has it, for comparison."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -82,7 +93,7 @@ def save_adapter(folder: Path, tokenizer: Any, *, seed: int, **options: Any) -> 
     with warnings.catch_warnings():
         # PEFT 0.21 asks transformers 5.23 for `is_gradient_checkpointing`, which is deprecated there.
         warnings.simplefilter("ignore", FutureWarning)
-        model = get_peft_model(make_model(tokenizer), LoraConfig(task_type="CAUSAL_LM", **chosen))
+        model = get_peft_model(make_model(tokenizer, base), LoraConfig(task_type="CAUSAL_LM", **chosen))
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             if "lora_" in name:
@@ -91,7 +102,7 @@ def save_adapter(folder: Path, tokenizer: Any, *, seed: int, **options: Any) -> 
     return model.eval()
 
 
-def save_other(folder: Path, tokenizer: Any, kind: str) -> Any:
+def save_other(folder: Path, tokenizer: Any, kind: str, *, base: str = "llama") -> Any:
     """An adapter with random virtual tokens ("prompt", "prefix") or weights ("full"), and PEFT's model with it."""
     import torch
     from peft import LNTuningConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
@@ -104,7 +115,7 @@ def save_other(folder: Path, tokenizer: Any, kind: str) -> Any:
     }[kind]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT knows norms only of other classes, and says so.
-        model = get_peft_model(make_model(tokenizer), config)
+        model = get_peft_model(make_model(tokenizer, base), config)
     with torch.no_grad():
         for tensor in model.parameters():
             if tensor.requires_grad:

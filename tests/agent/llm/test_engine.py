@@ -275,6 +275,17 @@ def test_a_prompt_that_leaves_no_room_is_refused_with_what_to_do(shared: Any) ->
         shared.engine.generate(Request(prompt(1, 1023), NO_END))
 
 
+@pytest.mark.parametrize("ids", [(), (5, -1), (5, 400), (10**30,)])
+def test_ids_that_the_model_has_not_are_refused_and_nobody_else_is_disturbed(shared: Any, ids: tuple[int, ...]) -> None:
+    def say_no(_: Sequence[int]) -> bool:
+        with pytest.raises(PromptError, match=r"the prompt (is empty|has id .*, and the model knows 0 to 399)"):
+            shared.engine.generate(Request(ids, NO_END, max_new=2))
+        return True
+
+    made = shared.engine.generate(Request(prompt(1, 9), NO_END, max_new=2, on_tokens=say_no))
+    assert made.ids == reference(shared.twin, prompt(1, 9), 2)
+
+
 def test_a_generation_ends_where_the_context_does(make_engine: MakeEngine) -> None:
     made = make_engine().generate(Request(prompt(1, 1000), NO_END, max_new=500))
     assert (made.end, len(made.ids)) == ("length", 24)

@@ -62,7 +62,7 @@ def test_it_is_the_same_without_packed_weights(tokenizer: Any, monkeypatch: pyte
     torch.testing.assert_close(lean_logits, own, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("count", [3, 40])
+@pytest.mark.parametrize("count", [3, 37, 70])
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj", "up_proj"], ["k_proj"], "all-linear"])
 def test_adapters_add_what_peft_adds(tokenizer: Any, tmp_path: Path, targets: Any, count: int) -> None:
     save_adapter(tmp_path / "a", tokenizer, seed=1, target_modules=targets, use_rslora=True)
@@ -92,7 +92,10 @@ def adapted(model: Any, folder: Path, count: int) -> tuple[torch.Tensor, torch.T
     return both(model, run, lora, count)
 
 
-@pytest.mark.parametrize("options", [{"use_dora": True}, {"target_modules": ["q_proj", "lm_head"]}])
+@pytest.mark.parametrize(
+    "options",
+    [{"use_dora": True}, {"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["q_proj", "embed_tokens"]}],
+)
 def test_an_adapter_that_does_more_is_left_to_transformers(tokenizer: Any, options: dict[str, Any]) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -148,3 +151,10 @@ def test_the_likeliest_are_told_apart_in_float32(tokenizer: Any) -> None:
     assert int(exact.argmax()) == 1
     assert torch.allclose(exact, weight[ids] @ last[0], rtol=1e-5)
     assert not torch.equal(every, scores[0])
+
+
+def test_packed_products_are_made_of_few_numbers_of_rows() -> None:
+    rows = [count + lean._spare_rows(count) for count in range(1, 513)]
+    assert all(count <= made <= max(count * 1.25, count + 7) for count, made in enumerate(rows, 1))
+    assert rows[:32] == list(range(1, 33))
+    assert len(set(rows)) <= 60

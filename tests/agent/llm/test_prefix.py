@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from agent.errors import ModelError
 from agent.llm.cache import SHARED_UNIT, Slots
@@ -91,6 +93,54 @@ def test_what_another_extends_is_copied() -> None:
     read(busy, [77])
     read(copy, ids(10, start=40))
     assert (held(busy), held(copy)) == ([*ids(40), 77], ids(50))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    acts=st.lists(
+        st.tuples(
+            st.sampled_from(["take", "take", "read", "read on a guess", "give back"]),
+            st.integers(0, 2),
+            st.integers(1, 300),
+            st.integers(1, 40),
+        ),
+        min_size=10,
+        max_size=60,
+    ),
+    max_tokens=st.sampled_from([0, 200, 600, 2000]),
+)
+def test_whoever_takes_and_gives_back_what_is_kept_is_what_was_read_and_counts_as_what_it_fills(
+    acts: list[tuple[str, int, int, int]], max_tokens: int
+) -> None:
+    cache = new_cache(max_tokens)
+    busy: list[Entry] = []
+    fresh = 10_000
+    for act, which, size, more in acts:
+        if act == "take" and len(busy) < SLOTS:
+            wanted = [*ids(size, start=1000 * which), *ids(more, start=fresh)]
+            busy.append(cache.take(None, wanted))
+            assert busy[-1].ids == wanted[: busy[-1].values.length]
+            read(busy[-1], wanted[busy[-1].values.length :])
+        elif act != "take" and busy:
+            entry = busy[which % len(busy)]
+            if act == "give back":
+                busy.remove(entry)
+                cache.give_back(entry)
+                assert cache.tokens <= max_tokens + in_memory(busy)
+            else:
+                read(entry, ids(more, start=fresh))
+            if act == "read on a guess":
+                entry.shorten(more)
+        fresh += more
+        assert all(held(one) == one.ids for one in cache._entries)
+        assert cache.tokens == in_memory(cache._entries)
+
+
+def in_memory(entries: list[Entry]) -> int:
+    """Positions for which there is memory: of each one's own part, and of what the shared prefixes lie in."""
+    kept = [one.values.shared.pairs[0][0].untyped_storage() for one in entries if one.values.shared]
+    sizes = {one.data_ptr(): one.nbytes() // (4 * 4) for one in kept}
+    return sum(one.values.own_length for one in entries) + sum(sizes.values())
 
 
 def test_a_short_prefix_is_read_again() -> None:
