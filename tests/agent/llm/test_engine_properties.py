@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from agent.errors import GrammarError
 from agent.llm.cache import KeyValues
-from agent.llm.choose import Matchers
+from agent.llm.choose import Chooser
 from agent.llm.engine import Engine
 from agent.llm.grammar import StepShape, step_grammar
 from agent.llm.local import LocalModel
@@ -83,7 +83,7 @@ class World:
         # In float32 the plain loop would be further from the truth than the engine may be.
         self.twins = {key: twin.double() for key, twin in self.twins.items()}
         self.vocabulary = int(self.twins[None].config.vocab_size)
-        self.matchers = Matchers(tokenizer, self.vocabulary)
+        self.chooser = Chooser(tokenizer, self.vocabulary, None)
 
     def engine(self, **options: Any) -> Watched:
         engine = Watched(self.model(), self.tokenizer, **options)
@@ -115,7 +115,7 @@ class World:
     def check(self, request: Request, made: Generation) -> None:
         """At each place stands the likeliest of what the grammar admits there. Nothing is forced but by its mask."""
         said = made.ids
-        matcher = None if request.grammar is None else self.matchers.make(request.grammar, END)
+        matcher = None if request.grammar is None else self.chooser.matcher(request.grammar, END)
         plain = self.logprobs(request.adapter, request.ids, said) if said else ()
         for place, (id, scores) in enumerate(zip(said, plain, strict=True)):
             where = f"place {place} of {said}"
@@ -328,7 +328,7 @@ def test_each_says_what_the_plain_loop_says_in_hundreds_of_scenarios(
 
 def law(world: World, ids: Sequence[int], grammar: str, said: tuple[int, ...] = ()) -> dict[tuple[int, ...], float]:
     """Every whole text of a grammar behind a prompt, and how probable the logits make it."""
-    matcher = world.matchers.make(grammar, END)
+    matcher = world.chooser.matcher(grammar, END)
     matcher.consume_tokens(list(said))
     if matcher.is_stopped():
         return {(*said, END): 1.0}
