@@ -60,7 +60,6 @@ def choose(
     """
     end = session.request.end
     token = _sample(session, logits, made_of, lean)
-    session.sampled += 1
     if session.request.logprobs:
         session.logprobs.append(float(logits[token] - logits.logsumexp(-1)))
     if session.matcher is None or token == end:
@@ -74,7 +73,6 @@ def choose(
     ended = session.matcher.is_stopped()
     if ended:
         forced = [*forced, end]
-    session.forced += len(forced)
     if session.request.logprobs:
         session.logprobs += [None] * len(forced)
     return [token, *forced], ended

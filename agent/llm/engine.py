@@ -393,6 +393,8 @@ class Engine:
                 cut = len(fresh) > room or (len(fresh) == room and not ended)
                 fresh = fresh[:room]
                 session.said += fresh
+                session.sampled += len(fresh[:1])
+                session.forced += len(fresh[1:])
                 right = common_prefix(fresh, guessed[known:])
                 known += right
                 session.guessed += right
