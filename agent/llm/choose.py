@@ -58,7 +58,6 @@ class Chooser:
         """
         request, matcher = session.request, session.matcher
         token = self._sample(session, logits, made_of)
-        session.sampled += 1
         if request.on_logits is not None:
             request.on_logits(logits)
         if request.logprobs:
@@ -74,7 +73,6 @@ class Chooser:
         ended = matcher.is_stopped()
         if ended:
             forced = [*forced, request.end]
-        session.forced += len(forced)
         if request.logprobs:
             session.logprobs += [None] * len(forced)
         return [token, *forced], ended

@@ -405,10 +405,10 @@ class Engine:
                 fresh, ended = self._chooser.choose(session, logits[known], None if made_of is None else made_of[known])
                 room = session.left(self.context)
                 cut = len(fresh) > room or (len(fresh) == room and not ended)
-                # The first is chosen, so what is cut off was forced.
-                session.forced -= max(0, len(fresh) - room)
                 fresh = fresh[:room]
                 session.said += fresh
+                session.sampled += len(fresh[:1])
+                session.forced += len(fresh[1:])
                 right = common_prefix(fresh, guessed[known:])
                 known += right
                 session.guessed += right

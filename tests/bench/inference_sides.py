@@ -27,8 +27,8 @@ from agent.llm.render import Message, Renderer, task_text
 from agent.llm.render import system_text as system_text_of
 from agent.llm.session import Request
 from agent.runtime import Runtime
-from agent.trajectory import Outcome, Provenance, Step, ToolCall, Trajectory
-from tests.bench.inference_tasks import LONG_STEPS, Work, unlike_anything
+from agent.trajectory import Outcome, Provenance, Step, Task, ToolCall, Trajectory
+from tests.bench.inference_tasks import LONG_STEPS, VLLM_PYTHON, Work, gguf_of, unlike_anything
 from tools.context import ToolContext
 from tuner.checks import score
 from tuner.suites import SuiteTask
@@ -164,10 +164,24 @@ def smolagents(work: Work, dtype: str) -> list[TaskRow]:
 
 def llamacpp(work: Work, dtype: str) -> list[TaskRow]:
     """llama.cpp in our loop, with its cache of prompts, on four bits."""
-    from tests.bench.llamacpp import LlamaCppStepper, gguf_of
+    return _llamacpp(work, "Q4_1")
 
-    stepper = LlamaCppStepper(gguf_of(work), _renderer(work.merged))
-    return _in_our_loop(work, Runtime(work.project, model=stepper))
+
+def llamacpp_q8(work: Work, dtype: str) -> list[TaskRow]:
+    """The same on eight bits, in which more of an adapter is left."""
+    return _llamacpp(work, "Q8_0")
+
+
+def vllm(work: Work, dtype: str) -> list[TaskRow]:
+    """vLLM's CPU build in our loop, with its cache of prompts."""
+    from tests.bench.vllm_side import Settings, VllmStepper
+
+    settings = Settings(dtype=dtype, runs=1)
+    stepper = VllmStepper(work.merged, _renderer(work.merged), python=VLLM_PYTHON, settings=settings)
+    try:
+        return _in_our_loop(work, Runtime(work.project, model=stepper))
+    finally:
+        stepper.close()
 
 
 SIDES: dict[str, Callable[[Work, str], list[TaskRow]]] = {
@@ -175,6 +189,8 @@ SIDES: dict[str, Callable[[Work, str], list[TaskRow]]] = {
     "smolagents": smolagents,
     "langgraph": langgraph,
     "llamacpp": llamacpp,
+    "llamacpp_q8": llamacpp_q8,
+    "vllm": vllm,
 }
 
 
@@ -250,12 +266,22 @@ class TransformersChat(BaseChatModel):
         return Message("user" if isinstance(message, HumanMessage) else "system", str(message.content))
 
 
+def _llamacpp(work: Work, kind: str) -> list[TaskRow]:
+    from tests.bench.llamacpp import LlamaCppStepper
+
+    stepper = LlamaCppStepper(gguf_of(work, kind), _renderer(work.merged))
+    return _in_our_loop(work, Runtime(work.project, model=stepper))
+
+
 def _in_our_loop(work: Work, runtime: Runtime) -> list[TaskRow]:
     rows = []
     with runtime:
         engine = getattr(runtime.stepper(), "engine", None)
         if engine is not None:
             engine.generate(Request(tuple(unlike_anything(WARM, 1000, 0)), NEVER, max_new=4))
+        else:
+            # Of another engine: a task that is none of those measured.
+            runtime.run(Task("warm", "Say hello."))
         runtime.recalled(work.tasks[0].task)
         for task in work.tasks:
             started = time.perf_counter()

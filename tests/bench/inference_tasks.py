@@ -6,7 +6,6 @@ forms that the contestants read. The tickets are the held-out ones, under an ada
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from collections.abc import Sequence
@@ -16,6 +15,8 @@ from pathlib import Path
 from agent import cli
 from agent.adapters import Adapter, Registry
 from agent.llm import weights
+from agent.llm.catalog import DEFAULT_MODEL, known
+from agent.llm.convert import packaged_file
 from agent.settings import Home, Project, find_project
 from agent.trajectory import Task
 from tuner import demo
@@ -24,6 +25,8 @@ from tuner.suites import Check, SuiteTask
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG_STEPS = 16
+VLLM_PYTHON = ROOT / ".ratchet" / "bench-vllm" / "bin" / "python"
+"""vLLM asks for packages of other versions than ours."""
 PAGE_WORDS = 60
 _LONG_SETTINGS = f"""
 [agent]
@@ -130,11 +133,22 @@ def write_merged(work: Work) -> None:
     weights.load_tokenizer(folder).save_pretrained(str(work.merged))
 
 
+def gguf_of(work: Work, kind: str) -> Path:
+    """The same weights as llama.cpp reads them, in this many bits; written once."""
+    from tests.bench.llamacpp import write_gguf
+
+    target = work.merged.with_name(f"{work.merged.name}-{kind}.gguf")
+    if not target.is_file():
+        beside = target.with_suffix(".tmp")
+        entry = known(DEFAULT_MODEL, "model")
+        assert entry is not None
+        source = packaged_file(entry)
+        write_gguf(source, work.adapter.folder if work.adapter else None, beside, kind=kind)
+        beside.replace(target)
+    return target
+
+
 def unlike_anything(count: int, vocabulary: int, seed: int) -> list[int]:
     """Random ids, to warm up with."""
     chance = random.Random(seed)
     return [chance.randrange(vocabulary) for _ in range(count)]
-
-
-def as_json(row: object) -> str:
-    return json.dumps(row, ensure_ascii=False)

@@ -136,6 +136,7 @@ def test_the_listener_hears_what_was_guessed_and_the_length_is_kept(
         )
         assert made.end == "length"
         assert tuple(heard) == made.ids == first.ids[:most]
+        assert made.forced + made.sampled == most
 
 
 def test_what_was_said_under_one_adapter_is_no_guess_for_another(
