@@ -3,7 +3,8 @@
 llama.cpp comes through the wheel `xllamacpp`, whose folder must be on the path; its server lives in this process and is
 called without HTTP. It is given the very ids that our engine would be given and held to the same grammar of a step,
 for it has llguidance inside; only what a grammar leaves no choice about it says token by token.
-Not promised: that a step can be cancelled half-way, or is told piece by piece.
+Its threads spin while they wait, which on a machine that is shared costs several times the time; then set
+OMP_WAIT_POLICY=passive for the process. Not promised: that a step can be cancelled half-way, or is told piece by piece.
 """
 
 from __future__ import annotations
