@@ -40,7 +40,7 @@ from agent.planner import Budget
 from agent.scrub import Scrubber
 from agent.settings import Project
 from agent.store import Store
-from agent.trajectory import Branch, Correction, Recalled, Task, ToolCall, Trajectory
+from agent.trajectory import Branch, Correction, Recalled, Step, Task, ToolCall, Trajectory
 from tools.context import Passage, ToolContext
 from tools.loading import ToolsLoadError, load_tools
 
@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 
 ACTIVE = "active"
 """Stands for whatever adapter the registry serves when a run begins."""
+
+RIGHT_RUNS = 256
+"""Judged runs whose steps the engine guesses from when an adapter is loaded."""
 
 INTERRUPTED = "The program was stopped during this call; whether it was done is not known. Check before trying again."
 
@@ -266,7 +269,25 @@ class Runtime:
                 f"adapter {entry.id} was trained on base {entry.base} ({entry.base_revision[:12]}), this is "
                 f"{model.base} ({model.revision[:12]}); retrain, or switch the base"
             )
-        return model.on_adapter(entry.id, folder=entry.folder, tensors_sha256=entry.tensors_sha256)
+        fresh = entry.id not in model.engine.adapters
+        chosen = model.on_adapter(entry.id, folder=entry.folder, tensors_sha256=entry.tensors_sha256)
+        if fresh:
+            # What it learnt to say it will say, so the engine need not wait to hear it.
+            chosen.remember(self._right_steps())
+        return chosen
+
+    def _right_steps(self) -> Iterator[Step]:
+        """The steps of the runs judged last that people stand behind: corrections, and all of an accepted run."""
+        _, judged = self.store.judged_since(0)
+        for trajectory in self.store.trajectories(judged[-RIGHT_RUNS:]):
+            corrections = self.store.newest_corrections(trajectory.id)
+            ratings = self.store.ratings(trajectory.id)
+            accepted = bool(ratings) and ratings[-1].verdict == "up"
+            for index, step in enumerate(trajectory.steps):
+                if index in corrections:
+                    yield corrections[index].as_step()
+                elif accepted and step.call is not None:
+                    yield step
 
     # -- runs ----------------------------------------------------------------------------------------------
 

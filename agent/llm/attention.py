@@ -197,14 +197,15 @@ class CachedLayout:
                 prefixes.setdefault(id(sequence.shared), (sequence.shared, []))[1].extend(range(start, start + count))
             start += count
         tokens = np.concatenate([np.arange(self._starts[index], self._starts[index + 1]) for index in those])
-        hidden = torch.from_numpy(np.arange(length) > last[..., None]).to(device)
+        hidden = np.arange(length) > last[..., None]
+        every = target == list(range(len(rows) * width))
         return _Together(
             self._slots,
             rows if isinstance(rows, range) else torch.tensor(rows, device=device),
             torch.from_numpy(tokens).to(device),
-            torch.from_numpy(source.reshape(-1)).to(device),
-            torch.tensor(target, device=device),
-            hidden[:, None, None],
+            None if every else (torch.from_numpy(source.reshape(-1)).to(device), torch.tensor(target, device=device)),
+            (len(rows), width, length),
+            torch.from_numpy(hidden).to(device) if hidden.any() else None,
             [
                 (prefix, slice(None) if len(seers) == start else torch.tensor(seers, device=device))
                 for prefix, seers in prefixes.values()
@@ -212,7 +213,7 @@ class CachedLayout:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Together:
     """New tokens, T in all, of sequences in R rows of the slots; each row is given W queries, some of them idle."""
 
@@ -221,52 +222,78 @@ class _Together:
     """The slots; R of them."""
     tokens: torch.Tensor
     """[T] where they lie in the whole row."""
-    source: torch.Tensor
-    """[R * W] which of the T each query is; 0 for the idle."""
-    target: torch.Tensor
-    """[T] which of the R * W queries each token is."""
-    hidden: torch.Tensor
-    """Bool [R, 1, 1, W, L]: columns that a query does not see."""
+    places: tuple[torch.Tensor, torch.Tensor] | None
+    """[R * W] which of the T each query is, 0 for the idle; [T] which of the R * W queries each token is. None where
+    the T are the queries, in their order."""
+    shape: tuple[int, int, int]
+    """R, W and the columns L that are looked at."""
+    hidden: torch.Tensor | None
+    """Bool [R, W, L]: columns that a query does not see; None where each sees all."""
     shared: Sequence[tuple[SharedPrefix, torch.Tensor | slice]]
     """Each prefix, and which of the T see it."""
+    _added: torch.Tensor | None = None
 
     def attend(self, layer: int, query: torch.Tensor, scale: float) -> torch.Tensor:
         """Query [heads, T, d]; returns [T, heads, d]."""
         heads, _, size = query.shape
-        rows, _, _, width, length = self.hidden.shape
+        rows, width, length = self.shape
         keys, values = self.slots.block(layer, self.rows, length)
         groups = keys.shape[0] // rows
         # The heads that share keys become more rows of one query, so the keys are read once and not repeated.
-        asked = query.index_select(1, self.source).view(groups, -1, rows, width, size).permute(2, 0, 1, 3, 4)
-        own, own_sums = _softmax_product(asked.reshape(rows * groups, -1, size), keys, values, scale, self.hidden)
-        shape = (rows, groups, heads // groups, width, -1)
-        order = (0, 3, 1, 2, 4)
-        out = own.view(shape).permute(order).reshape(rows * width, heads, size).index_select(0, self.target)
+        every = query if self.places is None else query.index_select(1, self.places[0])
+        asked = every.reshape(groups, -1, rows, width, size).permute(2, 0, 1, 3, 4).reshape(rows * groups, -1, size)
+        own, own_sums = _softmax_product(asked, keys, values, scale, self._mask(groups, heads // groups))
+        out = self._by_token(own, groups)
         if not self.shared:
             return out
-        sums = own_sums.view(shape).permute(order).reshape(rows * width, heads, 1).index_select(0, self.target)
+        sums = self._by_token(own_sums, groups)
         for prefix, those in self.shared:
             seen, seen_sums = _softmax_product(
                 query[:, those].reshape(groups, -1, size), *prefix.pairs[layer], scale, None
             )
-            seen = seen.view(heads, -1, size).transpose(0, 1)
-            seen_sums = seen_sums.view(heads, -1, 1).transpose(0, 1)
+            seen = seen.reshape(heads, -1, size).transpose(0, 1)
+            seen_sums = seen_sums.reshape(heads, -1, 1).transpose(0, 1)
             before = out[those]
             out[those] = before + (seen - before) * (seen_sums - sums[those]).sigmoid().to(out.dtype)
         return out
 
+    def _by_token(self, found: torch.Tensor, groups: int) -> torch.Tensor:
+        """[R * groups, share * W, d] as [T, heads, d]."""
+        rows, width, _ = self.shape
+        size = found.shape[-1]
+        turned = found.reshape(rows, groups, -1, width, size).permute(0, 3, 1, 2, 4).reshape(rows * width, -1, size)
+        return turned if self.places is None else turned.index_select(0, self.places[1])
+
+    def _mask(self, groups: int, share: int) -> torch.Tensor | None:
+        """What is added to scores [R * groups, share * W, L]: minus infinity where a query does not see."""
+        import torch
+
+        if self.hidden is not None and self._added is None:
+            rows, width, length = self.shape
+            added = torch.zeros(self.hidden.shape, device=self.hidden.device).masked_fill_(self.hidden, float("-inf"))
+            every = added[:, None, None].expand(-1, groups, share, -1, -1)
+            self._added = every.reshape(rows * groups, share * width, length)
+        return self._added
+
 
 def _softmax_product(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, hidden: torch.Tensor | None
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, added: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention [B, N, d] over [B, S, d], and the logarithm of each row's sum of exponentials, float32 [B, N, 1]."""
+    """Attention [B, N, d] over [B, S, d], and the logarithm of each row's sum of exponentials, float32 [B, N, 1].
+
+    `added` is [B, N, S].
+    """
     import torch
 
+    fused = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+    if fused is not None and query.device.type == "cpu" and query.dtype == torch.float32:
+        mask = None if added is None else added[None]
+        out, sums = fused(query[None], keys[None], values[None], 0.0, False, attn_mask=mask, scale=scale)
+        return out[0], sums[0][..., None]
     exact = query.float()  # A sum of exponentials in fewer bits would be off by some percent.
     scores = torch.baddbmm(exact.new_zeros(1), exact, keys.float().transpose(1, 2), beta=0, alpha=scale)
-    if hidden is not None:
-        rows, _, _, width, length = hidden.shape
-        scores.view(rows, -1, 1, width, length).masked_fill_(hidden, float("-inf"))
+    if added is not None:
+        scores += added
     sums = scores.logsumexp(-1, keepdim=True)
     return torch.bmm(scores.sub_(sums).exp_().to(values.dtype), values), sums
 

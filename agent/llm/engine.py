@@ -14,7 +14,7 @@ import queue
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -147,6 +147,15 @@ class Engine:
                 self._cache.begin_with(key, self._starts[key], [pairs[layer] for layer in sorted(pairs)])
 
         self._call(load)
+
+    def remember(self, adapter: str | None, texts: Iterable[Sequence[int]]) -> None:
+        """Guess from these as from what was said under an adapter; what is said last counts most."""
+
+        def add() -> None:
+            for text in texts:
+                self._said[adapter].add(tuple(text))
+
+        self._call(add)
 
     def unload_adapter(self, key: str) -> None:
         """Drop an adapter and all that was read under it. Sessions still on it must have ended."""

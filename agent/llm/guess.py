@@ -15,7 +15,7 @@ MOST = 12
 """Tokens of a guess."""
 KEYS = (6, 3, 2)
 """How many last tokens must have come before; the longest that did decides."""
-REMEMBERED = 256
+REMEMBERED = 512
 """Texts that are kept for each adapter; the least recent goes first."""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -28,12 +28,13 @@ from pydantic import ConfigDict, Field
 from agent.errors import ModelError, PromptError
 from agent.llm.engine import Engine
 from agent.llm.grammar import ToolSpec, call_grammar, canonical, parse_step, step_grammar
+from agent.llm.guess import KEYS
 from agent.llm.messages import from_langchain
 from agent.llm.overflow import fitted, prompt_limit
-from agent.llm.render import Frame, Message, Renderer, messages
+from agent.llm.render import Frame, Message, Renderer, messages, step_message
 from agent.llm.session import Generation, Request
 from agent.llm.stepper import Proposal
-from agent.trajectory import Provenance, Trajectory, Usage
+from agent.trajectory import Provenance, Step, Trajectory, Usage
 
 _CUT_OFF = {
     "cancelled": "cancelled",
@@ -95,6 +96,13 @@ class LocalModel(BaseChatModel):
             self.engine.load_adapter(key, folder, tensors_sha256=tensors_sha256)
         found = self.engine.adapters.hash(key)
         return self.model_copy(update={"adapter": key, "adapter_hash": found})
+
+    def remember(self, steps: Iterable[Step]) -> None:
+        """Guess from steps that were taken before, or should have been; the newest last."""
+        before = self.renderer.header("assistant")[-max(KEYS) :]
+        ends = (self.renderer.end_of_turn,)
+        bodies = (step.token_ids or (*self.renderer.encode(step_message(step).text), *ends) for step in steps)
+        self.engine.remember(self.adapter, [(*before, *body) for body in bodies])
 
     def close(self) -> None:
         """End the engine that this view shares."""
