@@ -76,7 +76,7 @@ def _ragged_attention(
     if softcap is not None or s_aux is not None:
         raise ModelError("soft-capped attention and attention sinks are not supported; use another base model")
     out = layout.attend(module.layer_idx, query[0], key[0], value[0], scaling, sliding_window)
-    return out.unsqueeze(0), None
+    return out.to(query.dtype).unsqueeze(0), None
 
 
 class OneSequence:
@@ -131,6 +131,8 @@ class CachedLayout:
         self._rows = torch.tensor(np.repeat(self._places, counts), device=device)
         self._columns = torch.tensor(columns, device=device)
         self._longest = max(sequence.length + count for sequence, count in zip(sequences, counts, strict=True))
+        self._masks: dict[int, torch.Tensor] = {}
+        """By sequence that goes alone."""
         self._groups = []
         least = 0
         for most in _TOGETHER:
@@ -150,6 +152,7 @@ class CachedLayout:
         window: int | None,
     ) -> torch.Tensor:
         self._slots.write(layer, self._rows, self._columns, key, value)
+        query = query.to(self._slots.dtype or query.dtype)
         groups, alone = self._groups, self._alone
         if window is not None and self._longest > window:
             groups, alone = [], list(range(len(self._counts)))
@@ -160,10 +163,35 @@ class CachedLayout:
             out[group.tokens] = group.attend(layer, query[:, group.tokens], scale)
         for index in alone:
             start, end = self._starts[index], self._starts[index + 1]
-            sequence, count = self._sequences[index], self._counts[index]
-            keys, values = sequence.all(layer, sequence.own_length + count)
-            out[start:end] = causal(query[:, start:end], keys, values, scale, window).transpose(0, 1)
+            out[start:end] = self._attend_alone(index, layer, query[:, start:end], scale, window).transpose(0, 1)
         return out
+
+    def _attend_alone(
+        self, index: int, layer: int, query: torch.Tensor, scale: float, window: int | None
+    ) -> torch.Tensor:
+        """One sequence: query [heads, T, d] of its new tokens; returns the same shape."""
+        sequence, count = self._sequences[index], self._counts[index]
+        if window is not None:
+            return causal(query, *sequence.all(layer, sequence.own_length + count), scale, window)
+        keys, values = sequence.own(layer, sequence.own_length + count)
+        past = keys.shape[1] - count
+        heads, _, size = query.shape
+        folded = query.reshape(keys.shape[0], -1, size)
+        found = _softmax_product(folded, keys[:, past:], values[:, past:], scale, self._causal_mask(index, folded))
+        before = [(keys[:, :past], values[:, :past])] if past else []
+        before += [sequence.shared.pairs[layer]] if sequence.shared is not None else []
+        for pair in before:
+            found = _merged(found, _softmax_product(folded, *pair, scale, None))
+        return found[0].reshape(heads, count, size)
+
+    def _causal_mask(self, index: int, like: torch.Tensor) -> torch.Tensor:
+        """What is added to scores [kv_heads, share * T, T] of T new tokens with each other."""
+        if index not in self._masks:
+            groups, rows, count = like.shape[0], like.shape[1], self._counts[index]
+            hidden = ~_visible(count, count, None, like.device)
+            added = like.new_zeros(count, count).masked_fill_(hidden, float("-inf"))
+            self._masks[index] = added.repeat(rows // count, 1).expand(groups, -1, -1)
+        return self._masks[index]
 
     def commit(self) -> None:
         """Count the new tokens as cached; call once the forward pass is over."""
@@ -251,10 +279,8 @@ class _Together:
             seen, seen_sums = _softmax_product(
                 query[:, those].reshape(groups, -1, size), *prefix.pairs[layer], scale, None
             )
-            seen = seen.reshape(heads, -1, size).transpose(0, 1)
-            seen_sums = seen_sums.reshape(heads, -1, 1).transpose(0, 1)
-            before = out[those]
-            out[those] = before + (seen - before) * (seen_sums - sums[those]).sigmoid().to(out.dtype)
+            turned = seen.reshape(heads, -1, size).transpose(0, 1), seen_sums.reshape(heads, -1, 1).transpose(0, 1)
+            out[those] = _merged((out[those], sums[those]), turned)[0]
         return out
 
     def _by_token(self, found: torch.Tensor, groups: int) -> torch.Tensor:
@@ -286,8 +312,8 @@ def _softmax_product(
     import torch
 
     fused = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-    if fused is not None and query.device.type == "cpu" and query.dtype == torch.float32:
-        mask = None if added is None else added[None]
+    if fused is not None and query.device.type == "cpu":
+        mask = None if added is None else added[None].to(query.dtype)
         out, sums = fused(query[None], keys[None], values[None], 0.0, False, attn_mask=mask, scale=scale)
         return out[0], sums[0][..., None]
     exact = query.float()  # A sum of exponentials in fewer bits would be off by some percent.
@@ -296,6 +322,16 @@ def _softmax_product(
         scores += added
     sums = scores.logsumexp(-1, keepdim=True)
     return torch.bmm(scores.sub_(sums).exp_().to(values.dtype), values), sums
+
+
+def _merged(
+    one: tuple[torch.Tensor, torch.Tensor], other: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention over two parts of the keys, each with its logarithms of sums, as attention over both."""
+    import torch
+
+    share = (other[1] - one[1]).sigmoid()
+    return torch.lerp(one[0].float(), other[0].float(), share), torch.logaddexp(one[1], other[1])
 
 
 def causal(

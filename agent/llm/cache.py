@@ -66,7 +66,10 @@ class KeyValues:
         made = cls(slots)
         if pairs:
             made.length = int(pairs[0][0].shape[1])
-            made._aside = [(keys.clone(), values.clone()) for keys, values in pairs]
+            made._aside = [
+                (keys.to(slots.dtype or keys.dtype, copy=True), values.to(slots.dtype or values.dtype, copy=True))
+                for keys, values in pairs
+            ]
         return made
 
     @property
@@ -144,14 +147,15 @@ class KeyValues:
 class Slots:
     """Rows for the own parts of running sequences. Buffers are made, and grow, as they are needed."""
 
-    def __init__(self, layers: int, most: int, *, static: bool = False) -> None:
-        """`most` sequences can run at once.
+    def __init__(self, layers: int, most: int, *, static: bool = False, dtype: torch.dtype | None = None) -> None:
+        """`most` sequences can run at once. What is written is kept as `dtype`; None keeps it as it comes.
 
         With `static`, as `agent.llm.static` needs it, sequences share nothing and lie whole in their slots, whose last
         column no sequence reaches; and the buffers grow seldom, for then they move.
         """
         self.layers = layers
         self.static = static
+        self.dtype = dtype
         self.moves = 0
         """How often a buffer was replaced by a larger one."""
         self._most = most
@@ -178,7 +182,7 @@ class Slots:
         """Put T new positions where `rows` and `columns` (both int64 [T]) say; key and value are [kv_heads, T, d]."""
         buffers = self.fit(layer, key)
         for buffer, new in zip(buffers, (key, value), strict=True):
-            buffer[rows, :, columns] = new.transpose(0, 1)
+            buffer[rows, :, columns] = new.transpose(0, 1).to(buffer.dtype)
 
     def block(self, layer: int, rows: range | torch.Tensor, length: int) -> Pair:
         """R slots for products over all of them: [R * kv_heads, length, d], as they lie or picked."""
@@ -226,7 +230,7 @@ class Slots:
         old = self._buffers[layer]
         if old is None or old[0].shape != shape:
             # Zeros and not garbage: what masked positions hold is multiplied by 0, and must be finite for it.
-            fresh = (like.new_zeros(shape), like.new_zeros(shape))
+            fresh = (like.new_zeros(shape, dtype=self.dtype), like.new_zeros(shape, dtype=self.dtype))
             if old is not None:
                 rows, room = old[0].shape[0], old[0].shape[2]
                 fresh[0][:rows, :, :room] = old[0]

@@ -84,7 +84,7 @@ class Engine:
         self._max_waiting = max_waiting
         self.unfinished = 0
         """Requests that run or wait."""
-        self._slots = Slots(model.config.num_hidden_layers, max_sessions, static=static)
+        self._slots = Slots(model.config.num_hidden_layers, max_sessions, static=static, dtype=self._cached_dtype())
         self._static = StaticPasses(model, self.adapters, self._slots, runner_on(model.device)) if static else None
         self._cache = PrefixCache(self._slots, max_tokens=cache_tokens)
         self._inbox: queue.SimpleQueue[Session | Callable[[], None] | None] = queue.SimpleQueue()
@@ -95,6 +95,10 @@ class Engine:
         self._worker: threading.Thread | None = None
         self._starting = threading.Lock()
         self._closed = False
+
+    def _cached_dtype(self) -> torch.dtype | None:
+        """Where products are made in bfloat16, keys and values are kept so too; attention is then faster as well."""
+        return self._lean.dtype if self._lean is not None and self.model.device.type == "cpu" else None
 
     @property
     def is_lean(self) -> bool:
@@ -332,7 +336,8 @@ class Engine:
         room = min(room, session.left(self.context) - 1)
         if room <= 0 or not session.request.guess:
             return []
-        found = guess(session.read(), session.phrases, self._said[session.request.adapter])
+        text = session.heard()
+        found = guess(text.ids, text.phrases, self._said[session.request.adapter])
         likely = list(found[:room])
         if session.matcher is not None and likely:
             del likely[session.matcher.validate_tokens(likely) :]

@@ -41,6 +41,23 @@ class Phrases:
         return ids[end : end + MOST]
 
 
+class Heard:
+    """A text as it grows, and the phrases in it."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.phrases = Phrases()
+
+    def upto(self, known: int, rest: Sequence[int]) -> Sequence[int]:
+        """The text, of which the first `known` ids stay as they are and `rest` stands behind."""
+        # Phrases behind `known` are not forgotten: they name places in this very list, and a guess may be wrong.
+        del self.ids[known:]
+        start = len(self.ids)
+        self.ids += rest
+        self.phrases.add(self.ids, start)
+        return self.ids
+
+
 class Said:
     """What was said lately under one adapter."""
 

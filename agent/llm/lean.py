@@ -79,7 +79,7 @@ class _Product:
             out = linear(rows, self._weight, self._bias)
         out = out.float()
         for those, (down, up) in deltas:
-            out[those].addmm_(linear(inputs[those], down), up)
+            out[those].addmm_(linear(inputs[those].float(), down), up)
         return out
 
 
@@ -109,6 +109,8 @@ class LeanPass:
         bias = None if self._output.bias is None else self._output.bias.detach().to(head.dtype)
         self._head = _Product(head, bias, pack=pack)
         self._packed = pack
+        self.dtype = head.dtype
+        """Of the products; the weights of layers are kept in it."""
         config = model.config
         self._heads = int(config.num_attention_heads)
         self._groups = int(config.num_key_value_heads)

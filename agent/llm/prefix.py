@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from agent.llm.cache import KeyValues, Slots
+from agent.llm.guess import Heard
 
 if TYPE_CHECKING:
     from agent.llm.cache import Pair
@@ -32,6 +33,8 @@ class Entry:
     ids: list[int]
     """As many as `values.length` once a forward pass is over."""
     values: KeyValues
+    heard: Heard = field(default_factory=Heard, repr=False)
+    """What was read and said, to guess from."""
     busy: bool = True
     used: int = 0
     _array: np.ndarray | None = field(default=None, repr=False)

@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from agent.llm.guess import Phrases
+from agent.llm.guess import Heard
+from agent.llm.prefix import Entry, common_prefix
 
 if TYPE_CHECKING:
     import torch
-
-    from agent.llm.prefix import Entry
 
 End = Literal["stop", "length", "late", "cancelled"]
 """Why a generation ended: it was whole or its listener had enough; no more tokens were allowed; its time was over; it
@@ -81,10 +80,6 @@ class Session:
     """Ids not yet run through the model: the rest of the prompt, or the last sampled id and those forced."""
     said: list[int] = field(default_factory=list)
     logprobs: list[float | None] = field(default_factory=list)
-    phrases: Phrases = field(default_factory=Phrases)
-    """Of the prompt and what was said."""
-    text: list[int] = field(default_factory=list)
-    """What `phrases` has taken in."""
     cached: int = 0
     forced: int = 0
     sampled: int = 0
@@ -92,6 +87,8 @@ class Session:
     started: float = field(default_factory=time.perf_counter)
     ended: End | None = None
     fault: BaseException | None = None
+    _began: bool = False
+    """Whether its entry's text is this prompt."""
 
     @property
     def due(self) -> End | None:
@@ -105,12 +102,16 @@ class Session:
         """How many tokens may still be said by a model that reads `context`."""
         return min(self.request.max_new, context - len(self.request.ids)) - len(self.said)
 
-    def read(self) -> Sequence[int]:
-        """The prompt and what was said, which `phrases` then knows."""
-        start = len(self.text)
-        self.text += self.said[start - len(self.request.ids) :] if start else [*self.request.ids, *self.said]
-        self.phrases.add(self.text, start)
-        return self.text
+    def heard(self) -> Heard:
+        """The prompt and what was said, in the text of its entry, which may know most of it from the step before."""
+        assert self.entry is not None
+        text, prompt = self.entry.heard, self.request.ids
+        if not self._began:
+            known = common_prefix(text.ids, prompt)
+            text.upto(known, prompt[known:])
+            self._began = True
+        text.upto(len(text.ids), self.said[len(text.ids) - len(prompt) :])
+        return text
 
     def result(self) -> Generation:
         if self.fault is not None:
