@@ -56,8 +56,10 @@ def open_engine(path: Path) -> sa.Engine:
 @contextmanager
 def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     """One transaction that takes the write lock at once, so that what it reads holds until it commits."""
-    with _explained(engine), engine.execution_options(**{_WRITE: True}).begin() as connection:
-        yield connection
+    with _explained(engine), engine.connect() as connection:
+        connection.execution_options(**{_WRITE: True})
+        with connection.begin():
+            yield connection
 
 
 @contextmanager

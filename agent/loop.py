@@ -218,12 +218,13 @@ def take_step(going: Run) -> Outcome | None:
 
 
 def perform(going: Run, step: Step) -> Outcome | None:
-    """Do a proposed step and write it down. The intent is durable before the tool runs."""
+    """Do a proposed step and write it down. Before a tool that has an effect runs, the intent is durable."""
     index = len(going.trajectory.steps)
     if step.call is None:
         _write(going, index, step)
         return ended_by_last(going)
-    going.recorder.intend(going.trajectory.id, index, step)
+    if effect_of(going.tools.get(step.call.name)) != "read":
+        going.recorder.intend(going.trajectory.id, index, step)
     going.tell("proposed", step=step)
     done = _observe(going, step)
     if repeats(going.trajectory.steps, done) and (_ends(going, step.call) is None or done.error is not None):
@@ -263,6 +264,11 @@ def describe(tool: BaseTool) -> ToolSpec:
         tuple(marks.get("copied", ())),
         marks.get("quoted"),
     )
+
+
+def effect_of(tool: BaseTool | None) -> str:
+    """What a call of this tool touches: `read` nothing, `workspace`, or `world`, also of a tool that does not say."""
+    return "read" if tool is None else str((tool.metadata or {}).get("effect", "world"))
 
 
 def provenance_of(stepper: Stepper, frame: Frame, options: Options) -> Provenance:

@@ -30,6 +30,7 @@ from agent.loop import (
     Run,
     advance,
     call_tool,
+    effect_of,
     make_frame,
     new_id,
     provenance_of,
@@ -273,10 +274,10 @@ class Runtime:
         chosen = model.on_adapter(entry.id, folder=entry.folder, tensors_sha256=entry.tensors_sha256)
         if fresh:
             # What it learnt to say it will say, so the engine need not wait to hear it.
-            chosen.remember(self._right_steps())
+            chosen.remember(self.right_steps())
         return chosen
 
-    def _right_steps(self) -> Iterator[Step]:
+    def right_steps(self) -> Iterator[Step]:
         """The steps of the runs judged last that people stand behind: corrections, and all of an accepted run."""
         _, judged = self.store.judged_since(0)
         for trajectory in self.store.trajectories(judged[-RIGHT_RUNS:]):
@@ -405,8 +406,7 @@ class Runtime:
                 call_tool(going.tools[step.call.name], ToolCall(step.call.name, arguments))
 
     def _effect(self, going: Run, call: ToolCall) -> str:
-        tool = going.tools.get(call.name)
-        return "read" if tool is None else str((tool.metadata or {}).get("effect", "world"))
+        return effect_of(going.tools.get(call.name))
 
     def _going(
         self,

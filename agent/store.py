@@ -157,13 +157,13 @@ class Store:
         with writing(self.engine) as connection:
             self._check_next(connection, run_id, index)
             row = {"run": run_id, "position": index, "step": _dump(step_to_dict(step))}
-            connection.execute(_intents.insert().values(row))
+            connection.execute(_ADD_INTENT, row)
 
     def add_step(self, run_id: str, index: int, step: Step) -> None:
         """Append a finished step; it is on the disk when this returns. Only the next index is taken."""
         with writing(self.engine) as connection:
             self._check_next(connection, run_id, index)
-            connection.execute(_steps.insert().values(_step_row(run_id, index, step)))
+            connection.execute(_ADD_STEP, _step_row(run_id, index, step))
 
     def end(self, run_id: str, outcome: Outcome, ended_at: str, error: str | None = None) -> None:
         """Close a run. A run ends once."""
@@ -310,18 +310,34 @@ class Store:
             return [json.loads(text) for text in connection.scalars(query)]
 
     def _check_open(self, connection: sa.Connection, run_id: str) -> None:
-        row = connection.execute(sa.select(_runs.c.outcome).where(_runs.c.id == run_id)).first()
+        self._check_row(connection.execute(sa.select(_runs.c.outcome).where(_runs.c.id == run_id)).first(), run_id)
+
+    def _check_row(self, row: sa.Row[Any, Any] | None, run_id: str) -> None:
         if row is None:
             raise StoreError(f"there is no run {run_id!r} in {self.path}; begin it first")
         if row.outcome is not None:
             raise StoreError(f"run {run_id} has ended ({row.outcome}); nothing can be added to it")
 
     def _check_next(self, connection: sa.Connection, run_id: str, index: int) -> None:
-        self._check_open(connection, run_id)
-        expected = _next_index(connection, run_id)
+        row = connection.execute(_NEXT, {"run": run_id}).first()
+        self._check_row(row, run_id)
+        assert row is not None
+        expected = row.next
         if index != expected:
             what = "is recorded already" if 0 <= index < expected else "would leave a gap"
             raise StoreError(f"step {index} of run {run_id} {what}; the next step is {expected}")
+
+
+# Of what is done at every step; to build a statement takes longer than to carry it out.
+_NEXT = sa.select(
+    _runs.c.outcome,
+    sa.select(sa.func.coalesce(sa.func.max(_steps.c.position) + 1, 0))
+    .where(_steps.c.run == sa.bindparam("run"))
+    .scalar_subquery()
+    .label("next"),
+).where(_runs.c.id == sa.bindparam("run"))
+_ADD_STEP = _steps.insert()
+_ADD_INTENT = _intents.insert()
 
 
 def _resolve(connection: sa.Connection, run_id: str) -> str:

@@ -299,3 +299,17 @@ def test_the_intent_is_kept_before_the_tool_runs(tools: list[BaseTool], store: S
     )
     assert getattr(seen[0], "call", None) == ToolCall("peek", {})
     assert store.open_intent("run-1") is None
+
+
+def test_of_a_call_that_has_no_effect_no_intent_is_kept(tools: list[BaseTool], store: Store) -> None:
+    seen: list[object] = []
+
+    def peek() -> str:
+        """Look into the store."""
+        seen.append(store.open_intent("run-1"))
+        return "seen"
+
+    reading = StructuredTool.from_function(peek, metadata={"effect": "read"})
+    done([call("peek"), answer("Yes.")], [reading, *tools], recorder=store, run_id="run-1")
+    assert seen == [None]
+    assert len(store.get("run-1").steps) == 2

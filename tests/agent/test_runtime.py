@@ -15,6 +15,7 @@ import pytest
 from langchain_core.messages import AIMessage
 
 from agent.errors import AdapterError, StoreError, ToolsError
+from agent.feedback import make_rating
 from agent.llm.scripted import ScriptedModel, answer, call
 from agent.memory.encoder import HashEncoder
 from agent.runtime import INTERRUPTED, Runtime
@@ -263,6 +264,19 @@ def test_a_correction_is_recalled_by_the_next_run_and_stays_with_its_own_branch(
     second = runtime.run(Task("two", "note down 777 please"))
     assert second.provenance.recalled == (Recalled("note down # please", "write"),)
     assert runtime.store.get(second.id) == second
+
+
+def test_right_steps_are_corrections_and_those_of_accepted_runs(opened: OpenRuntime) -> None:
+    runtime = opened(
+        [call("write", text="a"), answer("One."), call("write", text="b"), answer("Two."), call("write", text="c")]
+    )
+    for run_id in ("accepted", "corrected", "unjudged"):
+        runtime.run(Task(run_id, "Write."), run_id=run_id)
+    accepted = runtime.store.get("accepted")
+    runtime.store.rate(make_rating(accepted, verdict="up", reviewer="ann", id="r1", at="now"))
+    runtime.store.correct(correction("corrected", 0, "better"))
+    said = [step.call for step in runtime.right_steps()]
+    assert said == [*(step.call for step in accepted.steps), ToolCall("write", {"text": "better"})]
 
 
 def test_recall_can_be_switched_off(opened: OpenRuntime, project: Project) -> None:

@@ -25,7 +25,7 @@ from tuner.memory import peak_bytes
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / ".ratchet" / "bench-inference"
 COUNTS = {"tickets": 50, "long": 20}
-TURN = {"tickets": 10, "long": 4}
+TURN = {"tickets": 25, "long": 10}
 """Tasks that a contestant does before it is the next one's turn."""
 
 Row = dict[str, Any]

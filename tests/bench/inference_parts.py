@@ -33,7 +33,8 @@ NEW_TOKENS = 96
 """Of an observation in the runs that show how a step's time grows."""
 TOGETHER = 48
 AT_ONCE = 8
-LOGGED_STEPS = 100
+LOGGED_STEPS = 15
+LOGGED_RUNS = 20
 COMPARED = 40
 """Tickets whose logits are compared."""
 
@@ -111,7 +112,7 @@ def overhead(home: Path) -> dict[str, Any]:
     options = Options(budget=Budget(steps=LOGGED_STEPS + 1, tokens=10**9))
     took: dict[str, list[float]] = {"logged": [], "unlogged": []}
     with tempfile.TemporaryDirectory(dir=home) as folder, Store(Path(folder) / "log.db") as store:
-        for number in range(5):
+        for number in range(LOGGED_RUNS):
             for name in took:
                 recorder = store if name == "logged" else Unrecorded()
                 script = [call("look", order=step, thought="Look.") for step in range(LOGGED_STEPS)]

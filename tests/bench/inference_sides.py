@@ -1,10 +1,10 @@
 """The contestants of `bench-inference`. Each does tasks with the same weights, greedily, and says what each step took.
 
 `ratchet` is the product as its users have it, log and recall included. `langgraph` is LangGraph's prebuilt agent over
-`generate` of transformers; it is given our prompts, ids and all, since the model was tuned on them. `smolagents` is its
-`ToolCallingAgent` over `TransformersModel` with the prompts it comes with; it is only told by which keys a call goes.
-llama.cpp and vLLM stand in for our engine in our own loop. Everything is loaded, and has computed something, before the
-clock of the first task starts.
+`generate` of transformers; it is given our prompts and our grammar, without which the tuned model ends no step.
+`smolagents` is its `ToolCallingAgent` over `TransformersModel` with the prompts it comes with; it is only told by which
+keys a call goes. llama.cpp and vLLM stand in for our engine in our own loop, under our grammar. Everything is loaded,
+and has computed something, before the clock of the first task starts.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
@@ -22,19 +23,21 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable
 from pydantic import PrivateAttr
 
-from agent.llm.grammar import parse_step
-from agent.llm.render import Message, Renderer, task_text
-from agent.llm.render import system_text as system_text_of
+from agent.llm.choose import Chooser
+from agent.llm.grammar import parse_step, step_grammar
+from agent.llm.render import Frame, Message, Renderer, system_text, task_text
 from agent.llm.session import Request
 from agent.runtime import Runtime
 from agent.trajectory import Outcome, Provenance, Step, Task, ToolCall, Trajectory
-from tests.bench.inference_tasks import LONG_STEPS, VLLM_PYTHON, Work, gguf_of, unlike_anything
+from tests.bench.inference_tasks import VLLM_PACKAGES, Work, gguf_of, unlike_anything
 from tools.context import ToolContext
 from tuner.checks import score
 from tuner.suites import SuiteTask
 
 MOST_WRITTEN = 64
-"""Tokens that a contestant without a grammar may write in a step; ours never needs as many."""
+"""Tokens that a contestant without a grammar may write in a step."""
+MOST_MASKED = 256
+"""Under a grammar, which ends a step."""
 WARM = 64
 NEVER = -1
 """An end of turn that no token is."""
@@ -87,18 +90,18 @@ def langgraph(work: Work, dtype: str) -> list[TaskRow]:
 
     with Runtime(work.project) as runtime:
         frame = runtime.frame()
-        model = TransformersChat(work.merged, dtype, _repeatable(work))
+        model = TransformersChat(work.merged, dtype, frame, work.project.settings.agent.max_steps)
         runtime.recalled(work.tasks[0].task)
         rows = []
         for task in work.tasks:
-            model.begin()
+            model.begin(task)
             started = time.perf_counter()
             tools = _tools(runtime, task)
             for tool in tools:
                 tool.return_direct = (tool.metadata or {}).get("ends") is not None
-            agent = create_react_agent(model, tools, prompt=system_text_of(frame))
+            agent = create_react_agent(model, tools, prompt=system_text(frame))
             asked = HumanMessage(task_text(task.task, runtime.recalled(task.task)))
-            state = agent.invoke({"messages": [asked]}, {"recursion_limit": 2 * work.project.settings.agent.max_steps})
+            state = agent.invoke({"messages": [asked]}, {"recursion_limit": 100})
             seconds = time.perf_counter() - started
             done = _as_trajectory(task, state["messages"])
             rows.append(_row(work, runtime, task, done, seconds, model.steps))
@@ -177,7 +180,7 @@ def vllm(work: Work, dtype: str) -> list[TaskRow]:
     from tests.bench.vllm_side import Settings, VllmStepper
 
     settings = Settings(dtype=dtype, runs=1)
-    stepper = VllmStepper(work.merged, _renderer(work.merged), python=VLLM_PYTHON, settings=settings)
+    stepper = VllmStepper(work.merged, _renderer(work.merged), packages=VLLM_PACKAGES, settings=settings)
     try:
         return _in_our_loop(work, Runtime(work.project, model=stepper))
     finally:
@@ -195,33 +198,39 @@ SIDES: dict[str, Callable[[Work, str], list[TaskRow]]] = {
 
 
 class TransformersChat(BaseChatModel):
-    """A chat model over `generate` of transformers, which reads the whole prompt at each step.
+    """A chat model over `generate` of transformers, which reads the whole prompt at each step and samples each token.
 
-    It renders as our engine does, so that a tuned model sees what it was tuned on.
+    It renders as our engine does and masks by the same grammar, so that a tuned model sees what it was tuned on.
     """
 
     _model: Any = PrivateAttr()
     _renderer: Renderer = PrivateAttr()
+    _chooser: Chooser = PrivateAttr()
+    _frame: Frame = PrivateAttr()
+    _most: int = PrivateAttr()
+    _task: SuiteTask = PrivateAttr()
     _steps: list[StepRow] = PrivateAttr(default_factory=list)
-    _always: str | None = PrivateAttr()
 
-    def __init__(self, folder: Path, dtype: str, always: str | None) -> None:
-        """`always` is a tool that is called when a step cannot be read, so that a run has all its steps."""
+    def __init__(self, folder: Path, dtype: str, frame: Frame, most: int) -> None:
+        """`most` steps are taken of a task."""
         super().__init__()
         import torch
         from transformers import AutoModelForCausalLM
 
         self._model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, dtype)).eval()
         self._renderer = _renderer(folder)
-        self._always = always
+        self._chooser = Chooser(self._renderer.tokenizer, int(self._model.config.vocab_size), None)
+        self._frame = frame
+        self._most = most
         _warm(self._model)
 
     @property
     def steps(self) -> list[StepRow]:
         return self._steps
 
-    def begin(self) -> None:
+    def begin(self, task: SuiteTask) -> None:
         """A new task."""
+        self._task = task
         self._steps = []
 
     @property
@@ -239,22 +248,23 @@ class TransformersChat(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        if self._always is not None and len(self._steps) >= LONG_STEPS - 1:
+        if len(self._steps) >= self._most:
             return ChatResult(generations=[ChatGeneration(message=AIMessage("The end."))])
         started = time.perf_counter()
+        done = _as_trajectory(self._task, messages)
+        grammar = step_grammar(self._frame.shape(done.task, done.steps))
+        end = self._renderer.end_of_turn
         ids = self._renderer.prompt([self._shown(message) for message in messages])
-        said = continue_greedily(self._model, ids, MOST_WRITTEN, self._renderer.end_of_turn)
+        said = continue_greedily(self._model, ids, MOST_MASKED, end, self._chooser.matcher(grammar, end))
         text = self._renderer.decode(said)
         row = StepRow(time.perf_counter() - started, len(ids), len(ids), len(said), len(said))
         self._steps.append(row)
-        call: ToolCall | None = None
+        calls = []
         try:
             call = parse_step(text).call
+            calls = [{"name": call.name, "args": dict(call.arguments), "id": str(len(messages))}]
         except ValueError:
             row.parsed = False
-            if self._always is not None:
-                call = ToolCall(self._always, {"note": text[:40] or "-"})
-        calls = [] if call is None else [{"name": call.name, "args": dict(call.arguments), "id": str(len(messages))}]
         message = AIMessage(text, tool_calls=calls, additional_kwargs={"ids": list(said)})
         return ChatResult(generations=[ChatGeneration(message=message)])
 
@@ -343,12 +353,6 @@ def _as_trajectory(task: SuiteTask, messages: Sequence[BaseMessage]) -> Trajecto
     return Trajectory(task.id, task.task, Provenance(), "", tuple(steps), outcome)
 
 
-def _repeatable(work: Work) -> str | None:
-    """The tool of the long runs."""
-    enabled = work.project.settings.tools.enabled
-    return enabled[0] if len(enabled) == 1 else None
-
-
 def _renderer(folder: Path) -> Renderer:
     from transformers import AutoTokenizer
 
@@ -359,9 +363,28 @@ def _warm(model: Any) -> None:
     continue_greedily(model, unlike_anything(WARM, 1000, 0), 4, NEVER)
 
 
-def continue_greedily(model: Any, ids: Sequence[int], count: int, end: int) -> tuple[int, ...]:
-    """What `generate` says, greedily."""
+def continue_greedily(model: Any, ids: Sequence[int], count: int, end: int, matcher: Any = None) -> tuple[int, ...]:
+    """What `generate` says, greedily, of what a grammar admits."""
     import torch
+    from transformers import LogitsProcessorList
+
+    class Masked:
+        """Behind the prompt: the ids that were said go through the matcher, and it says which may come next."""
+
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
+            if input_ids.shape[1] > len(ids):
+                matcher.consume_token(int(input_ids[0, -1]))
+            if matcher.is_stopped():
+                allowed = numpy.array([end])
+            else:
+                bits = numpy.zeros((1, (scores.shape[-1] + 31) // 32), dtype=numpy.int32)
+                matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.size * bits.itemsize)
+                allowed = numpy.nonzero(
+                    numpy.unpackbits(bits.view(numpy.uint8), bitorder="little")[: scores.shape[-1]]
+                )[0]
+            masked = torch.full_like(scores, float("-inf"))
+            masked[:, allowed] = scores[:, allowed]
+            return masked
 
     with torch.inference_mode():
         made = model.generate(
@@ -371,5 +394,6 @@ def continue_greedily(model: Any, ids: Sequence[int], count: int, end: int) -> t
             do_sample=False,
             eos_token_id=end,
             pad_token_id=max(0, end),
+            logits_processor=LogitsProcessorList([Masked()] if matcher is not None else []),
         )
     return tuple(made[0, len(ids) :].tolist())

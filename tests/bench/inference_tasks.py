@@ -25,7 +25,7 @@ from tuner.suites import Check, SuiteTask
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG_STEPS = 16
-VLLM_PYTHON = ROOT / ".ratchet" / "bench-vllm" / "bin" / "python"
+VLLM_PACKAGES = ROOT / ".ratchet" / "bench-vllm"
 """vLLM asks for packages of other versions than ours."""
 PAGE_WORDS = 60
 _LONG_SETTINGS = f"""

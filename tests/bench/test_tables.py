@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench.inference import joined as inference_joined
+from tests.bench.inference import metrics_of, task_ratio
 from tests.bench.results import ROOT, commit, write_result
 from tests.bench.tables import main
 from tests.bench.tuning import joined
@@ -178,3 +180,45 @@ def test_parts_that_were_measured_apart_are_told_apart(tmp_path: Path) -> None:
         page.write_text("<!-- table:tuning --><!-- /table -->\n")
         assert main(["--root", str(tmp_path)]) == 0
         assert told in page.read_text()
+
+
+def test_the_table_of_inference_compares_contestants_on_the_tasks_that_both_did(tmp_path: Path) -> None:
+    step = {"seconds": 0.5, "prompt": 100, "read": 20, "written": 40, "sampled": 10, "guessed": 5, "parsed": True}
+    ours = [{"task": name, "seconds": 1.0, "solved": True, "steps": [step, step]} for name in ("a", "b")]
+    theirs = [{"task": "a", "seconds": 4.0, "solved": False, "steps": [{**step, "parsed": False}]}]
+    rows = [
+        {"part": "tickets", "side": "ratchet", "peak_bytes": 2**30, "tasks": ours},
+        {"part": "tickets", "side": "langgraph", "peak_bytes": 2**31, "tasks": theirs},
+        {
+            "part": "growth",
+            "step32_over_step2": 1.5,
+            "seconds": [0.5] * 31 + [0.75],
+            "prompt": [100] * 32,
+            "read": [10] * 32,
+        },
+    ]
+    assert task_ratio(rows[1], rows[0]) == 4.0
+    assert task_ratio(None, rows[0]) is None
+    metrics = metrics_of(rows)
+    assert metrics["task_ratio_vs_langgraph"] == 4.0
+    assert metrics["batch8_ratio"] is None
+    write_result(
+        "inference", "make bench-inference", {**metrics, "batch8_ratio": 3.25}, rows, folder=tmp_path / "docs/results"
+    )
+    page = tmp_path / "README.md"
+    page.write_text("<!-- table:inference --><!-- /table -->\n")
+    assert main(["--root", str(tmp_path)]) == 0
+    text = page.read_text()
+    for line in (
+        "| ratchet | 2 | 1.00 (1.00) | 1.0 | 0.50 (0.50) | 2.0 | 20 | 40 | 10 | 5 | 100 % | 2 | 1.0 |",
+        "| langgraph | 1 | 4.00 (4.00) | 4.0 | 0.50 (0.50) | 1.0 | 20 | 40 | 10 | 5 | 0 % | 0 | 2.0 |",
+        "| 32 | 100 | 10 | 0.750 |",
+        "| tickets a minute of eight sessions at once, over those of one | 3.25 |",
+    ):
+        assert line in text
+
+
+def test_a_contestant_that_is_measured_again_leaves_the_others() -> None:
+    ours, theirs, grown = ({"part": "long", "side": "ratchet"}, {"part": "long", "side": "vllm"}, {"part": "growth"})
+    again = {**ours, "tasks": []}
+    assert inference_joined([ours, theirs, grown], [again]) == [theirs, grown, again]

@@ -150,3 +150,13 @@ def test_what_was_said_under_one_adapter_is_no_guess_for_another(
     said = engine.generate(request)
     assert said.end == "stop"
     assert engine.generate(Request(prompt(2, 20), 6, grammar=grammar, temperature=1.0, adapter="a")).guessed == 0
+
+
+def test_what_is_remembered_is_guessed_at_once_and_says_the_same(make_engine: MakeEngine) -> None:
+    request = Request(prompt(5, 40), NO_END, max_new=24)
+    said = make_engine().generate(request)
+    engine = make_engine()
+    engine.remember(None, [(*request.ids[-6:], *said.ids)])
+    made = engine.generate(request)
+    assert made.ids == said.ids
+    assert made.guessed > said.guessed
