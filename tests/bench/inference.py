@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--tickets", type=int, default=COUNTS["tickets"])
     parser.add_argument("--long", type=int, default=COUNTS["long"], help="runs of 16 steps")
-    parser.add_argument("--slow-long", type=int, default=None, help="such runs of contestants that read all again")
+    parser.add_argument("--most", nargs="*", default=[], help="fewer tasks of one contestant, such as smolagents=10")
     parser.add_argument("--measure", help="do one thing in this process and print what came of it")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=0)
@@ -73,19 +73,21 @@ def measure(args: argparse.Namespace) -> Any:
 def contest(args: argparse.Namespace, name: str) -> list[Row]:
     """Every contestant on a set of tasks, in turn."""
     wanted = {side: getattr(args, name) for side in args.sides}
-    if name == "long" and args.slow_long is not None:
-        wanted |= {side: min(args.slow_long, wanted[side]) for side in ("smolagents", "langgraph") if side in wanted}
+    for side, most in (pair.split("=") for pair in args.most):
+        wanted[side] = min(int(most), wanted[side])
+    if name == "long":
+        wanted.pop("llamacpp_q8", None)  # Without an adapter it has the same weights as the other.
     dtype = child(args, "dtype")["dtype"]
-    found: dict[str, list[Row]] = {side: [] for side in args.sides}
-    peaks = dict.fromkeys(args.sides, 0)
+    found: dict[str, list[Row]] = {side: [] for side in wanted}
+    peaks = dict.fromkeys(wanted, 0)
     for first in range(0, max(wanted.values()), TURN[name]):
-        for side in args.sides:
+        for side in wanted:
             count = min(TURN[name], wanted[side] - first)
             if count > 0:
                 made = child(args, f"{name}:{side}", first=first, count=count, dtype=dtype)
                 found[side] += made["tasks"]
                 peaks[side] = max(peaks[side], made["peak_bytes"])
-    return [{"part": name, "side": side, "peak_bytes": peaks[side], "tasks": found[side]} for side in args.sides]
+    return [{"part": name, "side": side, "peak_bytes": peaks[side], "tasks": found[side]} for side in wanted]
 
 
 def child(args: argparse.Namespace, what: str, **options: Any) -> Any:
