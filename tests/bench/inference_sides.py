@@ -99,6 +99,7 @@ def langgraph(work: Work, dtype: str) -> list[TaskRow]:
             tools = _tools(runtime, task)
             for tool in tools:
                 tool.return_direct = (tool.metadata or {}).get("ends") is not None
+                tool.handle_tool_error = tool.handle_validation_error = True
             agent = create_react_agent(model, tools, prompt=system_text(frame))
             asked = HumanMessage(task_text(task.task, runtime.recalled(task.task)))
             state = agent.invoke({"messages": [asked]}, {"recursion_limit": 100})
