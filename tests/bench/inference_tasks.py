@@ -37,7 +37,7 @@ plan = false
 
 [tools]
 files = ["logbook.py"]
-enabled = ["next_page"]
+enabled = ["next_page", "close_book"]
 """
 _LONG_TOOLS = f'''
 """A logbook of made-up pages, a new one at each call."""
@@ -60,8 +60,16 @@ def load_tools(context):
         count += 1
         return f"Page {{count}}. " + " ".join(chance.choice(WORDS) for _ in range({PAGE_WORDS}))
 
+    def close_book(seal: Annotated[str, Field(pattern="^SEAL-[0-9]{{9}}$")]) -> str:
+        return seal
+
+    # No page shows a seal, and it must be copied from one: so a run has all its steps.
+    ends = {{"effect": "read", "ends": "answered", "copied": ["seal"]}}
     about = "The next page of the logbook; note what the last one said."
-    return [StructuredTool.from_function(next_page, description=about, metadata={{"effect": "read"}})]
+    return [
+        StructuredTool.from_function(next_page, description=about, metadata={{"effect": "read"}}),
+        StructuredTool.from_function(close_book, description="Close the logbook.", metadata=ends),
+    ]
 '''
 
 
