@@ -270,7 +270,7 @@ class _Together:
         # The heads that share keys become more rows of one query, so the keys are read once and not repeated.
         every = query if self.places is None else query.index_select(1, self.places[0])
         asked = every.reshape(groups, -1, rows, width, size).permute(2, 0, 1, 3, 4).reshape(rows * groups, -1, size)
-        own, own_sums = _softmax_product(asked, keys, values, scale, self._mask(groups, heads // groups))
+        own, own_sums = _softmax_product(asked, keys, values, scale, self._mask(groups, heads // groups, query))
         out = self._by_token(own, groups)
         if not self.shared:
             return out
@@ -290,13 +290,11 @@ class _Together:
         turned = found.reshape(rows, groups, -1, width, size).permute(0, 3, 1, 2, 4).reshape(rows * width, -1, size)
         return turned if self.places is None else turned.index_select(0, self.places[1])
 
-    def _mask(self, groups: int, share: int) -> torch.Tensor | None:
+    def _mask(self, groups: int, share: int, like: torch.Tensor) -> torch.Tensor | None:
         """What is added to scores [R * groups, share * W, L]: minus infinity where a query does not see."""
-        import torch
-
         if self.hidden is not None and self._added is None:
             rows, width, length = self.shape
-            added = torch.zeros(self.hidden.shape, device=self.hidden.device).masked_fill_(self.hidden, float("-inf"))
+            added = like.new_zeros(self.hidden.shape).masked_fill_(self.hidden, float("-inf"))
             every = added[:, None, None].expand(-1, groups, share, -1, -1)
             self._added = every.reshape(rows * groups, share * width, length)
         return self._added

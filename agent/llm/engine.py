@@ -31,7 +31,7 @@ from agent.llm.prefix import Entry, PrefixCache, common_prefix
 from agent.llm.session import End, Generation, Request, Session
 from agent.llm.static import StaticPasses
 from agent.llm.weights import context_of
-from agent.teams import in_own_team
+from agent.teams import in_own_team, in_turn
 
 if TYPE_CHECKING:
     import torch
@@ -307,7 +307,8 @@ class Engine:
             room = (GUESS_TOKENS - sum(len(session.pending) for session in batch)) // len(batch)
             guesses = [self._guess(session, room) for session in batch]
             takes = share_pass([len(one.pending) for one in batch], [one.started for one in batch])
-            logits, made_of = self._forward(batch, takes, guesses)
+            with in_turn():
+                logits, made_of = self._forward(batch, takes, guesses)
         except BaseException as fault:
             for session in batch:
                 self._fail(session, fault)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.errors import MemoryIndexError
-from agent.teams import in_own_team, on_one_core
+from agent.teams import in_own_team, in_turn, on_one_core
 
 FEW = 8
 """Texts that are embedded on one core, so that a search does not slow the model down."""
@@ -84,7 +84,11 @@ class SentenceEncoder:
             )
 
         with self._one_at_a_time:
-            vectors = on_one_core(encode) if len(texts) <= FEW else in_own_team(encode)
+            if len(texts) <= FEW:
+                with in_turn():
+                    vectors = on_one_core(encode)
+            else:
+                vectors = in_own_team(encode)
         return np.ascontiguousarray(vectors, dtype=np.float32)
 
 
