@@ -229,17 +229,34 @@ def _promote(arguments: argparse.Namespace, session: Session) -> int:
 # -- the project ---------------------------------------------------------------------------------------------
 
 
-def _add_project_commands(commands: Commands) -> None:
-    docs = _command(commands, "docs", "add, list, search and remove documents", _lazy("project", "docs"), as_json=False)
+def _add_document_commands(commands: Commands) -> None:
+    run = _lazy("docs", "docs")
+    docs = _command(commands, "docs", "add, list, search and remove documents", run, as_json=False)
     actions = docs.add_subparsers(dest="action", metavar="ACTION", required=True)
-    add = _command(actions, "add", "read a folder of documents, or what changed in it", _lazy("project", "docs"))
+    add = _command(actions, "add", "read a folder of documents, or what changed in it", run)
     add.add_argument("folder", nargs="?", metavar="FOLDER", help="default: those of ratchet.toml")
-    _command(actions, "list", "list the documents", _lazy("project", "docs"))
-    _command(actions, "remove", "forget a document", _lazy("project", "docs")).add_argument("name", metavar="NAME")
-    search = _command(actions, "search", "find passages", _lazy("project", "docs"))
+    add.add_argument("--trust", choices=("own", "outside"), help="whose texts these are (default: own)")
+    sync = _command(actions, "sync", "read every folder again that documents came from", run)
+    listing = _command(actions, "list", "list the documents", run)
+    remove = _command(actions, "remove", "forget a document", run)
+    remove.add_argument("name", metavar="NAME")
+    search = _command(actions, "search", "find passages", run)
     search.add_argument("query", metavar="QUERY")
     search.add_argument("--limit", type=_count, metavar="N", help="how many passages (default: as in ratchet.toml)")
-    _command(actions, "rebuild", "make the index anew", _lazy("project", "docs"))
+    search.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="only of documents with this in their front matter",
+    )
+    rebuild = _command(actions, "rebuild", "make the indexes anew", run)
+    for action in (add, sync, listing, remove, search, rebuild):
+        action.add_argument("--tenant", metavar="NAME", help="whose documents (default: as in ratchet.toml)")
+
+
+def _add_project_commands(commands: Commands) -> None:
+    _add_document_commands(commands)
     _command(commands, "models", "list the models that are there", _lazy("project", "models"))
     _command(commands, "doctor", "say what is there, what is missing and what to do", _lazy("project", "doctor"))
     _command(commands, "bench", "say how fast the model is on this machine", _lazy("project", "bench"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,18 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
         yield connection
 
 
-def prepare_schema(engine: sa.Engine, tables: sa.MetaData, *, part: str, version: int) -> None:
-    """Make the tables of one part of the database, or refuse those a newer version made."""
+def prepare_schema(
+    engine: sa.Engine,
+    tables: sa.MetaData,
+    *,
+    part: str,
+    version: int,
+    upgrade: Callable[[sa.Connection, int], None] | None = None,
+) -> None:
+    """Make the tables of one part of the database, or refuse those a newer version made.
+
+    `upgrade` is called with the version of older ones, within the same transaction.
+    """
     with writing(engine) as connection:
         _versions.create(connection, checkfirst=True)
         found = connection.scalar(sa.select(_versions.c.version).where(_versions.c.part == part))
@@ -79,6 +89,8 @@ def prepare_schema(engine: sa.Engine, tables: sa.MetaData, *, part: str, version
                 f"{engine.url.database} was written by a newer ratchet-loop ({part} has version {found}, "
                 f"this code reads up to {version}); upgrade ratchet-loop"
             )
+        if found is not None and found < version and upgrade is not None:
+            upgrade(connection, found)
         tables.create_all(connection)
         if found is None:
             connection.execute(_versions.insert().values(part=part, version=version))

@@ -136,17 +136,24 @@ class Runtime:
         """The documents, opened with the project's encoder."""
         with self._lock:
             if self._memory is None:
-                from agent.memory.search import Memory
-
-                chosen = self.project.settings
-                self.home.root.mkdir(parents=True, exist_ok=True)
-                self._memory = Memory.open(
-                    self.home.database,
-                    self.home.index,
-                    self.encoder,
-                    chunk_tokens=chosen.memory.chunk_tokens,
-                )
+                self._memory = self.open_memory(self.project.settings.memory.tenant)
             return self._memory
+
+    def open_memory(self, tenant: str) -> Memory:
+        """A tenant's documents, opened with the project's encoder; whoever asks closes it."""
+        from agent.memory.search import Memory
+
+        chosen = self.project.settings.memory
+        self.home.root.mkdir(parents=True, exist_ok=True)
+        return Memory.open(
+            self.home.database,
+            self.home.index,
+            self.encoder,
+            tenant=tenant,
+            server=chosen.server,
+            chunk_tokens=chosen.chunk_tokens,
+            neighbours=chosen.neighbours,
+        )
 
     @property
     def encoder(self) -> Encoder:

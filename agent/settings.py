@@ -138,6 +138,13 @@ class MemorySettings:
     """Search for the words of a short task together with what the model asks."""
     chunk_tokens: int = _whole(160, 16, 4096)
     """Length of a passage in tokens of the encoder, at most."""
+    neighbours: int = _whole(0, 0, 5)
+    """Pieces before and behind a passage, in its section, that are shown with it."""
+    tenant: str = ""
+    """Whose documents are searched; those of other tenants in the same home are never seen."""
+    server: str = ""
+    """Address of a Chroma server (http://) or PostgreSQL database (postgresql://) that holds the vectors in place of
+    the embedded index; empty for none."""
     recall: int = _whole(3, 0, 20)
     """Solved tasks like the new one whose beginnings the model is shown, out of the log; 0 shows none."""
     folders: tuple[str, ...] = _names(())

@@ -1,23 +1,21 @@
-"""Everything around the runs: `init`, `doctor`, `models`, `docs`, the adapters, `serve` and `version`."""
+"""Everything around the runs: `init`, `doctor`, `models`, `bench`, the adapters, `serve` and `version`."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.commands.console import note, result, result_json, speaker, table
-from agent.commands.session import Session, UsageError
+from agent.commands.session import Session
 from agent.errors import RatchetError, SettingsError
 from agent.settings import SETTINGS_FILE, settings_template
 
 if TYPE_CHECKING:
-    from agent.memory.search import Memory
+    pass
 
 
 def version_text() -> str:
@@ -117,114 +115,6 @@ def bench(arguments: Namespace, session: Session) -> int:
         ["reading memory", f"{speed.memory_bytes_per_second / 1e9:.1f} GB/s, which decoding uses {share:.0%} of"],
     ]
     result(table(rows, ["", ""]).lstrip())
-    return 0
-
-
-# -- documents -----------------------------------------------------------------------------------------------
-
-
-def docs(arguments: Namespace, session: Session) -> int:
-    return {
-        "add": _docs_add,
-        "list": _docs_list,
-        "remove": _docs_remove,
-        "search": _docs_search,
-        "rebuild": _docs_rebuild,
-    }[arguments.action](arguments, session)
-
-
-@contextmanager
-def _memory(session: Session) -> Iterator[Memory]:
-    with session.runtime() as runtime:
-        yield runtime.memory
-
-
-def _docs_add(arguments: Namespace, session: Session) -> int:
-    project = session.project
-    folders = (
-        [Path(arguments.folder)]
-        if arguments.folder
-        else [project.resolve(name) for name in project.settings.memory.folders]
-    )
-    if not folders:
-        raise UsageError("no folder of documents is named; give one, or set [memory] folders in ratchet.toml")
-    with _memory(session) as memory:
-        reports = [
-            (
-                folder,
-                memory.add_folder(folder, progress=lambda done, of, name: session.note(f"{done}/{of} {name}")),
-            )
-            for folder in folders
-        ]
-    if arguments.json:
-        result_json([{"folder": str(folder), **asdict(report)} for folder, report in reports])
-        return 0
-    for folder, report in reports:
-        for skipped in report.skipped:
-            note(f"skipped {skipped.name}: {skipped.reason}")
-        result(
-            f"{folder}: {len(report.added)} added, {len(report.changed)} changed, {len(report.unchanged)} "
-            f"unchanged, {len(report.removed)} removed, {len(report.skipped)} skipped; "
-            f"{report.chunks_embedded} passages embedded in {report.seconds:.1f} s"
-        )
-    return 0
-
-
-def _docs_list(arguments: Namespace, session: Session) -> int:
-    from agent.database import open_engine
-    from agent.memory.shelf import Shelf
-
-    path = session.project.home.database
-    documents: tuple[Any, ...] = ()
-    if path.is_file():
-        engine = open_engine(path)
-        try:
-            documents = Shelf(engine).documents()
-        finally:
-            engine.dispose()
-    if arguments.json:
-        result_json([asdict(one) for one in documents])
-    elif not documents:
-        note("There are no documents yet; add a folder with `ratchet docs add FOLDER`.")
-    else:
-        rows = [[one.name, str(one.chunks), one.changed_at, one.folder] for one in documents]
-        result(table(rows, ["document", "passages", "changed", "folder"]))
-    return 0
-
-
-def _docs_remove(arguments: Namespace, session: Session) -> int:
-    with _memory(session) as memory:
-        memory.remove(arguments.name)
-    if arguments.json:
-        result_json({"removed": arguments.name})
-    else:
-        result(f"removed {arguments.name}")
-    return 0
-
-
-def _docs_search(arguments: Namespace, session: Session) -> int:
-    wanted = arguments.limit or session.project.settings.memory.passages
-    with _memory(session) as memory:
-        found = memory.search(arguments.query, wanted)
-    if arguments.json:
-        result_json([asdict(one) for one in found])
-        return 0
-    if not found:
-        note("Nothing found.")
-    for passage in found:
-        place = f"{passage.document} > {passage.heading}" if passage.heading else passage.document
-        result(f"{passage.score:.2f}  {place}\n{passage.text}\n")
-    return 0
-
-
-def _docs_rebuild(arguments: Namespace, session: Session) -> int:
-    with _memory(session) as memory:
-        embedded = memory.rebuild()
-        documents = len(memory.list())
-    if arguments.json:
-        result_json({"documents": documents, "embedded": embedded})
-    else:
-        result(f"index of {documents} documents made anew, {embedded} passages embedded anew")
     return 0
 
 

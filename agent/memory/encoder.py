@@ -40,6 +40,10 @@ class Encoder(Protocol):
         """Unit vectors, [len(texts), dimensions]. Safe to call from several threads."""
         ...
 
+    def reads(self, text: str) -> float:
+        """The share of a text's tokens that it knows, 0 to 1."""
+        ...
+
 
 class SentenceEncoder:
     """A sentence-transformers model from a local folder, on the CPU, float32."""
@@ -91,6 +95,13 @@ class SentenceEncoder:
                 vectors = in_own_team(encode)
         return np.ascontiguousarray(vectors, dtype=np.float32)
 
+    def reads(self, text: str) -> float:
+        with self._one_at_a_time:
+            ids = self._model.tokenizer(text, add_special_tokens=False, truncation=True)["input_ids"]
+        unknown = self._model.tokenizer.unk_token_id
+        missed = sum(1 for one in ids if one == unknown)
+        return 1.0 - missed / max(1, len(ids))
+
 
 class HashEncoder:
     """Words hashed into signed buckets: texts that share words are near, and nothing is to be loaded."""
@@ -116,3 +127,6 @@ class HashEncoder:
                 row[0] = 1.0
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.ascontiguousarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
+
+    def reads(self, text: str) -> float:
+        return 1.0

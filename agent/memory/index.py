@@ -1,9 +1,9 @@
-"""Chroma as a thing that can be thrown away: it is handed ids and vectors, and says whether it agrees.
+"""An index of vectors as a thing that can be thrown away: it is handed ids and vectors, and says whether it agrees.
 
-One process at a time touches the files, behind a lock that is held for an operation and not for a lifetime.
-A stamp in the collection says what it was made from; it is spoiled before a change and set after it, so a
-crash in between is seen. What is missing, broken or of another stamp is for the caller to rebuild.
-Not for a folder shared by two machines.
+Chroma, embedded or a server. One process at a time touches it, behind a lock that is held for an operation and not
+for a lifetime. A stamp in the collection says what it was made from; it is spoiled before a change and set after it,
+so a crash in between is seen. What is missing, broken or of another stamp is for the caller to rebuild. Not for a
+folder shared by two machines.
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from agent.errors import MemoryIndexError
 from agent.memory.encoder import Vectors
 
 COLLECTION = "chunks"
+
+Part = tuple[Sequence[str], Vectors]
+"""Ids of chunks and as many vectors [n, d]."""
 _SPOILED = -1
 
 
@@ -99,87 +103,79 @@ class IndexLock:
             return "unknown"
 
 
-class ChromaIndex:
-    """An embedded Chroma collection in `folder`, which belongs to it: a rebuild deletes what is there.
+class VectorIndex(Protocol):
+    """Finds the nearest of the vectors it was handed. Every method needs the lock to be held.
 
-    Every method needs the lock to be held. A failure of Chroma is raised as MemoryIndexError.
+    A failure of what lies behind it is raised as MemoryIndexError.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def open(self) -> Stamp | None:
+        """Open what is there. None when it is missing, broken or half written."""
+        ...
+
+    def rebuild(self, parts: Iterable[Part], stamp: Stamp) -> None:
+        """Delete what is there and index these."""
+        ...
+
+    def apply(self, part: Part, removed: Sequence[str], stamp: Stamp) -> None:
+        """Take chunks in and out of an open index."""
+        ...
+
+    def search(self, vector: Vectors, k: int) -> list[Hit]:
+        """The k nearest of an open index, best first."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class _Collection:
+    """What an embedded Chroma and a Chroma server have in common."""
+
+    def __init__(self) -> None:
         self._client: Any = None
         self._collection: Any = None
 
-    def open(self) -> Stamp | None:
-        """Open what is on disk. None when it is missing, broken or half written."""
-        self.close()
-        made = [path.parent for path in self._folder.glob("*/chroma.sqlite3")]
-        if len(made) != 1:
-            return None
-        try:
-            with _explained("opened"):
-                self._connect(made[0])
-                self._collection = self._client.get_collection(COLLECTION, embedding_function=None)
-                stamp = self._read_stamp()
-                return stamp if stamp and self._answers(stamp) else None
-        except MemoryIndexError:
-            self.close()
-            return None
-
-    def rebuild(self, ids: Sequence[str], vectors: Vectors, stamp: Stamp) -> None:
-        """Delete what is there and index these."""
-        self.close()
-        with _explained("rebuilt"):
-            shutil.rmtree(self._folder, ignore_errors=True)
-            # A new name each time: Chroma keeps what it has opened, or failed to open, by its path.
-            folder = self._folder / uuid.uuid4().hex[:12]
-            folder.mkdir(parents=True)
-            self._connect(folder)
-            self._collection = self._client.create_collection(
-                COLLECTION,
-                embedding_function=None,
-                metadata=_metadata(stamp, _SPOILED),
-                configuration={"hnsw": {"space": "cosine"}},
-            )
-            self._add(ids, vectors)
-            self._collection.modify(metadata=_metadata(stamp, stamp.generation))
-
-    def apply(self, ids: Sequence[str], vectors: Vectors, removed: Sequence[str], stamp: Stamp) -> None:
-        """Take chunks in and out of an open index."""
+    def apply(self, part: Part, removed: Sequence[str], stamp: Stamp) -> None:
         with _explained("changed"):
             self._collection.modify(metadata=_metadata(stamp, _SPOILED))
             size = self._batch()
             for start in range(0, len(removed), size):
                 self._collection.delete(ids=list(removed[start : start + size]))
-            self._add(ids, vectors)
+            self._add(part)
             self._collection.modify(metadata=_metadata(stamp, stamp.generation))
 
-    def search(self, vector: Vectors, k: int) -> tuple[Hit, ...]:
-        """The k nearest of an open index, best first."""
+    def search(self, vector: Vectors, k: int) -> list[Hit]:
         with _explained("searched"):
             found = self._collection.query(query_embeddings=vector.reshape(1, -1), n_results=k, include=["distances"])
         pairs = zip(found["ids"][0], found["distances"][0], strict=True)
-        return tuple(Hit(key, max(-1.0, min(1.0, 1.0 - float(distance)))) for key, distance in pairs)
+        return [Hit(key, max(-1.0, min(1.0, 1.0 - float(distance)))) for key, distance in pairs]
 
     def close(self) -> None:
         client, self._client, self._collection = self._client, None, None
         if client is not None:
             client.close()
 
-    def _connect(self, folder: Path) -> None:
-        import chromadb
-        from chromadb.config import Settings
-
-        self._client = chromadb.PersistentClient(
-            path=str(folder), settings=Settings(anonymized_telemetry=False, allow_reset=False)
-        )
-
-    def _read_stamp(self) -> Stamp | None:
+    def _opened(self, name: str) -> Stamp | None:
+        """The stamp of a collection, if it is whole."""
+        self._collection = self._client.get_collection(name, embedding_function=None)
         notes = self._collection.metadata or {}
         generation, encoder = notes.get("generation"), notes.get("encoder")
         if not isinstance(generation, int) or generation == _SPOILED or not isinstance(encoder, str):
             return None
-        return Stamp(generation, int(notes.get("chunks", -1)), encoder)
+        stamp = Stamp(generation, int(notes.get("chunks", -1)), encoder)
+        return stamp if self._answers(stamp) else None
+
+    def _fill(self, name: str, parts: Iterable[Part], stamp: Stamp) -> None:
+        """Make a collection. It is whole once its stamp says so."""
+        self._collection = self._client.create_collection(
+            name,
+            embedding_function=None,
+            metadata=_metadata(stamp, _SPOILED),
+            configuration={"hnsw": {"space": "cosine"}},
+        )
+        for part in parts:
+            self._add(part)
+        self._collection.modify(metadata=_metadata(stamp, stamp.generation))
 
     def _answers(self, stamp: Stamp) -> bool:
         """Whether the vectors themselves can be read: a stored one must find itself."""
@@ -191,7 +187,8 @@ class ChromaIndex:
         hits = self.search(vector, min(5, stamp.chunks))
         return len(hits) == min(5, stamp.chunks) and hits[0].score > 0.999
 
-    def _add(self, ids: Sequence[str], vectors: Vectors) -> None:
+    def _add(self, part: Part) -> None:
+        ids, vectors = part
         size = self._batch()
         for start in range(0, len(ids), size):
             self._collection.upsert(ids=list(ids[start : start + size]), embeddings=vectors[start : start + size])
@@ -200,12 +197,95 @@ class ChromaIndex:
         return int(self._client.get_max_batch_size())
 
 
+class ChromaIndex(_Collection):
+    """An embedded Chroma collection in `folder`, which belongs to it: a rebuild deletes what is there."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def open(self) -> Stamp | None:
+        self.close()
+        made = [path.parent for path in self._folder.glob("*/chroma.sqlite3")]
+        if len(made) != 1:
+            return None
+        try:
+            with _explained("opened"):
+                self._connect(made[0])
+                return self._opened(COLLECTION)
+        except MemoryIndexError:
+            self.close()
+            return None
+
+    def rebuild(self, parts: Iterable[Part], stamp: Stamp) -> None:
+        self.close()
+        with _explained("rebuilt"):
+            shutil.rmtree(self._folder, ignore_errors=True)
+            # A new name each time: Chroma keeps what it has opened, or failed to open, by its path.
+            folder = self._folder / uuid.uuid4().hex[:12]
+            folder.mkdir(parents=True)
+            self._connect(folder)
+            self._fill(COLLECTION, parts, stamp)
+
+    def _connect(self, folder: Path) -> None:
+        import chromadb
+        from chromadb.config import Settings
+
+        self._client = chromadb.PersistentClient(
+            path=str(folder), settings=Settings(anonymized_telemetry=False, allow_reset=False)
+        )
+
+
+class ChromaServerIndex(_Collection):
+    """A collection of a Chroma server, by the name that this project gave it; a rebuild deletes it."""
+
+    def __init__(self, address: str, collection: str) -> None:
+        """`address` is such as `http://127.0.0.1:8000`."""
+        super().__init__()
+        self._address = address
+        self._name = collection
+
+    def open(self) -> Stamp | None:
+        """None, too, when the server does not know the collection; raises when it does not answer."""
+        self.close()
+        with _explained("reached", self._address):
+            self._connect()
+            if self._name not in {one.name for one in self._client.list_collections()}:
+                return None
+        try:
+            with _explained("opened"):
+                return self._opened(self._name)
+        except MemoryIndexError:
+            return None
+
+    def rebuild(self, parts: Iterable[Part], stamp: Stamp) -> None:
+        self.close()
+        with _explained("rebuilt", self._address):
+            self._connect()
+            if self._name in {one.name for one in self._client.list_collections()}:
+                self._client.delete_collection(self._name)
+            self._fill(self._name, parts, stamp)
+
+    def _connect(self) -> None:
+        import chromadb
+        from chromadb.config import Settings
+
+        address = urlsplit(self._address)
+        secure = address.scheme == "https"
+        self._client = chromadb.HttpClient(
+            host=address.hostname or "localhost",
+            port=address.port or (443 if secure else 8000),
+            ssl=secure,
+            settings=Settings(anonymized_telemetry=False),
+        )
+
+
 def _metadata(stamp: Stamp, generation: int) -> dict[str, int | str]:
     return {"generation": generation, "chunks": stamp.chunks, "encoder": stamp.encoder}
 
 
 @contextmanager
-def _explained(done: str) -> Iterator[None]:
+def _explained(done: str, where: str = "") -> Iterator[None]:
     """Chroma raises anything, a panic of its Rust part (no Exception) included."""
     try:
         yield
@@ -213,7 +293,6 @@ def _explained(done: str) -> Iterator[None]:
         raise
     except BaseException as fault:
         if isinstance(fault, Exception) or type(fault).__name__ == "PanicException":
-            raise MemoryIndexError(
-                f"the documents' index cannot be {done} ({fault}); run `ratchet docs rebuild`"
-            ) from fault
+            advice = f"check that a Chroma server answers at {where}" if where else "run `ratchet docs rebuild`"
+            raise MemoryIndexError(f"the documents' index cannot be {done} ({fault}); {advice}") from fault
         raise

@@ -1,8 +1,9 @@
-"""Memory: folders of documents go in, passages near a question come out.
+"""Memory: folders of documents go in, passages that fit a question come out.
 
-The shelf is the truth and Chroma its index. Searching and adding may go on at once, in threads and in
-processes: a search that finds the index busy is answered from the shelf, exactly and a little slower.
-Dense search alone; words are not matched.
+A question finds passages by its words and by its meaning, and the two are weighed against each other. The shelf is the
+truth, with the full-text index in it; the index of vectors is handed what it holds. Searching and adding may go on at
+once, in threads and in processes: a search that finds the index of vectors busy is answered from the shelf, exactly and
+a little slower. A memory is one tenant's: no search sees another's documents.
 """
 
 from __future__ import annotations
@@ -11,34 +12,38 @@ import builtins
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import sqlalchemy as sa
 
 from agent.database import open_engine
 from agent.errors import MemoryIndexError
-from agent.memory.documents import (
-    EMPTY,
-    Chunk,
-    Document,
-    Reading,
-    Skipped,
-    TokenCounter,
-    estimate_tokens,
-    read_folder,
-    split,
-)
+from agent.memory.documents import Document, Reading, Skipped, read_folder
 from agent.memory.encoder import Encoder, Vectors
-from agent.memory.index import ChromaIndex, Hit, IndexLock, Stamp
-from agent.memory.shelf import Shelf, ShelfState, StoredDocument, Vector, to_bytes
+from agent.memory.formats import EMPTY
+from agent.memory.fusion import alike, fuse
+from agent.memory.index import ChromaIndex, ChromaServerIndex, Hit, IndexLock, Stamp, VectorIndex
+from agent.memory.pgvector import PgVectorIndex
+from agent.memory.shelf import Filter, Shelf, StoredDocument, Vector, to_bytes, to_matrix
+from agent.memory.splitting import Chunk, TokenCounter, chunk_id, estimate_tokens, split
+from agent.memory.tables import ShelfState
 from tools.context import Passage
 
 Progress = Callable[[int, int, str], None]
 """Called with documents done, documents to do, and the name of the one just done."""
+
+Trust = Literal["own", "outside"]
+
+CANDIDATES = 50
+"""Chunks that each of the two rankings hands on, at least."""
+
+FEW_CHUNKS = 20_000
+"""Up to so many chunks of the documents that were asked for are compared one by one."""
 
 _BATCH = 128
 """Chunks embedded and made durable together; what is lost by a kill is at most so much work."""
@@ -58,8 +63,17 @@ class SyncReport:
     seconds: float
 
 
+@dataclass(frozen=True)
+class NewText:
+    """A text that is a document of its own, kept whole; and what it is known by."""
+
+    name: str
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Memory:
-    """The user's documents. A `tools.context.Retriever`; safe to search from several threads."""
+    """One tenant's documents. A `tools.context.Retriever`; safe to search from several threads."""
 
     def __init__(
         self,
@@ -67,40 +81,43 @@ class Memory:
         index: Path,
         encoder: Encoder,
         *,
+        tenant: str = "",
+        server: str = "",
         chunk_tokens: int = 160,
+        neighbours: int = 0,
         count_tokens: TokenCounter = estimate_tokens,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Takes the engine over and disposes of it on close."""
+        """Takes the engine over and disposes of it on close.
+
+        `server` is the address of a Chroma server or of a PostgreSQL database with pgvector that holds the vectors in
+        place of the embedded Chroma in the folder `index`.
+        With `neighbours` a passage brings that many pieces before and behind it in its section.
+        """
         self._engine = engine
-        self._shelf = Shelf(engine)
-        self._lock = IndexLock(index / "lock")
-        self._index = ChromaIndex(index / "chroma")
+        self._shelf = Shelf(engine, tenant=tenant)
+        home = index / f"tenant-{self._shelf.tenant}" if tenant else index
+        self._lock = IndexLock(home / "lock")
+        self._index = _index(home / "chroma", server, engine, self._shelf.tenant)
         self._generation: int | None = None
         """The shelf's generation that the open index agrees with."""
         self._encoder = encoder
         self._chunk_tokens = chunk_tokens
+        self._neighbours = neighbours
         self._count_tokens = count_tokens
         self._now = now
         self._matrix: tuple[int, tuple[str, ...], Vectors] | None = None
         self._matrix_lock = threading.Lock()
 
     @classmethod
-    def open(
-        cls,
-        database: Path,
-        index: Path,
-        encoder: Encoder,
-        *,
-        chunk_tokens: int = 160,
-        count_tokens: TokenCounter = estimate_tokens,
-    ) -> Memory:
-        """Open the memory of a home. Chroma is opened by the first search or change, and healed then."""
-        return cls(open_engine(database), index, encoder, chunk_tokens=chunk_tokens, count_tokens=count_tokens)
+    def open(cls, database: Path, index: Path, encoder: Encoder, **options: Any) -> Memory:
+        """Open the memory of a home. The index is opened by the first search or change, and healed then."""
+        return cls(open_engine(database), index, encoder, **options)
 
-    def add_folder(self, folder: Path, *, progress: Progress | None = None) -> SyncReport:
+    def add_folder(self, folder: Path, *, trust: Trust | None = None, progress: Progress | None = None) -> SyncReport:
         """Make the shelf hold what the folder holds now: embeds what is new or changed, forgets what went.
 
+        `trust` says whose texts these are; without it they stay what they were, new ones are "own".
         Documents that were added from other folders stay. Raises MemoryIndexError when the folder is
         missing or another process is changing the index.
         """
@@ -109,12 +126,12 @@ class Memory:
         with self._lock.required():
             reading = read_folder(folder)
             known = {document.name: document for document in self._shelf.documents()}
-            work = _compare(reading, known, folder, self._splitting, self._foreign())
+            work = _compare(reading, known, folder, self._splitting, self._foreign(), trust)
             self._open_index()
             if work.vanished:
                 self._forget(work.vanished)
             self._shelf.move([name for name in work.unchanged if known[name].folder != str(folder)], str(folder))
-            embedded = self._store(work.todo, known, folder, progress)
+            embedded = self._store(work.todo, known, str(folder), trust, progress)
         return SyncReport(
             added=tuple(document.name for document in work.todo if document.name not in known),
             changed=tuple(document.name for document in work.todo if document.name in known),
@@ -124,6 +141,29 @@ class Memory:
             chunks_embedded=embedded,
             seconds=time.monotonic() - started,
         )
+
+    def add_texts(self, texts: Sequence[NewText]) -> None:
+        """Keep texts as documents of their own, in place of those of the same name. No folder's change removes them."""
+        newest = {text.name: text for text in texts}
+        with self._lock.required():
+            self._open_index()
+            known = {document.name: document for document in self._shelf.documents()}
+            batch = []
+            for one in newest.values():
+                chunk = Chunk(chunk_id(one.name, "", one.text), one.name, "", 0, one.text)
+                content = hashlib.sha256(one.text.encode()).hexdigest()
+                stored = self._shelf.stored_vectors(one.name) if one.name in known else {}
+                kept = {key: vector for key, vector in stored.items() if vector.encoder == self._encoder.name}
+                document = Document(one.name, one.text, content, markdown=False, metadata=one.metadata)
+                batch.append(_Prepared(document, (chunk,), kept))
+            fresh = self._embed([chunk for prepared in batch for chunk in prepared.missing])
+            self._keep(batch, fresh, known, "", "own")
+
+    def texts(self, names: Sequence[str]) -> builtins.list[NewText]:
+        """The documents of these names that are there, in the order they are asked for."""
+        documents = {document.name: document for document in self._shelf.documents(names)}
+        texts = self._shelf.texts(list(documents))
+        return [NewText(name, texts[name], documents[name].metadata) for name in names if name in texts]
 
     def list(self) -> tuple[StoredDocument, ...]:
         """The documents by name."""
@@ -145,28 +185,39 @@ class Memory:
             self._open_index()
             self._forget([name])
 
-    def search(self, query: str, k: int) -> builtins.list[Passage]:
-        """The k passages nearest to the query, best first; none for a blank query."""
+    def remove_all(self, names: Sequence[str]) -> None:
+        """Forget these documents."""
+        if names:
+            with self._lock.required():
+                self._open_index()
+                self._forget(names)
+
+    def search(self, query: str, k: int, *, where: Filter | None = None, join: bool = True) -> builtins.list[Passage]:
+        """The k passages that fit the query best, best first; none for a blank query.
+
+        `where` names metadata that their documents must have; besides what the documents' front matter says, `trust`
+        and `document`. What says the same as a better one is left out; and unless `join` is false, pieces that follow
+        each other are one passage.
+        """
         state = self._shelf.state()
         if k < 1 or not query.strip() or not state.chunks:
             return []
         self._check_encoder(state)
         vector = self._encoder.encode([query])[0]
-        with self._lock.held(seconds=0.05) as held:
-            hits = self._index_hits(vector, k) if held else None
-        if hits is None:
-            hits = self._shelf_hits(vector, k)
-        chunks = self._shelf.chunks([hit.id for hit in hits])
-        # A chunk may have been removed since it was found.
-        return [_passage(chunks[hit.id], hit.score) for hit in hits if hit.id in chunks]
+        wide = max(CANDIDATES, 2 * k)
+        by_words = dict(self._shelf.word_hits(query, wide, where=where))
+        near = {hit.id: hit.score for hit in self._near(vector, wide, where)}
+        near |= self._cosines([key for key in by_words if key not in near], vector)
+        ranked = fuse(near, by_words, read=self._encoder.reads(query))
+        return self._passages(ranked, vector, k, join=join)
 
     def rebuild(self) -> int:
         """Embed anew what another encoder embedded, then index everything anew. Returns chunks embedded."""
         with self._lock.required():
-            foreign = self._foreign()
             # Counts the generation up, so that other processes open the new index.
             self._shelf.replace_vectors({}, self._time())
-            chunks = [chunk for chunk in self._shelf.all_chunks() if chunk.document in foreign]
+            self._shelf.index_words()
+            chunks = self._shelf.chunks_not_by(self._encoder.name)
             for start in range(0, len(chunks), _BATCH):
                 part = chunks[start : start + _BATCH]
                 self._shelf.replace_vectors(self._embed(part), self._time())
@@ -181,7 +232,7 @@ class Memory:
 
     @property
     def _splitting(self) -> str:
-        return f"1/{self._chunk_tokens}"
+        return f"2/{self._chunk_tokens}"
 
     def _time(self) -> str:
         return self._now().isoformat(timespec="seconds")
@@ -204,7 +255,8 @@ class Memory:
         self,
         todo: Sequence[Document],
         known: Mapping[str, StoredDocument],
-        folder: Path,
+        folder: str,
+        trust: Trust | None,
         progress: Progress | None,
     ) -> int:
         """Embed and keep documents, several at a time. Returns how many chunks were embedded."""
@@ -217,7 +269,7 @@ class Memory:
                 continue
             fresh = self._embed(missing)
             embedded += len(missing)
-            self._keep(waiting, fresh, known, folder)
+            self._keep(waiting, fresh, known, folder, trust)
             for prepared in waiting:
                 done += 1
                 if progress:
@@ -241,7 +293,8 @@ class Memory:
         batch: Sequence[_Prepared],
         fresh: Mapping[str, Vector],
         known: Mapping[str, StoredDocument],
-        folder: Path,
+        folder: str,
+        trust: Trust | None,
     ) -> None:
         at = self._time()
         entries = []
@@ -249,12 +302,14 @@ class Memory:
             document, before = prepared.document, known.get(prepared.document.name)
             stored = StoredDocument(
                 name=document.name,
-                folder=str(folder),
+                folder=folder,
                 sha256=document.sha256,
                 splitting=self._splitting,
                 chunks=len(prepared.chunks),
                 added_at=before.added_at if before else at,
                 changed_at=at,
+                trust=trust or (before.trust if before else "own"),
+                metadata=document.metadata,
             )
             entries.append((stored, prepared.chunks))
         kept = {key: vector for prepared in batch for key, vector in prepared.kept.items()}
@@ -268,10 +323,9 @@ class Memory:
     def _update_index(self, fresh: Mapping[str, Vector], gone: Sequence[str], state: ShelfState) -> None:
         if self._generation is None:
             return  # The vectors are of several encoders: there is no index until all are of one.
-        rows = [np.frombuffer(vector.data, dtype="<f4") for vector in fresh.values()]
-        vectors = np.stack(rows) if rows else np.zeros((0, self._encoder.dimensions), dtype=np.float32)
+        vectors = to_matrix([vector.data for vector in fresh.values()])
         self._generation = None
-        self._index.apply(list(fresh), vectors, gone, self._stamp(state))
+        self._index.apply((list(fresh), vectors), gone, self._stamp(state))
         self._generation = state.generation
 
     def _open_index(self) -> None:
@@ -289,14 +343,47 @@ class Memory:
 
     def _reindex(self) -> None:
         self._generation = None
-        state, ids, vectors = self._shelf.vectors()
-        self._index.rebuild(ids, vectors, self._stamp(state))
+        state = self._shelf.state()
+        self._check_encoder(state)
+        self._index.rebuild(self._shelf.vectors(), self._stamp(state))
         self._generation = state.generation
 
     def _stamp(self, state: ShelfState) -> Stamp:
         return Stamp(state.generation, state.chunks, self._encoder.name)
 
-    def _index_hits(self, vector: Vectors, k: int) -> tuple[Hit, ...] | None:
+    def _cosines(self, ids: Sequence[str], vector: Vectors) -> dict[str, float]:
+        return {
+            key: float(np.frombuffer(found.data, dtype="<f4") @ vector)
+            for key, found in self._shelf.vectors_of(ids).items()
+            if found.encoder == self._encoder.name
+        }
+
+    def _near(self, vector: Vectors, k: int, where: Filter | None) -> builtins.list[Hit]:
+        """The k chunks whose vectors are nearest."""
+        if where and self._shelf.count(where) <= FEW_CHUNKS:
+            ids, matrix = _joined(self._shelf.vectors(where=where))
+            return _nearest(ids, matrix, vector, k)
+        wanted = k
+        while True:
+            hits = self._nearest(vector, wanted)
+            if not where or len(hits) < wanted:
+                break
+            # Of many chunks most may be of other documents: ask for more until there are enough.
+            held = self._shelf.holds([hit.id for hit in hits], where)
+            if sum(hit.id in held for hit in hits) >= k:
+                break
+            wanted *= 4
+        if where:
+            held = self._shelf.holds([hit.id for hit in hits], where)
+            hits = [hit for hit in hits if hit.id in held]
+        return hits[:k]
+
+    def _nearest(self, vector: Vectors, k: int) -> builtins.list[Hit]:
+        with self._lock.held(seconds=0.05) as held:
+            hits = self._index_hits(vector, k) if held else None
+        return self._shelf_hits(vector, k) if hits is None else hits
+
+    def _index_hits(self, vector: Vectors, k: int) -> builtins.list[Hit] | None:
         """None when the index cannot answer; it is opened and healed again by the next use."""
         try:
             self._open_index()
@@ -305,19 +392,40 @@ class Memory:
             self._generation = None
             return None
 
-    def _shelf_hits(self, vector: Vectors, k: int) -> tuple[Hit, ...]:
-        generation = self._shelf.state().generation
+    def _shelf_hits(self, vector: Vectors, k: int) -> builtins.list[Hit]:
+        state = self._shelf.state()
         with self._matrix_lock:
-            if self._matrix is None or self._matrix[0] != generation:
-                state, ids, matrix = self._shelf.vectors()
+            if self._matrix is None or self._matrix[0] != state.generation:
                 self._check_encoder(state)
-                self._matrix = (state.generation, ids, matrix)
+                self._matrix = (state.generation, *_joined(self._shelf.vectors()))
             _, ids, matrix = self._matrix
-        if not ids:
-            return ()
-        scores = matrix @ vector
-        best = np.argsort(-scores, kind="stable")[:k]
-        return tuple(Hit(ids[row], float(scores[row])) for row in best)
+        return _nearest(ids, matrix, vector, k)
+
+    def _passages(self, ranked: Sequence[str], vector: Vectors, k: int, *, join: bool) -> builtins.list[Passage]:
+        """The first k of these chunks as passages, repetitions left out."""
+        chunks = self._shelf.chunks(ranked)
+        found: builtins.list[builtins.list[Chunk]] = []
+        for key in ranked:
+            # A chunk may have been removed since it was found.
+            if key not in chunks:
+                continue
+            chunk = chunks[key]
+            beside = next((group for group in found if join and _adjoins(group, chunk)), None)
+            if beside is not None:
+                beside.append(chunk)
+                beside.sort(key=lambda one: one.ordinal)
+            elif not any(alike(chunk.embedded_text, one.embedded_text) for group in found for one in group):
+                found.append([chunk])
+            if sum(map(len, found)) == k:
+                break
+        if self._neighbours and join:
+            found = [self._widened(group) for group in found]
+        vectors = self._shelf.vectors_of([chunk.id for group in found for chunk in group])
+        return [_passage(group, vectors, vector) for group in found]
+
+    def _widened(self, group: Sequence[Chunk]) -> builtins.list[Chunk]:
+        chunks = {one.ordinal: one for chunk in group for one in self._shelf.neighbours(chunk, self._neighbours)}
+        return [chunks[place] for place in sorted(chunks) if chunks[place].heading == group[0].heading]
 
 
 @dataclass(frozen=True)
@@ -344,7 +452,12 @@ class _Work:
 
 
 def _compare(
-    reading: Reading, known: Mapping[str, StoredDocument], folder: Path, splitting: str, foreign: set[str]
+    reading: Reading,
+    known: Mapping[str, StoredDocument],
+    folder: Path,
+    splitting: str,
+    foreign: set[str],
+    trust: Trust | None,
 ) -> _Work:
     """What is to be embedded, what stays, what goes; asks the disk only whether old folders are there."""
     todo: list[Document] = []
@@ -359,6 +472,7 @@ def _compare(
             before
             and (before.sha256, before.splitting) == (document.sha256, splitting)
             and document.name not in foreign
+            and trust in (None, before.trust)
         ):
             unchanged.append(document.name)
         else:
@@ -374,5 +488,49 @@ def _compare(
     return _Work(tuple(todo), tuple(unchanged), tuple(vanished), tuple(skipped))
 
 
-def _passage(chunk: Chunk, score: float) -> Passage:
-    return Passage(label=0, id=chunk.id, document=chunk.document, heading=chunk.heading, text=chunk.text, score=score)
+def _index(folder: Path, server: str, engine: sa.Engine, tenant: int) -> VectorIndex:
+    if not server:
+        return ChromaIndex(folder)
+    # Several projects may use one server.
+    name = f"ratchet_{hashlib.sha256(str(engine.url.database).encode()).hexdigest()[:12]}_{tenant}"
+    if server.startswith(("http://", "https://")):
+        return ChromaServerIndex(server, name)
+    if server.startswith(("postgresql://", "postgresql+")):
+        return PgVectorIndex(server, name)
+    raise MemoryIndexError(
+        f"the index {server!r} is not known; expected http:// for a Chroma server or postgresql:// for pgvector"
+    )
+
+
+def _adjoins(group: Sequence[Chunk], chunk: Chunk) -> bool:
+    """Whether a chunk comes just before or behind these, under the same heading."""
+    first, last = group[0], group[-1]
+    here = (chunk.document, chunk.heading) == (first.document, first.heading)
+    return here and chunk.ordinal in (first.ordinal - 1, last.ordinal + 1)
+
+
+def _passage(group: Sequence[Chunk], vectors: Mapping[str, Vector], query: Vectors) -> Passage:
+    scores = [float(np.frombuffer(vectors[one.id].data, dtype="<f4") @ query) for one in group if one.id in vectors]
+    return Passage(
+        label=0,
+        id="+".join(chunk.id for chunk in group),
+        document=group[0].document,
+        heading=group[0].heading,
+        text="\n\n".join(chunk.text for chunk in group),
+        score=max(scores, default=0.0),
+    )
+
+
+def _joined(parts: Iterable[tuple[Sequence[str], Vectors]]) -> tuple[tuple[str, ...], Vectors]:
+    every = list(parts)
+    if not every:
+        return (), np.zeros((0, 0), dtype=np.float32)
+    return tuple(key for ids, _ in every for key in ids), np.concatenate([matrix for _, matrix in every])
+
+
+def _nearest(ids: Sequence[str], matrix: Vectors, vector: Vectors, k: int) -> builtins.list[Hit]:
+    if not ids:
+        return []
+    scores = matrix @ vector
+    best = np.argsort(-scores, kind="stable")[:k]
+    return [Hit(ids[row], float(scores[row])) for row in best]

@@ -1,54 +1,37 @@
-"""The truth about the documents: their text, their chunks and their vectors, in the SQLite database.
+"""The truth about the documents: their text, their chunks, their vectors and the words of them, in the SQLite database.
 
-Every change is one transaction that also counts the generation up, so that an index can tell whether it
-agrees. Vectors are little-endian float32. Holds no lock: who writes holds the index's.
+A shelf shows one tenant's part of it, and every statement below asks for that tenant. Every change is one transaction
+that also counts the tenant's generation up, so that an index of vectors can tell whether it agrees; the full-text
+index is a table of its own for each tenant and changes in the same transaction. Vectors are little-endian float32.
+Holds no lock: who writes holds the index's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 
-from agent.database import prepare_schema, reading, writing
+from agent.database import reading, writing
 from agent.errors import MemoryIndexError
-from agent.memory.documents import Chunk
 from agent.memory.encoder import Vectors
+from agent.memory.splitting import Chunk
+from agent.memory.tables import (
+    ShelfState,
+    chunks_table,
+    documents_table,
+    encoders_table,
+    prepare_tables,
+    tenants_table,
+    vectors_table,
+)
+from agent.memory.words import WordIndex
 
-metadata = sa.MetaData()
-
-documents_table = sa.Table(
-    "documents",
-    metadata,
-    sa.Column("name", sa.String, primary_key=True),
-    sa.Column("folder", sa.String, nullable=False),
-    sa.Column("sha256", sa.String, nullable=False),
-    sa.Column("splitting", sa.String, nullable=False),
-    sa.Column("chunks", sa.Integer, nullable=False),
-    sa.Column("added_at", sa.String, nullable=False),
-    sa.Column("changed_at", sa.String, nullable=False),
-)
-chunks_table = sa.Table(
-    "chunks",
-    metadata,
-    sa.Column("id", sa.String, primary_key=True),
-    sa.Column("document", sa.String, sa.ForeignKey("documents.name"), nullable=False, index=True),
-    sa.Column("ordinal", sa.Integer, nullable=False),
-    sa.Column("heading", sa.String, nullable=False),
-    sa.Column("text", sa.Text, nullable=False),
-    sa.Column("vector", sa.LargeBinary, nullable=False),
-    sa.Column("encoder", sa.String, nullable=False),
-    sa.Column("embedded_at", sa.String, nullable=False),
-)
-state_table = sa.Table(
-    "memory_state",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("generation", sa.Integer, nullable=False),
-)
+Filter = Mapping[str, Any]
+"""Metadata that a document must have, value for value."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +47,10 @@ class StoredDocument:
     chunks: int
     added_at: str
     changed_at: str
-
-
-@dataclass(frozen=True)
-class ShelfState:
-    """What an index must agree with."""
-
-    generation: int
-    chunks: int
-    encoders: tuple[str, ...]
-    """Names of the encoders the vectors came from: none, one, or more after a change of encoder."""
+    trust: str = "own"
+    """Whose text it is: "own", or "outside" for what others wrote."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """From the document's front matter."""
 
 
 @dataclass(frozen=True)
@@ -85,162 +62,378 @@ class Vector:
 
 
 class Shelf:
-    """Documents, chunks and vectors behind one SQLAlchemy engine, which the shelf does not own."""
+    """One tenant's documents, chunks and vectors behind a SQLAlchemy engine, which the shelf does not own."""
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, *, tenant: str = "") -> None:
         self._engine = engine
-        prepare_schema(engine, metadata, part="memory", version=1)
+        self.tenant = prepare_tables(engine, tenant)
+        """A number, unique in this database."""
+        self._words = WordIndex(self.tenant)
+        with writing(engine) as connection:
+            self._words.prepare(connection)
 
     def state(self) -> ShelfState:
         with reading(self._engine) as connection:
-            return _state(connection)
+            return self._state(connection)
 
-    def documents(self) -> tuple[StoredDocument, ...]:
-        """All documents by name."""
+    def documents(self, names: Sequence[str] | None = None) -> tuple[StoredDocument, ...]:
+        """All documents by name, or those of these names."""
+        columns = documents_table.c
+        statement = sa.select(documents_table).where(columns.tenant == self.tenant).order_by(columns.name)
+        parts = [None] if names is None else _parts(names)
         with reading(self._engine) as connection:
-            rows = connection.execute(sa.select(documents_table).order_by(documents_table.c.name))
-            return tuple(StoredDocument(**row) for row in rows.mappings())
+            return tuple(
+                _stored(row)
+                for part in parts
+                for row in connection.execute(statement if part is None else statement.where(columns.name.in_(part)))
+            )
+
+    def texts(self, names: Sequence[str]) -> dict[str, str]:
+        """The texts of documents, their chunks behind each other."""
+        found: dict[str, list[str]] = {}
+        with reading(self._engine) as connection:
+            for part in _parts(names):
+                rows = connection.execute(
+                    self._select_chunks().where(documents_table.c.name.in_(part)).order_by(chunks_table.c.ordinal)
+                )
+                for row in rows:
+                    found.setdefault(row.name, []).append(row.text)
+        return {name: "\n\n".join(texts) for name, texts in found.items()}
 
     def chunks(self, ids: Sequence[str]) -> dict[str, Chunk]:
         """The chunks that are there, by id."""
         with reading(self._engine) as connection:
-            rows = [
-                row
+            return {
+                row.id: _chunk(row)
                 for part in _parts(ids)
-                for row in connection.execute(sa.select(chunks_table).where(chunks_table.c.id.in_(part)))
-            ]
-        return {row.id: Chunk(row.id, row.document, row.heading, row.ordinal, row.text) for row in rows}
+                for row in connection.execute(self._select_chunks().where(chunks_table.c.id.in_(part)))
+            }
 
-    def all_chunks(self) -> tuple[Chunk, ...]:
+    def neighbours(self, chunk: Chunk, reach: int) -> tuple[Chunk, ...]:
+        """The chunk and those at most `reach` places from it in its document, in their order."""
         columns = chunks_table.c
+        near = columns.ordinal.between(chunk.ordinal - reach, chunk.ordinal + reach)
         with reading(self._engine) as connection:
             rows = connection.execute(
-                sa.select(columns.id, columns.document, columns.heading, columns.ordinal, columns.text).order_by(
-                    columns.document, columns.ordinal
-                )
+                self._select_chunks().where(documents_table.c.name == chunk.document, near).order_by(columns.ordinal)
             ).all()
-        return tuple(Chunk(row.id, row.document, row.heading, row.ordinal, row.text) for row in rows)
+        return tuple(map(_chunk, rows))
+
+    def chunks_not_by(self, encoder: str) -> tuple[Chunk, ...]:
+        """Chunks with a vector of another encoder, by document."""
+        other = sa.select(vectors_table.c.chunk).where(
+            vectors_table.c.tenant == self.tenant, vectors_table.c.encoder != encoder
+        )
+        with reading(self._engine) as connection:
+            rows = connection.execute(
+                self._select_chunks()
+                .where(chunks_table.c.key.in_(other))
+                .order_by(documents_table.c.name, chunks_table.c.ordinal)
+            ).all()
+        return tuple(map(_chunk, rows))
+
+    def sample(self, count: int) -> tuple[Chunk, ...]:
+        """At most so many chunks, spread evenly over all, the same ones for the same documents."""
+        with reading(self._engine) as connection:
+            keys = connection.execute(
+                sa.select(chunks_table.c.key).where(chunks_table.c.tenant == self.tenant).order_by(chunks_table.c.id)
+            ).scalars()
+            every = list(keys)
+            chosen = every[:: max(1, -(-len(every) // count))]
+            rows = [
+                row
+                for part in _parts(chosen)
+                for row in connection.execute(self._select_chunks().where(chunks_table.c.key.in_(part)))
+            ]
+        return tuple(sorted(map(_chunk, rows), key=lambda chunk: chunk.id))
 
     def stored_vectors(self, document: str) -> dict[str, Vector]:
         """Vectors of a document's chunks, by chunk id."""
-        columns = chunks_table.c
         with reading(self._engine) as connection:
-            rows = connection.execute(
-                sa.select(columns.id, columns.vector, columns.encoder).where(columns.document == document)
-            )
-            return {row.id: Vector(row.vector, row.encoder) for row in rows}
+            rows = connection.execute(self._select_vectors().where(documents_table.c.name == document))
+            return {row.id: Vector(row.data, row.encoder) for row in rows}
 
-    def vectors(self) -> tuple[ShelfState, tuple[str, ...], Vectors]:
-        """The state and, of the same instant, all ids and vectors [n, d]. All must be of one encoder."""
-        columns = chunks_table.c
+    def vectors_of(self, ids: Sequence[str]) -> dict[str, Vector]:
+        """Vectors of the chunks that are there, by chunk id."""
         with reading(self._engine) as connection:
-            state = _state(connection)
-            rows = connection.execute(sa.select(columns.id, columns.vector).order_by(columns.id)).all()
-        if len({len(row.vector) for row in rows}) > 1:
-            raise MemoryIndexError("the documents' vectors differ in length; run `ratchet docs rebuild`")
-        matrix = np.frombuffer(b"".join(row.vector for row in rows), dtype="<f4")
-        return state, tuple(row.id for row in rows), matrix.reshape(len(rows), -1 if rows else 0)
+            return {
+                row.id: Vector(row.data, row.encoder)
+                for part in _parts(ids)
+                for row in connection.execute(self._select_vectors().where(chunks_table.c.id.in_(part)))
+            }
+
+    def vectors(self, *, size: int = 20_000, where: Filter | None = None) -> Iterator[tuple[tuple[str, ...], Vectors]]:
+        """All ids and vectors [n, d], at most `size` of them at once. All must be of one encoder and one instant:
+        who changes them meanwhile counts the generation up."""
+        columns = vectors_table.c
+        last = 0
+        statement = (
+            sa.select(columns.chunk, chunks_table.c.id, columns.data)
+            .join(chunks_table, chunks_table.c.key == columns.chunk)
+            .where(chunks_table.c.tenant == self.tenant)
+        )
+        if where:
+            statement = statement.where(chunks_table.c.document.in_(self._matching(where)))
+        while True:
+            with reading(self._engine) as connection:
+                rows = connection.execute(
+                    statement.where(columns.chunk > last).order_by(columns.chunk).limit(size)
+                ).all()
+            if not rows:
+                return
+            last = rows[-1].chunk
+            yield tuple(row.id for row in rows), to_matrix([row.data for row in rows])
+
+    def word_hits(self, query: str, k: int, *, where: Filter | None = None) -> list[tuple[str, float]]:
+        """Ids of the k chunks that the query's words fit best, and how well (BM25, higher is better)."""
+        with reading(self._engine) as connection:
+            return self._words.search(
+                connection, query, k, self._state(connection), self._matching(where) if where else None
+            )
+
+    def holds(self, ids: Sequence[str], where: Filter) -> set[str]:
+        """Which of these chunks belong to a document with this metadata."""
+        columns = chunks_table.c
+        found: set[str] = set()
+        with reading(self._engine) as connection:
+            for part in _parts(ids):
+                rows = connection.execute(
+                    sa.select(columns.id).where(
+                        columns.tenant == self.tenant,
+                        columns.id.in_(part),
+                        columns.document.in_(self._matching(where)),
+                    )
+                )
+                found.update(rows.scalars())
+        return found
+
+    def count(self, where: Filter) -> int:
+        """How many chunks belong to a document with this metadata."""
+        columns = documents_table.c
+        with reading(self._engine) as connection:
+            counted = connection.scalar(
+                sa.select(sa.func.sum(columns.chunks)).where(columns.key.in_(self._matching(where)))
+            )
+        return int(counted or 0)
 
     def documents_not_by(self, encoder: str) -> set[str]:
         """Names of documents with a vector of another encoder."""
-        columns = chunks_table.c
-        with reading(self._engine) as connection:
-            found = connection.execute(sa.select(columns.document).where(columns.encoder != encoder).distinct())
-            return set(found.scalars())
+        return {chunk.document for chunk in self.chunks_not_by(encoder)}
 
     def put(
         self, entries: Sequence[tuple[StoredDocument, Sequence[Chunk]]], vectors: Mapping[str, Vector]
     ) -> tuple[ShelfState, tuple[str, ...]]:
-        """Store documents in place of what has their names. Returns the new state and the ids that went."""
-        before: set[str] = set()
-        wanted: set[str] = set()
+        """Store documents in place of what has their names. Returns the new state and the chunk ids that went."""
+        gone: set[str] = set()
         with writing(self._engine) as connection:
             for document, chunks in entries:
-                before |= _ids(connection, document.name)
-                wanted |= {chunk.id for chunk in chunks}
-                connection.execute(sa.delete(chunks_table).where(chunks_table.c.document == document.name))
-                connection.execute(sa.delete(documents_table).where(documents_table.c.name == document.name))
-                connection.execute(sa.insert(documents_table).values(**_fields(document)))
-                if chunks:
-                    rows = [_row(chunk, vectors[chunk.id], document.changed_at) for chunk in chunks]
-                    connection.execute(sa.insert(chunks_table), rows)
-            return _next(connection), tuple(sorted(before - wanted))
+                key = self._put_document(connection, document)
+                gone |= self._put_chunks(connection, key, document, chunks, vectors)
+            return self._next(connection), tuple(sorted(gone))
 
     def remove(self, names: Sequence[str]) -> tuple[ShelfState, tuple[str, ...]]:
         """Forget documents. Returns the new state and the chunk ids that went."""
+        columns = documents_table.c
+        gone: set[str] = set()
         with writing(self._engine) as connection:
-            gone = {key for name in names for key in _ids(connection, name)}
             for part in _parts(names):
-                connection.execute(sa.delete(chunks_table).where(chunks_table.c.document.in_(part)))
-                connection.execute(sa.delete(documents_table).where(documents_table.c.name.in_(part)))
-            return _next(connection), tuple(sorted(gone))
+                those = sa.select(columns.key).where(columns.tenant == self.tenant, columns.name.in_(part))
+                for key in connection.execute(those).scalars().all():
+                    rows = self._rows(connection, key)
+                    self._drop_chunks(connection, rows)
+                    gone |= {row.id for row in rows}
+                    connection.execute(sa.delete(documents_table).where(columns.key == key))
+            return self._next(connection), tuple(sorted(gone))
 
     def replace_vectors(self, vectors: Mapping[str, Vector], at: str) -> ShelfState:
         """Give chunks new vectors, as after a change of encoder."""
-        statement = (
-            sa.update(chunks_table)
-            .where(chunks_table.c.id == sa.bindparam("chunk"))
-            .values(vector=sa.bindparam("data"), encoder=sa.bindparam("by"), embedded_at=sa.bindparam("at"))
+        chunk = (
+            sa.select(chunks_table.c.key)
+            .where(chunks_table.c.tenant == self.tenant, chunks_table.c.id == sa.bindparam("id_of"))
+            .scalar_subquery()
         )
-        rows = [{"chunk": key, "data": vector.data, "by": vector.encoder, "at": at} for key, vector in vectors.items()]
+        statement = (
+            sa.update(vectors_table)
+            .where(vectors_table.c.chunk == chunk)
+            .values(data=sa.bindparam("new"), encoder=sa.bindparam("by"), embedded_at=sa.bindparam("at"))
+        )
+        rows = [{"id_of": key, "new": vector.data, "by": vector.encoder, "at": at} for key, vector in vectors.items()]
         with writing(self._engine) as connection:
             if rows:
                 connection.execute(statement, rows)
-            return _next(connection)
+            return self._next(connection)
 
     def move(self, names: Sequence[str], folder: str) -> None:
         """Note that documents are now found in another folder."""
+        columns = documents_table.c
         with writing(self._engine) as connection:
             for part in _parts(names):
                 connection.execute(
-                    sa.update(documents_table).where(documents_table.c.name.in_(part)).values(folder=folder)
+                    sa.update(documents_table)
+                    .where(columns.tenant == self.tenant, columns.name.in_(part))
+                    .values(folder=folder)
                 )
+
+    def index_words(self) -> None:
+        """Make the full-text index anew."""
+        with writing(self._engine) as connection:
+            self._words.fill(connection)
+
+    # -- within a transaction ---------------------------------------------------------------------------------
+
+    def _state(self, connection: sa.Connection) -> ShelfState:
+        # One statement, so that what it finds is of the same instant.
+        rows = connection.execute(
+            sa.select(tenants_table.c.generation, encoders_table.c.encoder, encoders_table.c.chunks)
+            .select_from(
+                tenants_table.outerjoin(
+                    encoders_table,
+                    sa.and_(encoders_table.c.tenant == tenants_table.c.key, encoders_table.c.chunks > 0),
+                )
+            )
+            .where(tenants_table.c.key == self.tenant)
+            .order_by(encoders_table.c.encoder)
+        ).all()
+        known = [row for row in rows if row.encoder is not None]
+        return ShelfState(rows[0].generation, sum(row.chunks for row in known), tuple(row.encoder for row in known))
+
+    def _next(self, connection: sa.Connection) -> ShelfState:
+        connection.execute(
+            sa.update(tenants_table)
+            .where(tenants_table.c.key == self.tenant)
+            .values(generation=tenants_table.c.generation + 1)
+        )
+        return self._state(connection)
+
+    def _matching(self, where: Filter) -> sa.Select[tuple[int]]:
+        """Keys of the documents with this metadata; `trust` and `document` are known of each."""
+        columns = documents_table.c
+        statement = sa.select(columns.key).where(columns.tenant == self.tenant)
+        for name, value in where.items():
+            known = {"trust": columns.trust, "document": columns.name}.get(name)
+            held = sa.cast(columns.metadata[name].as_string(), sa.String) if known is None else known
+            statement = statement.where(held == str(value))
+        return statement
+
+    def _select_chunks(self) -> sa.Select[Any]:
+        columns = chunks_table.c
+        return (
+            sa.select(columns.id, documents_table.c.name, columns.heading, columns.ordinal, columns.text)
+            .join(documents_table, documents_table.c.key == columns.document)
+            .where(columns.tenant == self.tenant)
+        )
+
+    def _select_vectors(self) -> sa.Select[Any]:
+        return (
+            sa.select(chunks_table.c.id, vectors_table.c.data, vectors_table.c.encoder)
+            .join(chunks_table, chunks_table.c.key == vectors_table.c.chunk)
+            .join(documents_table, documents_table.c.key == chunks_table.c.document)
+            .where(chunks_table.c.tenant == self.tenant)
+        )
+
+    def _rows(self, connection: sa.Connection, document: int) -> Sequence[Any]:
+        columns = chunks_table.c
+        return connection.execute(
+            sa.select(columns.key, columns.id, columns.heading, columns.text).where(columns.document == document)
+        ).all()
+
+    def _put_document(self, connection: sa.Connection, document: StoredDocument) -> int:
+        columns = documents_table.c
+        fields = {name: getattr(document, name) for name in _FIELDS} | {"metadata": dict(document.metadata)}
+        key = connection.scalar(
+            sa.select(columns.key).where(columns.tenant == self.tenant, columns.name == document.name)
+        )
+        if key is not None:
+            connection.execute(sa.update(documents_table).where(columns.key == key).values(**fields))
+            return int(key)
+        made = connection.execute(sa.insert(documents_table).values(tenant=self.tenant, **fields))
+        assert made.inserted_primary_key is not None
+        return int(made.inserted_primary_key[0])
+
+    def _put_chunks(
+        self,
+        connection: sa.Connection,
+        document: int,
+        stored: StoredDocument,
+        chunks: Sequence[Chunk],
+        vectors: Mapping[str, Vector],
+    ) -> set[str]:
+        """Store what is new, keep what is the same, drop what went; returns the ids of these."""
+        rows = self._rows(connection, document)
+        wanted = {chunk.id for chunk in chunks}
+        before = {row.id: row.key for row in rows if row.id in wanted}
+        lost = [row for row in rows if row.id not in wanted]
+        self._drop_chunks(connection, lost)
+        free = (connection.scalar(sa.select(sa.func.max(chunks_table.c.key))) or 0) + 1
+        new = [chunk for chunk in chunks if chunk.id not in before]
+        keys = {chunk.id: key for key, chunk in enumerate(new, free)}
+        at = stored.changed_at
+        if new:
+            connection.execute(
+                sa.insert(chunks_table),
+                [
+                    {
+                        "key": keys[chunk.id],
+                        "tenant": self.tenant,
+                        "id": chunk.id,
+                        "document": document,
+                        "ordinal": chunk.ordinal,
+                        "heading": chunk.heading,
+                        "text": chunk.text,
+                    }
+                    for chunk in new
+                ],
+            )
+            made = [self._vector(keys[chunk.id], vectors[chunk.id], at) for chunk in new]
+            connection.execute(sa.insert(vectors_table), made)
+            self._words.add(connection, [(keys[chunk.id], chunk.heading, chunk.text) for chunk in new])
+        for chunk in chunks:
+            if chunk.id in before:
+                key, vector = before[chunk.id], vectors[chunk.id]
+                connection.execute(
+                    sa.update(chunks_table).where(chunks_table.c.key == key).values(ordinal=chunk.ordinal)
+                )
+                connection.execute(
+                    sa.update(vectors_table)
+                    .where(vectors_table.c.chunk == key, vectors_table.c.encoder != vector.encoder)
+                    .values(data=vector.data, encoder=vector.encoder, embedded_at=at)
+                )
+        return {row.id for row in lost}
+
+    def _vector(self, chunk: int, vector: Vector, at: str) -> dict[str, Any]:
+        fields = {"encoder": vector.encoder, "data": vector.data, "embedded_at": at}
+        return {"chunk": chunk, "tenant": self.tenant, **fields}
+
+    def _drop_chunks(self, connection: sa.Connection, rows: Sequence[Any]) -> None:
+        self._words.take_out(connection, [(row.key, row.heading, row.text) for row in rows])
+        for part in _parts([row.key for row in rows]):
+            connection.execute(sa.delete(vectors_table).where(vectors_table.c.chunk.in_(part)))
+            connection.execute(sa.delete(chunks_table).where(chunks_table.c.key.in_(part)))
 
 
 def to_bytes(vector: Vectors) -> bytes:
     return np.ascontiguousarray(vector, dtype="<f4").tobytes()
 
 
-def _state(connection: sa.Connection) -> ShelfState:
-    # One statement, so that the three are of the same instant.
-    generation = sa.select(sa.func.max(state_table.c.generation)).scalar_subquery()
-    encoder, number = chunks_table.c.encoder, sa.func.count()
-    rows = connection.execute(
-        sa.select(generation, encoder, number).select_from(chunks_table).group_by(encoder).order_by(encoder)
-    ).all()
-    if not rows:
-        return ShelfState(connection.execute(sa.select(generation)).scalar() or 0, 0, ())
-    return ShelfState(rows[0][0] or 0, sum(row[2] for row in rows), tuple(row[1] for row in rows))
+def to_matrix(rows: Sequence[bytes]) -> Vectors:
+    """Vectors [n, d] from as many rows of bytes."""
+    if len({len(row) for row in rows}) > 1:
+        raise MemoryIndexError("the documents' vectors differ in length; run `ratchet docs rebuild`")
+    matrix: Vectors = np.frombuffer(b"".join(rows), dtype="<f4")
+    return matrix.reshape(len(rows), -1 if rows else 0)
 
 
-def _next(connection: sa.Connection) -> ShelfState:
-    counted = connection.execute(sa.update(state_table).values(generation=state_table.c.generation + 1))
-    if counted.rowcount == 0:
-        connection.execute(sa.insert(state_table).values(id=1, generation=1))
-    return _state(connection)
+_FIELDS = ("name", "folder", "sha256", "splitting", "chunks", "trust", "added_at", "changed_at")
 
 
-def _ids(connection: sa.Connection, document: str) -> set[str]:
-    return set(connection.execute(sa.select(chunks_table.c.id).where(chunks_table.c.document == document)).scalars())
+def _stored(row: sa.Row[Any]) -> StoredDocument:
+    return StoredDocument(**{name: getattr(row, name) for name in _FIELDS}, metadata=dict(row.metadata))
 
 
-def _fields(document: StoredDocument) -> dict[str, Any]:
-    return {column.name: getattr(document, column.name) for column in documents_table.columns}
+def _chunk(row: sa.Row[Any]) -> Chunk:
+    return Chunk(row.id, row.name, row.heading, row.ordinal, row.text)
 
 
-def _row(chunk: Chunk, vector: Vector, at: str) -> dict[str, Any]:
-    return {
-        "id": chunk.id,
-        "document": chunk.document,
-        "ordinal": chunk.ordinal,
-        "heading": chunk.heading,
-        "text": chunk.text,
-        "vector": vector.data,
-        "encoder": vector.encoder,
-        "embedded_at": at,
-    }
-
-
-def _parts(items: Sequence[str], size: int = 500) -> list[Sequence[str]]:
+def _parts(items: Sequence[Any], size: int = 500) -> list[Sequence[Any]]:
     """SQLite binds a limited number of values."""
     return [items[start : start + size] for start in range(0, len(items), size)]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.results import ROOT
+from tests.bench.retrieval_tables import retrieval
 from tuner.evaluate import wilson
 from tuner.report import comparison_table, markdown_table, with_interval
 
@@ -289,6 +290,7 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "banking77": _banking77,
     "tuning": _tuning,
     "inference": _inference,
+    "retrieval": retrieval,
 }
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,10 +31,10 @@ def open_memory(tmp_path: Path) -> Iterator[OpenMemory]:
     """Opens memories of one home; all are closed after the test."""
     opened: list[Memory] = []
 
-    def open_one(encoder: Encoder | None = None, *, chunk_tokens: int = 160) -> Memory:
+    def open_one(encoder: Encoder | None = None, **options: Any) -> Memory:
         home = tmp_path / "home"
         encoder = encoder or HashEncoder()
-        memory = Memory.open(home / "ratchet.db", home / "index", encoder, chunk_tokens=chunk_tokens)
+        memory = Memory.open(home / "ratchet.db", home / "index", encoder, **options)
         opened.append(memory)
         return memory
 

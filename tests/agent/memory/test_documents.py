@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.errors import MemoryIndexError
-from agent.memory.documents import Chunk, Document, estimate_tokens, read_folder, split
+from agent.memory.documents import Document, read_folder
+from agent.memory.splitting import Chunk, estimate_tokens, split
 
 
 def document(text: str, name: str = "a.md") -> Document:
@@ -144,3 +145,20 @@ def test_every_file_not_read_is_named_with_its_reason(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MemoryIndexError, match="does not exist; name a folder"):
         read_folder(tmp_path / "no")
+
+
+def test_every_piece_of_a_table_begins_with_its_header_and_rows_stay_whole() -> None:
+    rows = [f"| model {number} | {number} kg and a few words |" for number in range(12)]
+    text = "\n".join(["# Weights", "", "| model | weight |", "| --- | --- |", *rows])
+    pieces = [piece for _, piece in pairs(text, chunk_tokens=40)]
+    assert len(pieces) > 2
+    assert all(piece.startswith("| model | weight |\n| --- | --- |\n") for piece in pieces)
+    assert [row for piece in pieces for row in piece.split("\n")[2:]] == rows
+
+
+def test_the_front_matter_is_metadata(tmp_path: Path) -> None:
+    (tmp_path / "tent.md").write_text("---\nproduct: 'tent'\nyear: 2024\n---\n# Tent\n\nIt is dry.")
+    (tmp_path / "plain.txt").write_text("---\nproduct: tent\n---\nIt is dry.")
+    plain, tent = read_folder(tmp_path).documents
+    assert tent.metadata == {"product": "tent", "year": "2024"}
+    assert plain.metadata == {}

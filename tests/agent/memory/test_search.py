@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from agent.errors import MemoryIndexError
-from agent.memory.encoder import HashEncoder
+from agent.memory.encoder import HashEncoder, Vectors
 from agent.memory.index import ChromaIndex, IndexLock, Stamp
 from agent.memory.search import Memory
 
@@ -168,10 +168,10 @@ def test_an_index_of_another_generation_is_noticed(open_memory: OpenMemory, fold
 
 def test_a_change_cut_off_half_way_is_noticed(tmp_path: Path) -> None:
     index = ChromaIndex(tmp_path / "chroma")
-    index.rebuild(["a"], HashEncoder().encode(["a"]), Stamp(1, 1, "hash-256"))
+    index.rebuild([(["a"], HashEncoder().encode(["a"]))], Stamp(1, 1, "hash-256"))
     assert index.open() == Stamp(1, 1, "hash-256")
     with pytest.raises(MemoryIndexError, match="cannot be changed"):
-        index.apply(["b"], np.zeros((1, 7), dtype=np.float32), [], Stamp(2, 2, "hash-256"))
+        index.apply((["b"], np.zeros((1, 7), dtype=np.float32)), [], Stamp(2, 2, "hash-256"))
     assert index.open() is None
     index.close()
 
@@ -239,7 +239,7 @@ def test_what_one_memory_adds_another_open_one_finds(open_memory: OpenMemory, fo
 WRITER = """
 import sys
 from pathlib import Path
-from agent.memory.encoder import HashEncoder
+from agent.memory.encoder import HashEncoder, Vectors
 from agent.memory.search import Memory
 memory = Memory.open(Path(sys.argv[1]) / "ratchet.db", Path(sys.argv[1]) / "index", HashEncoder())
 print(memory.add_folder(Path(sys.argv[2])).chunks_embedded)
@@ -280,3 +280,67 @@ def test_searching_in_threads_while_documents_are_added(open_memory: OpenMemory,
         assert len(added.result().added) == 300
     assert answers == [["shipping.md > Shipping"]] * 60
     assert memory.search("N299 word299", 1)[0].score > 0.999
+
+
+def test_a_rare_word_finds_what_no_vector_would(open_memory: OpenMemory, folder: Path) -> None:
+    class Blind(HashEncoder):
+        """Every text is the same to it."""
+
+        def encode(self, texts: Sequence[str]) -> Vectors:
+            return super().encode(["same"] * len(texts))
+
+    memory = open_memory(Blind())
+    memory.add_folder(folder)
+    assert found(memory, "what of stoves") == ["stoves.txt > "]
+    assert found(memory, "Parcel") == ["shipping.md > Shipping"]
+
+
+def test_chinese_words_are_found(open_memory: OpenMemory, folder: Path) -> None:
+    (folder / "zh.md").write_text("# 退货\n\n帐篷可以在三十天内退回。\n\n# 配送\n\n包裹每天早上发出。")
+    memory = open_memory()
+    memory.add_folder(folder)
+    assert found(memory, "包裹什么时候发出") == ["zh.md > 配送"]
+    assert found(memory, "帐") == ["zh.md > 退货"]
+
+
+def test_pieces_that_follow_each_other_are_one_passage(open_memory: OpenMemory, folder: Path) -> None:
+    text = "\n\n".join(f"Step {number}: turn the valve {number} times." for number in range(6))
+    (folder / "valve.md").write_text(f"# Valve\n\n{text}\n\n# Other\n\nNo valve here.")
+    memory = open_memory(chunk_tokens=10)
+    memory.add_folder(folder)
+    passages = memory.search("valve step 2 3 turn times", 3)
+    (joined,) = [passage for passage in passages if "Step 2" in passage.text]
+    assert "Step 2: turn the valve 2 times.\n\nStep 3: turn the valve 3 times." in joined.text
+    assert joined.id.count("+") >= 1
+    assert sum(passage.id.count("+") + 1 for passage in passages) == 3
+    assert all("+" not in passage.id for passage in memory.search("valve step 2 3 turn times", 3, join=False))
+
+
+def test_neighbours_of_a_hit_come_along(open_memory: OpenMemory, folder: Path) -> None:
+    (folder / "valve.md").write_text("# Valve\n\nBefore it.\n\nTurn the valve.\n\nBehind it.\n\n# Other\n\nNothing.")
+    memory = open_memory(chunk_tokens=5, neighbours=1)
+    memory.add_folder(folder)
+    assert memory.search("turn the valve", 1)[0].text == "Before it.\n\nTurn the valve.\n\nBehind it."
+
+
+def test_a_copy_is_not_shown_beside_its_original(open_memory: OpenMemory, folder: Path) -> None:
+    (folder / "copy.md").write_text((folder / "returns.md").read_text().replace("thirty days.", "thirty days!"))
+    memory = open_memory()
+    memory.add_folder(folder)
+    texts = [passage.text for passage in memory.search("send a tent back within thirty days", 5)]
+    assert sum("thirty days" in text for text in texts) == 1
+
+
+def test_a_search_can_ask_for_metadata_and_trust(open_memory: OpenMemory, folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "mails"
+    outside.mkdir()
+    (outside / "mail.md").write_text("---\nfrom: a customer\n---\nTents come back within ninety days!")
+    memory = open_memory()
+    memory.add_folder(folder)
+    memory.add_folder(outside, trust="outside")
+    assert {passage.document for passage in memory.search("tents back days", 9)} > {"mail.md", "returns.md"}
+    assert "mail.md" not in {passage.document for passage in memory.search("tents", 9, where={"trust": "own"})}
+    assert [passage.document for passage in memory.search("x", 9, where={"from": "a customer"})] == ["mail.md"]
+    assert memory.search("tents", 9, where={"from": "nobody"}) == []
+    assert memory.add_folder(outside).unchanged == ("mail.md",)
+    assert memory.add_folder(outside, trust="own").changed == ("mail.md",)
