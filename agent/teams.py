@@ -9,16 +9,16 @@ cores does so in a thread that ends with its work, and what is small uses one co
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
 
-_turn = threading.RLock()
+in_turn = threading.RLock()
+"""Hold this while something short computes: side by side, two of them take longer than one after the other."""
 
 
 def in_own_team(
@@ -54,13 +54,6 @@ def in_own_team(
     if faults:
         raise faults[0]
     return done[0]
-
-
-@contextlib.contextmanager
-def in_turn() -> Iterator[None]:
-    """Hold this while something short computes: side by side, two of them take longer than one after the other."""
-    with _turn:
-        yield
 
 
 def give_back_memory() -> None:

@@ -307,7 +307,7 @@ class Engine:
             room = (GUESS_TOKENS - sum(len(session.pending) for session in batch)) // len(batch)
             guesses = [self._guess(session, room) for session in batch]
             takes = share_pass([len(one.pending) for one in batch], [one.started for one in batch])
-            with in_turn():
+            with in_turn:
                 logits, made_of = self._forward(batch, takes, guesses)
         except BaseException as fault:
             for session in batch:

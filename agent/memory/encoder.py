@@ -89,7 +89,7 @@ class SentenceEncoder:
 
         with self._one_at_a_time:
             if len(texts) <= FEW:
-                with in_turn():
+                with in_turn:
                     vectors = on_one_core(encode)
             else:
                 vectors = in_own_team(encode)

@@ -104,8 +104,7 @@ class RatchetVectorStore(VectorStore):
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:
         """Ids that are not there are passed over; without ids, everything goes."""
-        known = {one.name for one in self._memory.list()}
-        self._memory.remove_all(sorted(known if ids is None else known & set(ids)))
+        self._memory.remove_all([one.name for one in self._memory.list(ids)])
         return True
 
     def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
@@ -114,9 +113,9 @@ class RatchetVectorStore(VectorStore):
     def similarity_search_with_score(self, query: str, k: int = 4, **kwargs: Any) -> list[tuple[Document, float]]:
         """Documents, best first, each with its cosine; `filter` is a dictionary of metadata."""
         found = self._memory.search(query, k, where=kwargs.get("filter"), join=False)
-        notes = {one.name: one for one in self._memory.texts([passage.document for passage in found])}
+        notes = {one.name: one.metadata for one in self._memory.list([passage.document for passage in found])}
         return [
-            (Document(id=one.document, page_content=one.text, metadata=dict(notes[one.document].metadata)), one.score)
+            (Document(id=one.document, page_content=one.text, metadata=dict(notes[one.document])), one.score)
             for one in found
             if one.document in notes
         ]

@@ -154,7 +154,8 @@ FORMATS: dict[str, Callable[[bytes], Text]] = {
 }
 """By suffix."""
 
-_HEADING = re.compile(r"^ {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*$")
+HEADING = re.compile(r"^ {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*$")
+"""A line of Markdown that is a heading: its marks, and its words."""
 
 
 def _from_records(records: Sequence[Any], kind: str) -> Text:
@@ -176,12 +177,12 @@ def _record(record: Any) -> str:
         return text
     title = " ".join(record[title_field].split())
     lines = text.split("\n")
-    first = _HEADING.match(lines[0])
+    first = HEADING.match(lines[0])
     if first and " ".join((first[2] or "").split()) == title:
         return text
-    top = any(heading and len(heading[1]) == 1 for heading in map(_HEADING.match, lines))
+    top = any(heading and len(heading[1]) == 1 for heading in map(HEADING.match, lines))
     # An H1 inside the text would end the title's section: every heading goes one level down.
-    body = "\n".join(f"#{line.lstrip()}" if top and _HEADING.match(line) else line for line in lines)
+    body = "\n".join(f"#{line.lstrip()}" if top and HEADING.match(line) else line for line in lines)
     return f"# {title}\n\n{body}"
 
 

@@ -250,7 +250,7 @@ class ChromaServerIndex(_Collection):
         self.close()
         with _explained("reached", self._address):
             self._connect()
-            if self._name not in {one.name for one in self._client.list_collections()}:
+            if not self._is_known():
                 return None
         try:
             with _explained("opened"):
@@ -262,7 +262,7 @@ class ChromaServerIndex(_Collection):
         self.close()
         with _explained("rebuilt", self._address):
             self._connect()
-            if self._name in {one.name for one in self._client.list_collections()}:
+            if self._is_known():
                 self._client.delete_collection(self._name)
             self._fill(self._name, parts, stamp)
 
@@ -278,6 +278,9 @@ class ChromaServerIndex(_Collection):
             ssl=secure,
             settings=Settings(anonymized_telemetry=False),
         )
+
+    def _is_known(self) -> bool:
+        return self._name in {one.name for one in self._client.list_collections()}
 
 
 def _metadata(stamp: Stamp, generation: int) -> dict[str, int | str]:

@@ -36,7 +36,7 @@ class PgVectorIndex:
             row = connection.execute(
                 sa.text(f"SELECT generation, chunks, encoder FROM {_STAMPS} WHERE name = :name"), {"name": self._name}
             ).one_or_none()
-            if row is None or connection.scalar(sa.text("SELECT to_regclass(:name)"), {"name": self._name}) is None:
+            if row is None or not self._is_there(connection):
                 return None
             counted = connection.scalar(sa.text(f"SELECT count(*) FROM {self._name}"))
             return Stamp(row.generation, row.chunks, row.encoder) if counted == row.chunks else None
@@ -52,16 +52,16 @@ class PgVectorIndex:
                     made = True
                 self._add(connection, (ids, vectors))
             if made:
-                connection.execute(sa.text(f"CREATE INDEX ON {self._name} USING hnsw (embedding vector_cosine_ops)"))
+                self._make_index(connection)
             self._stamp(connection, stamp)
 
     def apply(self, part: Part, removed: Sequence[str], stamp: Stamp) -> None:
         ids, vectors = part
         with self._begin("changed") as connection:
-            there = connection.scalar(sa.text("SELECT to_regclass(:name)"), {"name": self._name}) is not None
+            there = self._is_there(connection)
             if not there and len(ids):
                 self._make(connection, vectors.shape[1])
-                connection.execute(sa.text(f"CREATE INDEX ON {self._name} USING hnsw (embedding vector_cosine_ops)"))
+                self._make_index(connection)
             if there and removed:
                 connection.execute(sa.text(f"DELETE FROM {self._name} WHERE id = ANY(:ids)"), {"ids": list(removed)})
             self._add(connection, part)
@@ -114,6 +114,12 @@ class PgVectorIndex:
         connection.execute(
             sa.text(f"CREATE TABLE {self._name} (id text PRIMARY KEY, embedding vector({int(dimensions)}) NOT NULL)")
         )
+
+    def _make_index(self, connection: sa.Connection) -> None:
+        connection.execute(sa.text(f"CREATE INDEX ON {self._name} USING hnsw (embedding vector_cosine_ops)"))
+
+    def _is_there(self, connection: sa.Connection) -> bool:
+        return connection.scalar(sa.text("SELECT to_regclass(:name)"), {"name": self._name}) is not None
 
     def _add(self, connection: sa.Connection, part: Part) -> None:
         ids, vectors = part

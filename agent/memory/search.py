@@ -16,28 +16,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 
 from agent.database import open_engine
 from agent.errors import MemoryIndexError
-from agent.memory.documents import Document, Reading, Skipped, read_folder
+from agent.memory.changes import compare
+from agent.memory.documents import Document, Skipped, read_folder
 from agent.memory.encoder import Encoder, Vectors
-from agent.memory.formats import EMPTY
-from agent.memory.fusion import alike, fuse
+from agent.memory.fusion import fuse
 from agent.memory.index import ChromaIndex, ChromaServerIndex, Hit, IndexLock, Stamp, VectorIndex
+from agent.memory.passages import gathered, passage
 from agent.memory.pgvector import PgVectorIndex
-from agent.memory.shelf import Filter, Shelf, StoredDocument, Vector, to_bytes, to_matrix
+from agent.memory.shelf import Filter, Shelf, StoredDocument, Trust, Vector, to_bytes, to_matrix
 from agent.memory.splitting import Chunk, TokenCounter, chunk_id, estimate_tokens, split
 from agent.memory.tables import ShelfState
 from tools.context import Passage
 
 Progress = Callable[[int, int, str], None]
 """Called with documents done, documents to do, and the name of the one just done."""
-
-Trust = Literal["own", "outside"]
 
 CANDIDATES = 50
 """Chunks that each of the two rankings hands on, at least."""
@@ -126,7 +125,7 @@ class Memory:
         with self._lock.required():
             reading = read_folder(folder)
             known = {document.name: document for document in self._shelf.documents()}
-            work = _compare(reading, known, folder, self._splitting, self._foreign(), trust)
+            work = compare(reading, known, folder, self._splitting, self._foreign(), trust)
             self._open_index()
             if work.vanished:
                 self._forget(work.vanished)
@@ -152,10 +151,8 @@ class Memory:
             for one in newest.values():
                 chunk = Chunk(chunk_id(one.name, "", one.text), one.name, "", 0, one.text)
                 content = hashlib.sha256(one.text.encode()).hexdigest()
-                stored = self._shelf.stored_vectors(one.name) if one.name in known else {}
-                kept = {key: vector for key, vector in stored.items() if vector.encoder == self._encoder.name}
                 document = Document(one.name, one.text, content, markdown=False, metadata=one.metadata)
-                batch.append(_Prepared(document, (chunk,), kept))
+                batch.append(_Prepared(document, (chunk,), self._kept(one.name)))
             fresh = self._embed([chunk for prepared in batch for chunk in prepared.missing])
             self._keep(batch, fresh, known, "", "own")
 
@@ -165,9 +162,9 @@ class Memory:
         texts = self._shelf.texts(list(documents))
         return [NewText(name, texts[name], documents[name].metadata) for name in names if name in texts]
 
-    def list(self) -> tuple[StoredDocument, ...]:
-        """The documents by name."""
-        return self._shelf.documents()
+    def list(self, names: Sequence[str] | None = None) -> tuple[StoredDocument, ...]:
+        """The documents by name, or those of these names."""
+        return self._shelf.documents(names)
 
     @property
     def version(self) -> str:
@@ -206,10 +203,16 @@ class Memory:
         vector = self._encoder.encode([query])[0]
         wide = max(CANDIDATES, 2 * k)
         by_words = dict(self._shelf.word_hits(query, wide, where=where))
-        near = {hit.id: hit.score for hit in self._near(vector, wide, where)}
-        near |= self._cosines([key for key in by_words if key not in near], vector)
-        ranked = fuse(near, by_words, read=self._encoder.reads(query))
-        return self._passages(ranked, vector, k, join=join)
+        cosines = {hit.id: hit.score for hit in self._near(vector, wide, where)}
+        cosines |= self._cosines(by_words.keys() - cosines.keys(), vector)
+        ranked = fuse(cosines, by_words, read=self._encoder.reads(query))
+        chunks = self._shelf.chunks(ranked)
+        # A chunk may have been removed since it was found.
+        groups = gathered((chunks[key] for key in ranked if key in chunks), k, join=join)
+        if self._neighbours and join:
+            groups = [self._widened(group) for group in groups]
+            cosines |= self._cosines({chunk.id for group in groups for chunk in group} - cosines.keys(), vector)
+        return [passage(group, cosines) for group in groups]
 
     def rebuild(self) -> int:
         """Embed anew what another encoder embedded, then index everything anew. Returns chunks embedded."""
@@ -279,9 +282,12 @@ class Memory:
 
     def _prepare(self, document: Document) -> _Prepared:
         chunks = split(document, chunk_tokens=self._chunk_tokens, count_tokens=self._count_tokens)
-        stored = self._shelf.stored_vectors(document.name)
-        kept = {key: vector for key, vector in stored.items() if vector.encoder == self._encoder.name}
-        return _Prepared(document, chunks, kept)
+        return _Prepared(document, chunks, self._kept(document.name))
+
+    def _kept(self, document: str) -> dict[str, Vector]:
+        """Vectors of a document that need not be made again."""
+        stored = self._shelf.stored_vectors(document)
+        return {key: vector for key, vector in stored.items() if vector.encoder == self._encoder.name}
 
     def _embed(self, chunks: Sequence[Chunk]) -> dict[str, Vector]:
         vectors = self._encoder.encode([chunk.embedded_text for chunk in chunks])
@@ -351,10 +357,10 @@ class Memory:
     def _stamp(self, state: ShelfState) -> Stamp:
         return Stamp(state.generation, state.chunks, self._encoder.name)
 
-    def _cosines(self, ids: Sequence[str], vector: Vectors) -> dict[str, float]:
+    def _cosines(self, ids: Iterable[str], vector: Vectors) -> dict[str, float]:
         return {
             key: float(np.frombuffer(found.data, dtype="<f4") @ vector)
-            for key, found in self._shelf.vectors_of(ids).items()
+            for key, found in self._shelf.vectors_of(sorted(ids)).items()
             if found.encoder == self._encoder.name
         }
 
@@ -366,17 +372,14 @@ class Memory:
         wanted = k
         while True:
             hits = self._nearest(vector, wanted)
-            if not where or len(hits) < wanted:
-                break
+            every = len(hits) < wanted
+            if where:
+                held = self._shelf.holds([hit.id for hit in hits], where)
+                hits = [hit for hit in hits if hit.id in held]
+            if every or len(hits) >= k:
+                return hits[:k]
             # Of many chunks most may be of other documents: ask for more until there are enough.
-            held = self._shelf.holds([hit.id for hit in hits], where)
-            if sum(hit.id in held for hit in hits) >= k:
-                break
             wanted *= 4
-        if where:
-            held = self._shelf.holds([hit.id for hit in hits], where)
-            hits = [hit for hit in hits if hit.id in held]
-        return hits[:k]
 
     def _nearest(self, vector: Vectors, k: int) -> builtins.list[Hit]:
         with self._lock.held(seconds=0.05) as held:
@@ -401,28 +404,6 @@ class Memory:
             _, ids, matrix = self._matrix
         return _nearest(ids, matrix, vector, k)
 
-    def _passages(self, ranked: Sequence[str], vector: Vectors, k: int, *, join: bool) -> builtins.list[Passage]:
-        """The first k of these chunks as passages, repetitions left out."""
-        chunks = self._shelf.chunks(ranked)
-        found: builtins.list[builtins.list[Chunk]] = []
-        for key in ranked:
-            # A chunk may have been removed since it was found.
-            if key not in chunks:
-                continue
-            chunk = chunks[key]
-            beside = next((group for group in found if join and _adjoins(group, chunk)), None)
-            if beside is not None:
-                beside.append(chunk)
-                beside.sort(key=lambda one: one.ordinal)
-            elif not any(alike(chunk.embedded_text, one.embedded_text) for group in found for one in group):
-                found.append([chunk])
-            if sum(map(len, found)) == k:
-                break
-        if self._neighbours and join:
-            found = [self._widened(group) for group in found]
-        vectors = self._shelf.vectors_of([chunk.id for group in found for chunk in group])
-        return [_passage(group, vectors, vector) for group in found]
-
     def _widened(self, group: Sequence[Chunk]) -> builtins.list[Chunk]:
         chunks = {one.ordinal: one for chunk in group for one in self._shelf.neighbours(chunk, self._neighbours)}
         return [chunks[place] for place in sorted(chunks) if chunks[place].heading == group[0].heading]
@@ -441,53 +422,6 @@ class _Prepared:
         return [chunk for chunk in self.chunks if chunk.id not in self.kept]
 
 
-@dataclass(frozen=True)
-class _Work:
-    """The difference between a folder and the shelf."""
-
-    todo: tuple[Document, ...]
-    unchanged: tuple[str, ...]
-    vanished: tuple[str, ...]
-    skipped: tuple[Skipped, ...]
-
-
-def _compare(
-    reading: Reading,
-    known: Mapping[str, StoredDocument],
-    folder: Path,
-    splitting: str,
-    foreign: set[str],
-    trust: Trust | None,
-) -> _Work:
-    """What is to be embedded, what stays, what goes; asks the disk only whether old folders are there."""
-    todo: list[Document] = []
-    unchanged: list[str] = []
-    skipped = list(reading.skipped)
-    for document in reading.documents:
-        before = known.get(document.name)
-        if before and before.folder != str(folder) and Path(before.folder, document.name).exists():
-            taken = f"a document of this name was added from {before.folder}; rename one or remove that one first"
-            skipped.append(Skipped(document.name, taken))
-        elif (
-            before
-            and (before.sha256, before.splitting) == (document.sha256, splitting)
-            and document.name not in foreign
-            and trust in (None, before.trust)
-        ):
-            unchanged.append(document.name)
-        else:
-            todo.append(document)
-    held = {entry.name for entry in skipped if entry.reason != EMPTY}
-    present = {document.name for document in reading.documents} | held
-    unlisted = tuple(name for name in held if name.endswith("/"))
-    vanished = (
-        name
-        for name, before in known.items()
-        if before.folder == str(folder) and name not in present and not name.startswith(unlisted)
-    )
-    return _Work(tuple(todo), tuple(unchanged), tuple(vanished), tuple(skipped))
-
-
 def _index(folder: Path, server: str, engine: sa.Engine, tenant: int) -> VectorIndex:
     if not server:
         return ChromaIndex(folder)
@@ -499,25 +433,6 @@ def _index(folder: Path, server: str, engine: sa.Engine, tenant: int) -> VectorI
         return PgVectorIndex(server, name)
     raise MemoryIndexError(
         f"the index {server!r} is not known; expected http:// for a Chroma server or postgresql:// for pgvector"
-    )
-
-
-def _adjoins(group: Sequence[Chunk], chunk: Chunk) -> bool:
-    """Whether a chunk comes just before or behind these, under the same heading."""
-    first, last = group[0], group[-1]
-    here = (chunk.document, chunk.heading) == (first.document, first.heading)
-    return here and chunk.ordinal in (first.ordinal - 1, last.ordinal + 1)
-
-
-def _passage(group: Sequence[Chunk], vectors: Mapping[str, Vector], query: Vectors) -> Passage:
-    scores = [float(np.frombuffer(vectors[one.id].data, dtype="<f4") @ query) for one in group if one.id in vectors]
-    return Passage(
-        label=0,
-        id="+".join(chunk.id for chunk in group),
-        document=group[0].document,
-        heading=group[0].heading,
-        text="\n\n".join(chunk.text for chunk in group),
-        score=max(scores, default=0.0),
     )
 
 

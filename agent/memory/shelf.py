@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import sqlalchemy as sa
@@ -25,10 +25,13 @@ from agent.memory.tables import (
     documents_table,
     encoders_table,
     prepare_tables,
+    tenant_key,
     tenants_table,
     vectors_table,
 )
 from agent.memory.words import WordIndex
+
+Trust = Literal["own", "outside"]
 
 Filter = Mapping[str, Any]
 """Metadata that a document must have, value for value."""
@@ -66,10 +69,11 @@ class Shelf:
 
     def __init__(self, engine: sa.Engine, *, tenant: str = "") -> None:
         self._engine = engine
-        self.tenant = prepare_tables(engine, tenant)
-        """A number, unique in this database."""
-        self._words = WordIndex(self.tenant)
+        prepare_tables(engine)
         with writing(engine) as connection:
+            self.tenant = tenant_key(connection, tenant)
+            """A number, unique in this database."""
+            self._words = WordIndex(self.tenant)
             self._words.prepare(connection)
 
     def state(self) -> ShelfState:
@@ -121,31 +125,13 @@ class Shelf:
 
     def chunks_not_by(self, encoder: str) -> tuple[Chunk, ...]:
         """Chunks with a vector of another encoder, by document."""
-        other = sa.select(vectors_table.c.chunk).where(
-            vectors_table.c.tenant == self.tenant, vectors_table.c.encoder != encoder
-        )
         with reading(self._engine) as connection:
             rows = connection.execute(
                 self._select_chunks()
-                .where(chunks_table.c.key.in_(other))
+                .where(chunks_table.c.key.in_(self._not_by(encoder)))
                 .order_by(documents_table.c.name, chunks_table.c.ordinal)
             ).all()
         return tuple(map(_chunk, rows))
-
-    def sample(self, count: int) -> tuple[Chunk, ...]:
-        """At most so many chunks, spread evenly over all, the same ones for the same documents."""
-        with reading(self._engine) as connection:
-            keys = connection.execute(
-                sa.select(chunks_table.c.key).where(chunks_table.c.tenant == self.tenant).order_by(chunks_table.c.id)
-            ).scalars()
-            every = list(keys)
-            chosen = every[:: max(1, -(-len(every) // count))]
-            rows = [
-                row
-                for part in _parts(chosen)
-                for row in connection.execute(self._select_chunks().where(chunks_table.c.key.in_(part)))
-            ]
-        return tuple(sorted(map(_chunk, rows), key=lambda chunk: chunk.id))
 
     def stored_vectors(self, document: str) -> dict[str, Vector]:
         """Vectors of a document's chunks, by chunk id."""
@@ -218,7 +204,14 @@ class Shelf:
 
     def documents_not_by(self, encoder: str) -> set[str]:
         """Names of documents with a vector of another encoder."""
-        return {chunk.document for chunk in self.chunks_not_by(encoder)}
+        with reading(self._engine) as connection:
+            names = (
+                sa.select(documents_table.c.name)
+                .join(chunks_table, chunks_table.c.document == documents_table.c.key)
+                .where(chunks_table.c.key.in_(self._not_by(encoder)))
+                .distinct()
+            )
+            return set(connection.execute(names).scalars())
 
     def put(
         self, entries: Sequence[tuple[StoredDocument, Sequence[Chunk]]], vectors: Mapping[str, Vector]
@@ -315,6 +308,11 @@ class Shelf:
             statement = statement.where(held == str(value))
         return statement
 
+    def _not_by(self, encoder: str) -> sa.Select[tuple[int]]:
+        """Keys of the chunks with a vector of another encoder."""
+        columns = vectors_table.c
+        return sa.select(columns.chunk).where(columns.tenant == self.tenant, columns.encoder != encoder)
+
     def _select_chunks(self) -> sa.Select[Any]:
         columns = chunks_table.c
         return (
@@ -334,7 +332,9 @@ class Shelf:
     def _rows(self, connection: sa.Connection, document: int) -> Sequence[Any]:
         columns = chunks_table.c
         return connection.execute(
-            sa.select(columns.key, columns.id, columns.heading, columns.text).where(columns.document == document)
+            sa.select(columns.key, columns.id, columns.ordinal, columns.heading, columns.text, vectors_table.c.encoder)
+            .outerjoin(vectors_table, vectors_table.c.chunk == columns.key)
+            .where(columns.document == document)
         ).all()
 
     def _put_document(self, connection: sa.Connection, document: StoredDocument) -> int:
@@ -361,7 +361,7 @@ class Shelf:
         """Store what is new, keep what is the same, drop what went; returns the ids of these."""
         rows = self._rows(connection, document)
         wanted = {chunk.id for chunk in chunks}
-        before = {row.id: row.key for row in rows if row.id in wanted}
+        before = {row.id: row for row in rows if row.id in wanted}
         lost = [row for row in rows if row.id not in wanted]
         self._drop_chunks(connection, lost)
         free = (connection.scalar(sa.select(sa.func.max(chunks_table.c.key))) or 0) + 1
@@ -387,17 +387,13 @@ class Shelf:
             made = [self._vector(keys[chunk.id], vectors[chunk.id], at) for chunk in new]
             connection.execute(sa.insert(vectors_table), made)
             self._words.add(connection, [(keys[chunk.id], chunk.heading, chunk.text) for chunk in new])
-        for chunk in chunks:
-            if chunk.id in before:
-                key, vector = before[chunk.id], vectors[chunk.id]
-                connection.execute(
-                    sa.update(chunks_table).where(chunks_table.c.key == key).values(ordinal=chunk.ordinal)
-                )
-                connection.execute(
-                    sa.update(vectors_table)
-                    .where(vectors_table.c.chunk == key, vectors_table.c.encoder != vector.encoder)
-                    .values(data=vector.data, encoder=vector.encoder, embedded_at=at)
-                )
+        for chunk, row in ((chunk, before[chunk.id]) for chunk in chunks if chunk.id in before):
+            if row.ordinal != chunk.ordinal:
+                moved = sa.update(chunks_table).where(chunks_table.c.key == row.key)
+                connection.execute(moved.values(ordinal=chunk.ordinal))
+            if row.encoder != vectors[chunk.id].encoder:
+                fields = self._vector(row.key, vectors[chunk.id], at)
+                connection.execute(sa.update(vectors_table).where(vectors_table.c.chunk == row.key).values(**fields))
         return {row.id for row in lost}
 
     def _vector(self, chunk: int, vector: Vector, at: str) -> dict[str, Any]:

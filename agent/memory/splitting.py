@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from agent.memory.documents import FRONT_MATTER, Document
+from agent.memory.formats import HEADING
 
 TokenCounter = Callable[[str], int]
 
@@ -63,7 +64,6 @@ def chunk_id(document: str, heading: str, text: str) -> str:
 
 
 _WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uff00-\uffef\u3000-\u303f]")
-_ATX = re.compile(r"^ {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*$")
 _UNDERLINE = re.compile(r"^ {0,3}(=+|-{2,})[ \t]*$")
 _NOT_PARAGRAPH = re.compile(r"^\s*(?:[-*+>|]|\d+[.)]|$)")
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
@@ -125,7 +125,7 @@ def _headings(lines: Sequence[str]) -> Iterator[tuple[str, tuple[int, str] | Non
         elif mark:
             fence = mark[1]
             yield line, None
-        elif atx := _ATX.match(line):
+        elif atx := HEADING.match(line):
             yield line, (len(atx[1]), " ".join((atx[2] or "").split()))
         elif _is_underlined(lines, position):
             yield line, (1 if "=" in lines[position + 1] else 2, " ".join(line.split()))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from agent.database import prepare_schema, writing
+from agent.database import prepare_schema
 
 metadata = sa.MetaData()
 
@@ -70,12 +70,13 @@ encoders_table = sa.Table(
 _ADD_ONE = """INSERT INTO memory_encoders (tenant, encoder, chunks) VALUES (new.tenant, new.encoder, 1)
 ON CONFLICT (tenant, encoder) DO UPDATE SET chunks = chunks + 1;"""
 _TAKE_ONE = "UPDATE memory_encoders SET chunks = chunks - 1 WHERE tenant = old.tenant AND encoder = old.encoder;"
-_TRIGGERS = (
-    f"CREATE TRIGGER IF NOT EXISTS memory_vectors_in AFTER INSERT ON memory_vectors BEGIN {_ADD_ONE} END",
-    f"CREATE TRIGGER IF NOT EXISTS memory_vectors_out AFTER DELETE ON memory_vectors BEGIN {_TAKE_ONE} END",
-    "CREATE TRIGGER IF NOT EXISTS memory_vectors_anew AFTER UPDATE OF encoder ON memory_vectors "
-    f"BEGIN {_TAKE_ONE} {_ADD_ONE} END",
-)
+for _name, _event, _change in (
+    ("in", "INSERT", _ADD_ONE),
+    ("out", "DELETE", _TAKE_ONE),
+    ("anew", "UPDATE OF encoder", f"{_TAKE_ONE} {_ADD_ONE}"),
+):
+    _trigger = f"CREATE TRIGGER memory_vectors_{_name} AFTER {_event} ON memory_vectors BEGIN {_change} END"
+    sa.event.listen(vectors_table, "after_create", sa.DDL(_trigger))  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -88,20 +89,13 @@ class ShelfState:
     """Names of the encoders the vectors came from: none, one, or more after a change of encoder."""
 
 
-def prepare_tables(engine: sa.Engine, tenant: str) -> int:
-    """Make what is missing. Returns the tenant's number, unique in this database."""
+def prepare_tables(engine: sa.Engine) -> None:
+    """Make what is missing."""
     prepare_schema(engine, metadata, part="memory", version=2, upgrade=_upgrade)
-    with writing(engine) as connection:
-        _make_triggers(connection)
-        return _tenant(connection, tenant)
 
 
-def _make_triggers(connection: sa.Connection) -> None:
-    for trigger in _TRIGGERS:
-        connection.exec_driver_sql(trigger)
-
-
-def _tenant(connection: sa.Connection, name: str) -> int:
+def tenant_key(connection: sa.Connection, name: str) -> int:
+    """The tenant's number, unique in this database; a new one has no documents."""
     key = connection.scalar(sa.select(tenants_table.c.key).where(tenants_table.c.name == name))
     if key is None:
         made = connection.execute(sa.insert(tenants_table).values(name=name, generation=0, words=0))
@@ -113,8 +107,7 @@ def _tenant(connection: sa.Connection, name: str) -> int:
 def _upgrade(connection: sa.Connection, version: int) -> None:
     """From the tables before tenants and words. The old ones are emptied into the new ones and go."""
     metadata.create_all(connection)
-    _make_triggers(connection)
-    tenant = _tenant(connection, "")
+    tenant = tenant_key(connection, "")
     generation = connection.exec_driver_sql("SELECT max(generation) FROM memory_state").scalar() or 0
     connection.execute(sa.update(tenants_table).where(tenants_table.c.key == tenant).values(generation=generation))
     for statement in (

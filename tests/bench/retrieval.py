@@ -19,14 +19,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from agent.llm.weights import resolve_encoder
 from agent.memory.encoder import Encoder, SentenceEncoder
 from tests.bench import retrieval_growth, retrieval_kills
 from tests.bench.results import RESULTS, ROOT, commit, machine, write_result
 from tests.bench.retrieval_sets import Question, RetrievalSet, retrieval_sets
 from tests.bench.retrieval_sides import SIDES, corpus
+from tuner.evaluate import bootstrap_mean
 
 DATA = ROOT.parent / "shared" / "data"
 ENCODER = "all-minilm-l6-v2"
@@ -138,10 +137,10 @@ def summary(name: str, side: str, sides: Mapping[str, Sequence[Row]]) -> Row:
         "ingest_docs_per_s": statistics.fmean(row["ingest_docs_per_s"] for row in rows),
     }
     better = max(ALONE, key=lambda one: statistics.fmean(row["ndcg"] for row in sides[one]))
-    gains = np.array([100 * (mine["ndcg"] - other["ndcg"]) for mine, other in zip(rows, sides[better], strict=True)])
-    draws = np.random.default_rng(1).integers(0, len(gains), (2000, len(gains)))
-    low, high = np.quantile(gains[draws].mean(axis=1), (0.025, 0.975))
-    return {**made, "better_alone": better, "gain": float(gains.mean()), "low": float(low), "high": float(high)}
+    gain = bootstrap_mean(
+        [100 * (mine["ndcg"] - other["ndcg"]) for mine, other in zip(rows, sides[better], strict=True)]
+    )
+    return {**made, "better_alone": better, "gain": gain.mean, "low": gain.low, "high": gain.high}
 
 
 def metrics_of(rows: Sequence[Row]) -> dict[str, float | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import subprocess
 import sys
@@ -65,8 +66,6 @@ def _asked(home: Path, queries: list[str]) -> dict[str, Any]:
     """What a process finds that opens the memory anew."""
     command = [sys.executable, "-m", "tests.bench.retrieval_growth", str(home)]
     done = subprocess.run(command, input="\n".join(queries), stdout=subprocess.PIPE, text=True, check=True)
-    import json
-
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -131,6 +130,4 @@ def _made_up(chunks: list[Chunk], vectors: Vectors, size: int) -> Iterator[tuple
 
 
 if __name__ == "__main__":
-    import json
-
     print(json.dumps(_ask(Path(sys.argv[1]), sys.stdin.read().split("\n"))))

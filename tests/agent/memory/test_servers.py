@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,17 +27,27 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        assert process.poll() is None, "the server ended"
+@contextmanager
+def running(command: list[str], port: int) -> Iterator[None]:
+    """A server, once it answers at a port; ended with what is done with it."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
-    raise AssertionError("the server does not answer")
+            end = time.monotonic() + 60
+            while not answers(port):
+                assert server.poll() is None, "the server ended"
+                assert time.monotonic() < end, "the server does not answer"
+                time.sleep(0.1)
+            yield
+        finally:
+            server.terminate()
+
+
+def answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture
@@ -44,12 +55,8 @@ def chroma(tmp_path: Path) -> Iterator[str]:
     port = free_port()
     command = [str(Path(sys.executable).with_name("chroma")), "run", "--path", str(tmp_path / "server")]
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        try:
-            wait_for(port, server)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.kill()
+    with running(command, port):
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture
@@ -72,12 +79,8 @@ def postgres(tmp_path: Path) -> Iterator[str]:
     subprocess.run(made, check=True, capture_output=True)
     command = [*before, str(places[-1].with_name("postgres")), "-D", str(home / "data"), "-p", str(port)]
     command += ["-k", str(home), "-c", "listen_addresses=127.0.0.1"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        try:
-            wait_for(port, server)
-            yield f"postgresql://ratchet@127.0.0.1:{port}/postgres"
-        finally:
-            server.terminate()
+    with running(command, port):
+        yield f"postgresql://ratchet@127.0.0.1:{port}/postgres"
 
 
 @pytest.fixture(params=["chroma", "postgres"])
