@@ -165,6 +165,12 @@ class Registry:
             faults.append(fault)
         return Serving(None, _warning(faults, "the base"))
 
+    def line(self) -> tuple[Adapter, ...]:
+        """What is served, then what each rollback would come to; behind the last one that is the base."""
+        book = self._book()
+        adapters = (book.adapters[id] for id in reversed(book.line))
+        return tuple(one for one in adapters if one.state in (State.ACTIVE, State.RETIRED) and self._fault(one) is None)
+
     def transition(self, id: str, to: State, reason: str, at: str) -> Adapter:
         """Move an adapter on. To active is `promote`; from active is `rollback` or another's promotion."""
         if to is State.ACTIVE:

@@ -255,8 +255,38 @@ def _add_document_commands(commands: Commands) -> None:
         action.add_argument("--tenant", metavar="NAME", help="whose documents (default: as in ratchet.toml)")
 
 
+def _add_forget(commands: Commands) -> None:
+    summary = "remove what a person said, and what was made of it"
+    forget = _command(commands, "forget", summary, _forget)
+    forget.description = (
+        "Remove a person's runs, with workspaces, datasets and reports made of them, and their documents; and list the "
+        "adapters that learnt of them. A run is theirs when a fact's value is the ID, or when its task, facts, steps "
+        "or feedback have the ID as a whole word, in capitals or not; so are its branches, and runs that were shown a "
+        "document of theirs. A document is theirs when a value of its metadata is the ID; one that only names it is "
+        "listed. What was masked in the log, such as an e-mail address, is not found by it: give the id that the "
+        "facts have."
+    )
+    forget.add_argument("--subject", required=True, metavar="ID", help="an id, an address or a name, as it is written")
+    forget.add_argument("--documents", action="store_true", help="remove documents that only name the ID, too")
+    forget.add_argument(
+        "--pages",
+        action="store_true",
+        help="take pages that name the ID out of adapter folders, which are sealed anew",
+    )
+    forget.add_argument("--dry-run", action="store_true", help="only say what would go")
+    forget.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def _forget(arguments: argparse.Namespace, session: Session) -> int:
+    from agent.commands.forget import forget
+    from tuner.forget import Made
+
+    return forget(arguments, session, Made(session.project, session.note))
+
+
 def _add_project_commands(commands: Commands) -> None:
     _add_document_commands(commands)
+    _add_forget(commands)
     _command(commands, "models", "list the models that are there", _lazy("project", "models"))
     _command(commands, "doctor", "say what is there, what is missing and what to do", _lazy("project", "doctor"))
     _command(commands, "bench", "say how fast the model is on this machine", _lazy("project", "bench"))

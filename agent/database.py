@@ -1,4 +1,4 @@
-"""The SQLite file that store and memory share: how it is opened, read and written, and its tables versioned.
+"""The SQLite file that store and memory share: opened, read, written, scoured, its tables versioned.
 
 A transaction that was committed is on the disk. Threads and processes of one machine may share the file; a
 folder shared by two machines is not supported, for SQLite's locks do not reach that far.
@@ -20,6 +20,7 @@ from agent.errors import StoreError
 
 _BUSY_SECONDS = 30
 _WRITE = "ratchet_write"
+_NO_TRANSACTION = "ratchet_no_transaction"
 
 _versions = sa.Table(
     "schema_versions",
@@ -67,6 +68,27 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
     """One transaction that sees one state of the database and keeps no writer waiting."""
     with _explained(engine), engine.connect() as connection:
         yield connection
+
+
+@contextmanager
+def erasing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """`writing`, with what is deleted overwritten by zeros. `scour` does the rest."""
+    with writing(engine) as connection:
+        connection.exec_driver_sql("PRAGMA secure_delete=ON")
+        yield connection
+
+
+def scour(engine: sa.Engine) -> bool:
+    """Write the file anew and empty the write-ahead log, so that nothing of what was deleted is left in either.
+
+    Pages that were split before may hold stale copies, which no deletion reaches. Takes as much disk again for a
+    while. False where another process was reading all the time, so that the log could not be emptied.
+    """
+    with _explained(engine), engine.connect() as connection:
+        connection.execution_options(**{_NO_TRANSACTION: True})
+        connection.exec_driver_sql("VACUUM")
+        busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar()
+    return not busy
 
 
 def prepare_schema(
@@ -125,7 +147,9 @@ def _use_wal(cursor: Any) -> None:
 
 
 def _begin(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get(_WRITE) else "BEGIN")
+    options = connection.get_execution_options()
+    if not options.get(_NO_TRANSACTION):
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get(_WRITE) else "BEGIN")
 
 
 @contextmanager

@@ -115,6 +115,21 @@ def add_documents(folder: Path, documents: Mapping[str, bytes]) -> Manifest:
     return manifest
 
 
+def remove_documents(folder: Path, names: Sequence[str]) -> Manifest:
+    """Take report files or the model card out of a sealed folder, which verifies at every moment between.
+
+    For one writer at a time."""
+    for name in names:
+        if not _is_document(name):
+            raise AdapterError(f"{name} cannot be taken out of sealed adapter {folder}; only {CARD} and {REPORT}/ can")
+    manifest = verify(folder)
+    left = replace(manifest, files={name: digest for name, digest in manifest.files.items() if name not in names})
+    _write_manifest(folder, left)
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    return left
+
+
 def verify(folder: Path) -> Manifest:
     """The manifest of a folder that is whole and safe. Raises AdapterError, naming the file, for any other.
 

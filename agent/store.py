@@ -1,14 +1,14 @@
 """The log of runs and of what people said about them, in SQLite.
 
 What a method has returned from is on the disk: a step is durable before the next begins, an intent before
-its side effect. Feedback is appended, never written over. Threads and processes of one machine may share a
-store; a folder shared by two machines is not supported, for SQLite's locks do not reach that far.
+its side effect. Feedback is appended, never written over; `forget` alone deletes. Threads and processes of one
+machine may share a store; a folder shared by two machines is not supported, for SQLite's locks do not reach that far.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,13 +16,14 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from agent.database import open_engine, prepare_schema, reading, writing
+from agent.database import erasing, open_engine, prepare_schema, reading, scour, writing
 from agent.errors import FeedbackError, RecordError, StoreError
 from agent.trajectory import (
     RECORD_VERSION,
     Correction,
     Outcome,
     Rating,
+    Recalled,
     Step,
     ToolCall,
     Trajectory,
@@ -31,7 +32,7 @@ from agent.trajectory import (
     trajectory_from_dict,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LAST = "last"
 """The name that stands for the newest run."""
 
@@ -85,6 +86,28 @@ _feedback = sa.Table(
     sa.Index("feedback_by_run", "run", "kind"),
     sqlite_autoincrement=True,
 )
+_forgettings = sa.Table(
+    "forgettings",
+    _tables,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("mark", sa.Integer, nullable=False),
+    sa.Column("record", sa.Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+"""`mark` is a number of the feedback's own sequence, so that who looks for what is new sees it."""
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """That a person's text was removed: neither what it said nor whose it was."""
+
+    at: str
+    runs: tuple[str, ...]
+    documents: int
+    """How many were to go."""
+    datasets: Mapping[str, tuple[str, ...]]
+    """The folders of datasets that were to go, and the runs each had examples of: so it can still be told what an
+    adapter was trained on."""
 
 
 @dataclass(frozen=True)
@@ -272,16 +295,61 @@ class Store:
         return {correction.step: correction for correction in self.corrections(run_id)}
 
     def feedback_count(self) -> int:
-        """How often feedback was given: the number of the newest."""
+        """How often feedback was given or runs were forgotten: the number of the newest."""
         with reading(self.engine) as connection:
-            return int(connection.scalar(sa.select(sa.func.max(_feedback.c.number))) or 0)
+            return _newest(connection)
 
     def judged_since(self, number: int) -> tuple[int, tuple[str, ...]]:
-        """The number of the newest feedback, and the runs of all feedback behind `number`, oldest first."""
+        """`feedback_count`, and the runs of all feedback behind `number`, oldest first."""
         query = sa.select(_feedback.c.number, _feedback.c.run).where(_feedback.c.number > number)
         with reading(self.engine) as connection:
             rows = connection.execute(query.order_by(_feedback.c.number)).all()
-        return (rows[-1].number if rows else number), tuple(dict.fromkeys(row.run for row in rows))
+            newest = _newest(connection)
+        return max(number, newest), tuple(dict.fromkeys(row.run for row in rows))
+
+    # Forgetting
+
+    def forget(self, forgetting: Forgetting, recalled: Mapping[str, Sequence[Recalled]] | None = None) -> None:
+        """Delete these runs with all that was said of them, in one transaction, and keep that it was done.
+
+        `recalled` are other runs, and what is left of the solved tasks that they were shown. A run that goes on in
+        another process ends there with an error. `scour` then takes what is left in the file.
+        """
+        with erasing(self.engine) as connection:
+            mark = _forgetting_mark(connection, forgetting.runs)
+            for part in _parts(forgetting.runs):
+                for table in (_feedback, _intents, _steps):
+                    connection.execute(table.delete().where(table.c.run.in_(part)))
+                connection.execute(_runs.delete().where(_runs.c.id.in_(part)))
+            for run, left in (recalled or {}).items():
+                text = connection.scalar(sa.select(_runs.c.provenance).where(_runs.c.id == run))
+                if text is not None:
+                    provenance = {**json.loads(text), "recalled": [asdict(one) for one in left]}
+                    connection.execute(_runs.update().where(_runs.c.id == run).values(provenance=_dump(provenance)))
+            connection.execute(_forgettings.insert().values(mark=mark, record=_dump(asdict(forgetting))))
+
+    def scour(self) -> bool:
+        """Leave nothing of what was deleted in the file. See `agent.database.scour`."""
+        return scour(self.engine)
+
+    def forgettings(self) -> tuple[Forgetting, ...]:
+        """Oldest first."""
+        return self._forgettings_since(-1)
+
+    def forgotten_since(self, number: int) -> tuple[str, ...]:
+        """Runs that were forgotten behind this `feedback_count`."""
+        return tuple(run for one in self._forgettings_since(number) for run in one.runs)
+
+    def intents(self) -> Iterator[tuple[str, Step]]:
+        """Every intent there is, with its run's id."""
+        with reading(self.engine) as connection:
+            for row in connection.execute(sa.select(_intents.c.run, _intents.c.step).order_by(_intents.c.number)):
+                yield row.run, _read_step(row.run, row.step)
+
+    def _forgettings_since(self, number: int) -> tuple[Forgetting, ...]:
+        query = sa.select(_forgettings.c.record).where(_forgettings.c.mark > number).order_by(_forgettings.c.number)
+        with reading(self.engine) as connection:
+            return tuple(_forgetting(json.loads(text)) for text in connection.scalars(query))
 
     def _append(self, record: Rating | Correction, kind: Literal["rating", "correction"], step: int | None) -> None:
         with writing(self.engine) as connection:
@@ -356,6 +424,34 @@ def _resolve(connection: sa.Connection, run_id: str) -> str:
     if found:
         raise StoreError(f"{run_id!r} begins several runs ({', '.join(found[:5])}); give more of the id")
     raise StoreError(f"there is no run {run_id!r}; `ratchet log` lists the runs there are")
+
+
+def _newest(connection: sa.Connection) -> int:
+    """The number of the newest feedback or forgetting."""
+    numbers = (sa.func.max(_feedback.c.number), sa.func.max(_forgettings.c.mark))
+    return max(int(connection.scalar(sa.select(number)) or 0) for number in numbers)
+
+
+def _forgetting_mark(connection: sa.Connection, runs: Sequence[str]) -> int:
+    """The number that the next feedback would have had; without a run that is there, that of the newest."""
+    run = next((one for one in runs if connection.scalar(sa.select(_runs.c.id).where(_runs.c.id == one))), None)
+    if run is None:
+        return _newest(connection)
+    # Goes with the run's feedback; its number is never given again.
+    row = {"id": f"forgotten {run}", "run": run, "kind": "forgotten", "position": None, "record": "null"}
+    made = connection.execute(_feedback.insert().values(row)).inserted_primary_key
+    assert made is not None
+    return int(made[0])
+
+
+def _forgetting(record: dict[str, Any]) -> Forgetting:
+    datasets = {name: tuple(runs) for name, runs in record["datasets"].items()}
+    return Forgetting(**{**record, "runs": tuple(record["runs"]), "datasets": datasets})
+
+
+def _parts(ids: Sequence[str], size: int = 500) -> Iterator[Sequence[str]]:
+    """SQLite binds a limited number of values."""
+    return (ids[start : start + size] for start in range(0, len(ids), size))
 
 
 def _load(connection: sa.Connection, ids: Sequence[str]) -> list[Trajectory]:

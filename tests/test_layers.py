@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
             "agent.loop",
             "agent.runtime",
             "agent.feedback",
+            "agent.forget",
             "agent.views",
         ),
     ),

@@ -55,6 +55,14 @@ def unfinished(tunings: Path, wanted: str) -> Begun:
         ) from fault
 
 
+def dataset_of(folder: Path) -> str | None:
+    """The name of the dataset that a tuning was begun with; None where that cannot be read."""
+    try:
+        return str(json.loads((folder / _BEGUN).read_text(encoding="utf-8"))["dataset"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
 def checkpoints(folder: Path) -> Path:
     """Where a tuning keeps its checkpoints until it is finished."""
     return folder / _CHECKPOINTS

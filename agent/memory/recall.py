@@ -62,7 +62,7 @@ class Recall:
 
     @property
     def version(self) -> int:
-        """Changes whenever feedback is given."""
+        """Changes whenever feedback is given or a run is forgotten."""
         return self._store.feedback_count()
 
     def search(
@@ -96,10 +96,12 @@ class Recall:
         return tuple(fitted.known[nearest[name]].shown for name in reversed(ranked[:k]))
 
     def _refresh(self) -> None:
-        """Look at the runs that were judged since the last time."""
+        """Look at the runs that were judged or forgotten since the last time."""
         newest, runs = self._store.judged_since(self._seen)
         if newest == self._seen:
             return
+        for run in self._store.forgotten_since(self._seen):
+            self._known.pop(run, None)
         fresh: list[tuple[Trajectory, Recalled]] = []
         for trajectory in self._store.trajectories(runs):
             self._known.pop(trajectory.id, None)

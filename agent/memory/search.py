@@ -182,12 +182,23 @@ class Memory:
             self._open_index()
             self._forget([name])
 
-    def remove_all(self, names: Sequence[str]) -> None:
-        """Forget these documents."""
-        if names:
-            with self._lock.required():
+    def remove_all(self, names: Sequence[str], *, for_good: bool = False) -> None:
+        """Forget these documents.
+
+        `for_good` leaves nothing of them in the indexes, which otherwise keep words and vectors of what was removed
+        for a while: the full-text index is merged and that of vectors made anew. The file itself is for
+        `agent.database.scour`. Where vectors are of another encoder, `rebuild` makes the index anew.
+        """
+        if not names:
+            return
+        with self._lock.required():
+            if not for_good:
                 self._open_index()
                 self._forget(names)
+                return
+            self._shelf.remove(names, for_good=True)
+            if set(self._shelf.state().encoders) <= {self._encoder.name}:
+                self._reindex()
 
     def search(self, query: str, k: int, *, where: Filter | None = None, join: bool = True) -> builtins.list[Passage]:
         """The k passages that fit the query best, best first; none for a blank query.

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import sqlalchemy as sa
 
-from agent.database import reading, writing
+from agent.database import erasing, reading, writing
 from agent.errors import MemoryIndexError
 from agent.memory.encoder import Vectors
 from agent.memory.splitting import Chunk
@@ -112,6 +112,15 @@ class Shelf:
                 for part in _parts(ids)
                 for row in connection.execute(self._select_chunks().where(chunks_table.c.id.in_(part)))
             }
+
+    def chunks_of(self, names: Sequence[str]) -> tuple[Chunk, ...]:
+        """All chunks of these documents."""
+        with reading(self._engine) as connection:
+            return tuple(
+                _chunk(row)
+                for part in _parts(names)
+                for row in connection.execute(self._select_chunks().where(documents_table.c.name.in_(part)))
+            )
 
     def neighbours(self, chunk: Chunk, reach: int) -> tuple[Chunk, ...]:
         """The chunk and those at most `reach` places from it in its document, in their order."""
@@ -224,11 +233,14 @@ class Shelf:
                 gone |= self._put_chunks(connection, key, document, chunks, vectors)
             return self._next(connection), tuple(sorted(gone))
 
-    def remove(self, names: Sequence[str]) -> tuple[ShelfState, tuple[str, ...]]:
-        """Forget documents. Returns the new state and the chunk ids that went."""
+    def remove(self, names: Sequence[str], *, for_good: bool = False) -> tuple[ShelfState, tuple[str, ...]]:
+        """Forget documents. Returns the new state and the chunk ids that went.
+
+        With `for_good` none of their words is left in the full-text index either, which takes time.
+        """
         columns = documents_table.c
         gone: set[str] = set()
-        with writing(self._engine) as connection:
+        with (erasing if for_good else writing)(self._engine) as connection:
             for part in _parts(names):
                 those = sa.select(columns.key).where(columns.tenant == self.tenant, columns.name.in_(part))
                 for key in connection.execute(those).scalars().all():
@@ -236,6 +248,8 @@ class Shelf:
                     self._drop_chunks(connection, rows)
                     gone |= {row.id for row in rows}
                     connection.execute(sa.delete(documents_table).where(columns.key == key))
+            if for_good:
+                self._words.purge(connection)
             return self._next(connection), tuple(sorted(gone))
 
     def replace_vectors(self, vectors: Mapping[str, Vector], at: str) -> ShelfState:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from agent.database import prepare_schema
+from agent.database import prepare_schema, reading
 
 metadata = sa.MetaData()
 
@@ -92,6 +92,15 @@ class ShelfState:
 def prepare_tables(engine: sa.Engine) -> None:
     """Make what is missing."""
     prepare_schema(engine, metadata, part="memory", version=2, upgrade=_upgrade)
+
+
+def tenant_names(engine: sa.Engine) -> tuple[str, ...]:
+    """Every tenant there is; none where no document was ever added. Changes nothing."""
+    with reading(engine) as connection:
+        tables = sa.inspect(connection)
+        if not tables.has_table(tenants_table.name):
+            return ("",) if tables.has_table("memory_state") else ()
+        return tuple(connection.scalars(sa.select(tenants_table.c.name).order_by(tenants_table.c.key)))
 
 
 def tenant_key(connection: sa.Connection, name: str) -> int:

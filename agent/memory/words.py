@@ -111,6 +111,10 @@ class WordIndex:
                 list(map(_segmented, rows)),
             )
 
+    def purge(self, connection: sa.Connection) -> None:
+        """Merge the index into one piece: words that were taken out stay in the older pieces until then."""
+        connection.exec_driver_sql(f"INSERT INTO {self._table} ({self._table}) VALUES ('optimize')")
+
     def search(
         self, connection: sa.Connection, query: str, k: int, state: ShelfState, documents: sa.Select[tuple[int]] | None
     ) -> list[tuple[str, float]]:

@@ -70,6 +70,18 @@ def test_rolling_back_goes_further_back_each_time_and_ends_at_the_base(tmp_path:
         registry.rollback("worse", NOW)
 
 
+def test_the_line_is_what_rolling_back_comes_to(tmp_path: Path) -> None:
+    registry = ready(tmp_path, "a1", "b2", "c3", "d4")
+    assert registry.line() == ()
+    for id in ("a1", "b2", "c3"):
+        registry.promote(id, "better", NOW)
+    assert [one.id for one in registry.line()] == ["c3", "b2", "a1"]
+    flip(tmp_path / "b2" / "adapter_model.safetensors")
+    assert [one.id for one in registry.line()] == ["c3", "a1"]
+    registry.rollback("worse", NOW)
+    assert [one.id for one in registry.line()] == ["a1"]
+
+
 def test_a_rolled_back_adapter_passes_the_gate_again_before_it_is_promoted_again(tmp_path: Path) -> None:
     registry = ready(tmp_path, "a1")
     registry.promote("a1", "better", NOW)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from agent.errors import AdapterError
-from agent.sealing import add_documents, hash_tensors, seal, tensors_hash, verify
+from agent.sealing import add_documents, hash_tensors, remove_documents, seal, tensors_hash, verify
 
 NOW = "2026-01-01T00:00:00Z"
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q"], "auto_mapping": None}
@@ -71,6 +71,20 @@ def test_a_sealed_folder_verifies(tmp_path: Path) -> None:
     assert manifest.tensors_sha256 == tensors_hash(folder / "adapter_model.safetensors")
     assert (manifest.id, manifest.base, manifest.parent) == ("a1", "smollm2", None)
     assert manifest.merged == {}
+
+
+def test_documents_are_taken_out_and_the_folder_still_verifies(tmp_path: Path) -> None:
+    folder = sealed(tmp_path, "a1")
+    add_documents(folder, {"report/gate.md": b"won", "report/gate.json": b"{}"})
+    before = verify(folder)
+    remove_documents(folder, ["report/gate.md", "README.md"])
+    assert not (folder / "report" / "gate.md").exists()
+    left = verify(folder)
+    assert set(left.files) == {"adapter_config.json", "adapter_model.safetensors", "report/gate.json"}
+    assert left.tensors_sha256 == before.tensors_sha256
+    with pytest.raises(AdapterError, match="cannot be taken out"):
+        remove_documents(folder, ["adapter_model.safetensors"])
+    verify(folder)
 
 
 def flip(path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from agent.memory.encoder import HashEncoder
 from agent.memory.recall import MAX_TEXT, Recall, plain
-from agent.store import Store
+from agent.store import Forgetting, Store
 from agent.trajectory import Correction, Outcome, Provenance, Rating, Recalled, Step, Task, ToolCall, Trajectory
 
 NOW = "2026-01-01T00:00:00Z"
@@ -79,6 +79,25 @@ def test_feedback_counts_from_the_next_search_on(store: Store) -> None:
     correct(store, "a", 0, "hand_over")
     assert [one.tool for one in recall.search("where is my parcel", 1)] == ["hand_over"]
     assert recall.version == 2
+
+
+def test_a_forgotten_run_is_not_recalled_any_more_in_an_open_process(store: Store) -> None:
+    recall = recall_of(store)
+    for run, text in (("a", "where is my parcel"), ("b", "where is my parcel now")):
+        done(store, run, text, run)
+        rate(store, run, "up")
+    assert [one.tool for one in recall.search("where is my parcel", 2)] == ["b", "a"]
+    version = recall.version
+    with Store(store.path) as elsewhere:
+        elsewhere.forget(Forgetting(NOW, ("a",), 0, {}))
+    assert recall.version != version
+    assert [one.tool for one in recall.search("where is my parcel", 2)] == ["b"]
+    done(store, "c", "where is my parcel", "c")
+    rate(store, "c", "up")
+    assert [one.tool for one in recall.search("where is my parcel", 2)] == ["b", "c"]
+    with Store(store.path) as elsewhere:
+        elsewhere.forget(Forgetting(NOW, ("b", "c"), 0, {}))
+    assert recall.search("where is my parcel", 2) == ()
 
 
 def test_the_likeliest_comes_last_and_no_more_come_than_were_asked_for(store: Store) -> None:

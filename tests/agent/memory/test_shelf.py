@@ -13,6 +13,7 @@ from agent.memory.encoder import HashEncoder
 from agent.memory.search import Memory, NewText
 from agent.memory.shelf import Shelf, StoredDocument, Vector, to_bytes
 from agent.memory.splitting import Chunk, chunk_id
+from agent.memory.tables import tenant_names
 
 FIRST_TABLES = """
 CREATE TABLE schema_versions (part TEXT PRIMARY KEY, version INTEGER NOT NULL);
@@ -70,6 +71,37 @@ def test_what_stays_of_a_document_keeps_its_place(shelf: Shelf) -> None:
     assert shelf.word_hits("two", 5) == []
     assert [key for key, _ in shelf.word_hits("zero", 5)] == [chunk_id("a", "", "zero")]
     assert shelf.state().chunks == 3
+
+
+def words_kept(shelf: Shelf, engine: sa.Engine) -> bytes:
+    with reading(engine) as connection:
+        return b"".join(connection.exec_driver_sql(f"SELECT block FROM memory_words_{shelf.tenant}_data").scalars())
+
+
+def test_words_are_purged_only_where_a_document_is_removed_for_good(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path / "ratchet.db")
+    shelf = Shelf(engine)
+    for name, word in (("a", "quokka"), ("b", "wombat"), ("c", "numbat")):
+        put(shelf, name, f"the {word} sleeps")
+    shelf.remove(["a"])
+    assert b"quokka" in words_kept(shelf, engine)
+    shelf.remove(["b"], for_good=True)
+    kept = words_kept(shelf, engine)
+    assert b"quokka" not in kept
+    assert b"wombat" not in kept
+    assert [key for key, _ in shelf.word_hits("numbat sleeps", 5)] == [chunk_id("c", "", "the numbat sleeps")]
+    engine.dispose()
+
+
+def test_tenants_are_named_without_making_any(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path / "ratchet.db")
+    assert tenant_names(engine) == ()
+    with reading(engine) as connection:
+        assert sa.inspect(connection).get_table_names() == []
+    for tenant in ("", "shop"):
+        Shelf(engine, tenant=tenant)
+    assert tenant_names(engine) == ("", "shop")
+    engine.dispose()
 
 
 def test_vectors_are_counted_by_encoder(shelf: Shelf) -> None:
