@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
+KINDS = ("fact", "habit", "exception")
+
 Handler = Callable[[argparse.Namespace, Session], int]
 
 
@@ -157,7 +159,15 @@ def _add_feedback_commands(commands: Commands) -> None:
     correct.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="one argument of it")
     correct.add_argument("--answer", metavar="TEXT", help="the step should have answered this")
     correct.add_argument("--cite", action="append", type=int, metavar="N", help="a passage the answer cites")
-    for parser in (rate, correct):
+    correct.add_argument("--kind", choices=KINDS, help="where it belongs (default: what the rule says)")
+    listing = _command(
+        commands, "corrections", "list the corrections and say where each belongs", _lazy("feedback", "corrections")
+    )
+    listing.add_argument("--kind", choices=KINDS, help="only these; facts come with what a document could say")
+    arbitrate = _command(commands, "arbitrate", "say where a correction belongs", _lazy("feedback", "arbitrate"))
+    arbitrate.add_argument("correction", metavar="CORRECTION", help="its id, or the beginning of it")
+    arbitrate.add_argument("kind", choices=KINDS, help="in the documents, in the weights, or in memory alone")
+    for parser in (rate, correct, arbitrate):
         parser.add_argument("--reviewer", metavar="NAME", help="who says so (default: your user name)")
         parser.add_argument("--reason", default="", metavar="TEXT")
 

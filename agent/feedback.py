@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel, ValidationError
@@ -20,7 +20,7 @@ from agent.llm.grammar import MAX_PLAN_ITEM, MAX_PLAN_ITEMS, MAX_THOUGHT, Parsed
 from agent.llm.quotes import MAX_QUOTES, Quote, cited_by, quoted
 from agent.llm.render import Frame
 from agent.loop import describe
-from agent.trajectory import Correction, Rating, Step, ToolCall, Trajectory
+from agent.trajectory import Arbitration, Correction, Kind, Rating, Step, ToolCall, Trajectory
 
 
 def make_rating(trajectory: Trajectory, verdict: str, *, reviewer: str, reason: str = "", id: str, at: str) -> Rating:
@@ -81,6 +81,16 @@ def make_correction(
     _check_words(said, plan=shape.plan, thought=shape.thought)
     _check_grammar(said, step_grammar(shape), chosen)
     return Correction(id, trajectory.id, step, call, said.thought, said.plan, _reviewer(reviewer), reason, at)
+
+
+def make_arbitration(
+    correction: Correction, kind: str, *, reviewer: str, reason: str = "", id: str, at: str
+) -> Arbitration:
+    """A reviewer's word on where a correction belongs. Raises FeedbackError on anything but the three kinds."""
+    for known in get_args(Kind):
+        if kind == known:
+            return Arbitration(id, correction.run, correction.id, known, "reviewer", _reviewer(reviewer), reason, at)
+    raise FeedbackError(f"a correction is a fact, a habit or an exception, found {kind!r}")
 
 
 def expected_arguments(tool: BaseTool) -> str:

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from agent.database import open_engine
 from agent.errors import RatchetError
-from agent.memory.recall import plain
 from agent.memory.shelf import Shelf, StoredDocument
 from agent.memory.tables import tenant_names
+from agent.memory.wording import plain
 from agent.settings import Home
 from agent.store import Forgetting, Store
-from agent.trajectory import Correction, Rating, Recalled, Step, Trajectory
+from agent.trajectory import Arbitration, Correction, Rating, Recalled, Step, Trajectory
 
 if TYPE_CHECKING:
     from agent.memory.search import Memory
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 Reason = Literal["fact", "task", "step", "feedback", "passage", "branch"]
 """Where the ID stands in a run. `passage`: the run was shown one of a document that is the subject's. `branch`: it
 shares its task with a run that is."""
+
+Feedback = Rating | Correction | Arbitration
 
 Place = Literal["owner", "metadata", "name", "text"]
 """Where the ID stands in a document. `owner`: a value of its metadata is the ID, so that it is the subject's."""
@@ -249,8 +251,8 @@ def forget(
 
 def find_runs(store: Store, subject: Subject, owned: Collection[str] = ()) -> FoundRuns:
     """What of the log is the subject's; `owned` are names of documents that are."""
-    said: dict[str, list[Rating | Correction]] = {}
-    every: list[Rating | Correction] = [*store.ratings(), *store.corrections()]
+    said: dict[str, list[Feedback]] = {}
+    every: list[Feedback] = [*store.ratings(), *store.corrections(), *store.arbitrations()]
     for one in every:
         said.setdefault(one.run, []).append(one)
     intended: dict[str, list[Step]] = {}
@@ -279,7 +281,7 @@ def find_runs(store: Store, subject: Subject, owned: Collection[str] = ()) -> Fo
     runs = with_branches(matched, list(shown), branches)
     texts = {shown[run] for run in runs} - {text for run, text in shown.items() if run not in runs}
     left = {
-        run: tuple(one for one in were_shown if not is_shown(subject, texts, one))
+        run: tuple(one for one in were_shown if one.run not in runs and not is_shown(subject, texts, one))
         for run, were_shown in recalled.items()
         if run not in runs
     }
@@ -291,7 +293,7 @@ def reason_of(
     subject: Subject,
     trajectory: Trajectory,
     *,
-    feedback: Sequence[Rating | Correction] = (),
+    feedback: Sequence[Feedback] = (),
     intents: Sequence[Step] = (),
     owned: Collection[str] = (),
 ) -> Reason | None:
@@ -333,10 +335,10 @@ def _texts_of_step(step: Step) -> list[Any]:
     return [call, step.observation, step.thought, step.plan, step.error, step.notice, step.said, passages]
 
 
-def _texts_of_feedback(feedback: Rating | Correction) -> list[Any]:
-    if isinstance(feedback, Rating):
-        return [feedback.reason]
-    return [feedback.call.arguments, feedback.thought, feedback.plan, feedback.reason]
+def _texts_of_feedback(feedback: Feedback) -> list[Any]:
+    if isinstance(feedback, Correction):
+        return [feedback.call.arguments, feedback.thought, feedback.plan, feedback.reason]
+    return [feedback.reason]
 
 
 def _workspaces(home: Home, runs: Sequence[str]) -> Iterator[Path]:

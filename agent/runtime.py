@@ -15,13 +15,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.tools import BaseTool
 
 from agent.adapters import Adapter, Registry
 from agent.errors import AdapterError, StoreError, ToolsError
-from agent.llm.render import Frame
+from agent.judged import judged_runs
+from agent.llm.render import Frame, Renderer
 from agent.llm.stepper import Stepper, as_stepper
 from agent.loop import (
     Event,
@@ -49,12 +51,16 @@ if TYPE_CHECKING:
     from agent.memory.encoder import Encoder
     from agent.memory.recall import Recall
     from agent.memory.search import Memory
+    from agent.memory.splitting import TokenCounter
 
 ACTIVE = "active"
 """Stands for whatever adapter the registry serves when a run begins."""
 
 RIGHT_RUNS = 256
 """Judged runs whose steps the engine guesses from when an adapter is loaded."""
+
+FACT_PASSAGES = 5
+"""Passages that are looked into for what a corrected answer says."""
 
 INTERRUPTED = "The program was stopped during this call; whether it was done is not known. Check before trying again."
 
@@ -82,6 +88,7 @@ class Runtime:
         self._store: Store | None = None
         self._memory: Memory | None = None
         self._recall: Recall | None = None
+        self._renderer: Renderer | None = None
         self._lock = threading.RLock()
         self._scrubbers: OrderedDict[str, Scrubber] = OrderedDict()
 
@@ -179,12 +186,50 @@ class Runtime:
 
     def recalled(self, task: Task, *, same_wording: bool = True) -> tuple[Recalled, ...]:
         """What a run of this task is shown of solved tasks; nothing when the settings say so. See `Recall.search`."""
-        most = self.project.settings.memory.recall
-        return self.recall.search(task.text, most, leave_out=task.id, same_wording=same_wording) if most else ()
+        from agent.memory.recall import capped
+
+        chosen = self.project.settings.memory
+        if not chosen.recall:
+            return ()
+        found = self.recall.search(task.text, chosen.recall, leave_out=task.id, same_wording=same_wording)
+        return capped(found, chosen.recall_tokens, self._token_counter)
 
     def recall_version(self) -> int:
         """Changes whenever other tasks could be recalled."""
         return self.recall.version if self.project.settings.memory.recall else 0
+
+    def arbitrate(self) -> int:
+        """Let the rule say where each correction belongs; returns how many it says something new of.
+
+        With `memory.recall` at 0 the encoder stays away, and only tasks of equal wording are held against each other.
+        """
+        from agent.memory.arbitration import by_wording, settle
+
+        if not self.store.corrections():
+            return 0
+        has_documents = self._memory is not None or self.home.index.exists()
+        return settle(
+            self.store,
+            embed=(lambda texts: self.encoder.encode(texts)) if self.project.settings.memory.recall else by_wording,
+            search=(lambda text: self.memory.search(text, FACT_PASSAGES)) if has_documents else None,
+            new_id=lambda: uuid4().hex,
+            at=timestamp(),
+        )
+
+    def _token_counter(self) -> TokenCounter:
+        """Counts as the model reads; estimates for a model that is not ours."""
+        from agent.memory.splitting import estimate_tokens
+
+        with self._lock:
+            if self._renderer is None and self._model is None:
+                from agent.llm import weights
+
+                base = weights.resolve_model(
+                    self.project.named(self.project.settings.model.base), self.home.models, progress=self._progress
+                )
+                self._renderer = Renderer(weights.load_tokenizer(base))
+            renderer = self._renderer or getattr(self._model, "renderer", None)
+        return estimate_tokens if renderer is None else lambda text: len(renderer.encode(text))
 
     # -- what a run works with -----------------------------------------------------------------------------
 
@@ -287,15 +332,8 @@ class Runtime:
     def right_steps(self) -> Iterator[Step]:
         """The steps of the runs judged last that people stand behind: corrections, and all of an accepted run."""
         _, judged = self.store.judged_since(0)
-        for trajectory in self.store.trajectories(judged[-RIGHT_RUNS:]):
-            corrections = self.store.newest_corrections(trajectory.id)
-            ratings = self.store.ratings(trajectory.id)
-            accepted = bool(ratings) and ratings[-1].verdict == "up"
-            for index, step in enumerate(trajectory.steps):
-                if index in corrections:
-                    yield corrections[index].as_step()
-                elif accepted and step.call is not None:
-                    yield step
+        for one in judged_runs(self.store, judged[-RIGHT_RUNS:]):
+            yield from one.backed().values()
 
     # -- runs ----------------------------------------------------------------------------------------------
 

@@ -147,6 +147,8 @@ class MemorySettings:
     the embedded index; empty for none."""
     recall: int = _whole(3, 0, 20)
     """Solved tasks like the new one whose beginnings the model is shown, out of the log; 0 shows none."""
+    recall_tokens: int = _whole(8192, 16, 1_000_000)
+    """Tokens of the prompt that these may take together, at most; the likeliest are kept."""
     folders: tuple[str, ...] = _names(())
     """Folders of documents, relative to the project's folder."""
 

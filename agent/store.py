@@ -20,6 +20,7 @@ from agent.database import erasing, open_engine, prepare_schema, reading, scour,
 from agent.errors import FeedbackError, RecordError, StoreError
 from agent.trajectory import (
     RECORD_VERSION,
+    Arbitration,
     Correction,
     Outcome,
     Rating,
@@ -279,6 +280,10 @@ class Store:
         """Append a correction. Raises FeedbackError when the run or the step is not there."""
         self._append(correction, "correction", correction.step)
 
+    def arbitrate(self, arbitration: Arbitration) -> None:
+        """Append where a correction belongs. Raises FeedbackError when the run is not there."""
+        self._append(arbitration, "arbitration", None)
+
     def ratings(self, run_id: str | None = None) -> tuple[Rating, ...]:
         """Oldest first."""
         return tuple(Rating(**record) for record in self._records("rating", run_id))
@@ -294,18 +299,33 @@ class Store:
         """The correction that counts, by step."""
         return {correction.step: correction for correction in self.corrections(run_id)}
 
+    def arbitrations(self) -> tuple[Arbitration, ...]:
+        """Oldest first."""
+        return tuple(Arbitration(**record) for record in self._records("arbitration", None))
+
+    def correction(self, name: str) -> Correction:
+        """The correction of this id, or whose id alone begins so. Raises FeedbackError where there is no such one."""
+        every = self.corrections()
+        found = [one for one in every if one.id == name] or [one for one in every if name and one.id.startswith(name)]
+        if len(found) > 1:
+            some = ", ".join(one.id for one in found[:5])
+            raise FeedbackError(f"{name!r} begins several corrections ({some}); give more of the id")
+        if not found:
+            raise FeedbackError(f"there is no correction {name!r}; `ratchet corrections` lists those there are")
+        return found[0]
+
     def feedback_count(self) -> int:
         """How often feedback was given or runs were forgotten: the number of the newest."""
         with reading(self.engine) as connection:
             return _newest(connection)
 
     def judged_since(self, number: int) -> tuple[int, tuple[str, ...]]:
-        """`feedback_count`, and the runs of all feedback behind `number`, oldest first."""
-        query = sa.select(_feedback.c.number, _feedback.c.run).where(_feedback.c.number > number)
+        """`feedback_count`, and the runs rated or corrected behind `number`, oldest first."""
+        query = sa.select(_feedback.c.number, _feedback.c.run, _feedback.c.kind).where(_feedback.c.number > number)
         with reading(self.engine) as connection:
             rows = connection.execute(query.order_by(_feedback.c.number)).all()
             newest = _newest(connection)
-        return max(number, newest), tuple(dict.fromkeys(row.run for row in rows))
+        return max(number, newest), tuple(dict.fromkeys(row.run for row in rows if row.kind != "arbitration"))
 
     # Forgetting
 
@@ -351,7 +371,12 @@ class Store:
         with reading(self.engine) as connection:
             return tuple(_forgetting(json.loads(text)) for text in connection.scalars(query))
 
-    def _append(self, record: Rating | Correction, kind: Literal["rating", "correction"], step: int | None) -> None:
+    def _append(
+        self,
+        record: Rating | Correction | Arbitration,
+        kind: Literal["rating", "correction", "arbitration"],
+        step: int | None,
+    ) -> None:
         with writing(self.engine) as connection:
             if connection.scalar(sa.select(_runs.c.id).where(_runs.c.id == record.run)) is None:
                 raise FeedbackError(f"there is no run {record.run!r} to give feedback on; `ratchet log` lists runs")

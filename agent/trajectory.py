@@ -15,7 +15,11 @@ from typing import Any, Literal
 from agent.errors import RecordError
 from tools.context import Passage
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
+"""2 names the runs that recalled tasks came from; 1 is read as well."""
+
+Kind = Literal["fact", "habit", "exception"]
+"""Where a correction belongs: a fact in the documents, a habit in the weights, an exception in memory."""
 
 
 class Outcome(StrEnum):
@@ -121,6 +125,8 @@ class Recalled:
     tool: str
     """The first tool that was called."""
     plan: tuple[str, ...] = ()
+    run: str = ""
+    """Where it comes from; empty in records from before this was kept. The model is not shown it."""
 
 
 @dataclass(frozen=True)
@@ -225,6 +231,28 @@ class Correction:
         return Step(self.call, thought=self.thought, plan=self.plan, author="correction")
 
 
+@dataclass(frozen=True)
+class Arbitration:
+    """Where a correction belongs, and who decided it. Appended, never written over.
+
+    A reviewer goes before the rule; of what each said the newest counts.
+    """
+
+    id: str
+    run: str
+    """Of the correction."""
+    correction: str
+    """Its id."""
+    kind: Kind
+    by: Literal["rule", "reviewer"]
+    reviewer: str
+    """Empty for the rule."""
+    reason: str
+    at: str
+    superseded_by: str | None = None
+    """Said by the rule alone: the id of a newer correction that says something else of the same."""
+
+
 def to_json(trajectory: Trajectory) -> str:
     """One line of JSON; `from_json` gives back an equal trajectory."""
     return json.dumps({"version": RECORD_VERSION, **asdict(trajectory)}, ensure_ascii=False, separators=(",", ":"))
@@ -235,7 +263,7 @@ def from_json(text: str) -> Trajectory:
     try:
         data = json.loads(text)
         version = data.pop("version")
-        if version != RECORD_VERSION:
+        if not 1 <= version <= RECORD_VERSION:
             raise RecordError(f"record has version {version}, this code reads {RECORD_VERSION}; upgrade ratchet-loop")
         return trajectory_from_dict(data)
     except (ValueError, KeyError, TypeError, AttributeError) as fault:

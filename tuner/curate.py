@@ -2,17 +2,20 @@
 
 A row is a run and the steps of it that people stand behind. A run whose newest rating is up gives all its
 steps; a corrected step is a row of its own, in the context it was made in. Steps that nobody looked at, or that
-only a thumb down touched, teach nothing. What customers, documents and tools said is context, never a target.
+only a thumb down touched, teach nothing. Nor does a correction that belongs in the documents or in memory alone, or
+that a newer one took back. What customers, documents and tools said is context, never a target.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from agent.judged import Judged, Ruling, judged_runs, origin, rulings
 from agent.store import Store
-from agent.trajectory import Correction, Step, Trajectory
+from agent.trajectory import Step, Trajectory
 
 Kind = Literal["accepted", "corrected"]
 
@@ -39,53 +42,78 @@ class Curated:
     """Corrections that count: the newest of each step."""
     accepted: int
     """Runs whose newest rating is up."""
+    held_back: Mapping[str, str] = field(default_factory=dict)
+    """Corrections that the weights are not to learn, by id, with the reason."""
+    held_back_kinds: Mapping[str, int] = field(default_factory=dict)
+    """How many of these are facts, exceptions, or superseded."""
 
 
 def curate(store: Store) -> Curated:
-    """Go through every run in the store, oldest first."""
-    verdicts = {rating.run: rating for rating in store.ratings()}
-    corrections: dict[str, dict[int, Correction]] = {}
-    for correction in store.corrections():
-        corrections.setdefault(correction.run, {})[correction.step] = correction
+    """Go through every run in the store, oldest first. What belongs in documents or memory is left out of the rows."""
+    ruled = rulings(store)
     rows: list[TrainingRow] = []
     left_out: dict[str, str] = {}
-    judged = {*verdicts, *corrections}
-    for trajectory in store.trajectories(one.id for one in reversed(store.runs(limit=None)) if one.id in judged):
-        fixes = corrections.get(trajectory.id, {})
-        rating = verdicts.get(trajectory.id)
-        if rating is not None and rating.verdict == "up":
-            accepted = _accepted(trajectory, fixes, rating.reviewer)
-            if accepted is None:
-                left_out[trajectory.id] = "rated up, and no step of it can be read"
-            else:
-                rows.append(accepted)
-        elif fixes:
-            rows += [_corrected(trajectory, fix) for fix in fixes.values()]
-        else:
-            left_out[trajectory.id] = "rated down and not corrected"
-    accepted_runs = sum(rating.verdict == "up" for rating in verdicts.values())
-    return Curated(tuple(rows), left_out, sum(map(len, corrections.values())), accepted_runs)
+    corrections = accepted_runs = 0
+    for judged in judged_runs(store):
+        run = judged.trajectory.id
+        corrections += len(judged.corrections)
+        accepted_runs += judged.accepted
+        made = [_accepted(judged, _held_back(store, judged, ruled))] if judged.accepted else _corrected(judged, ruled)
+        found = [row for row in made if row is not None]
+        rows += found
+        if not found:
+            left_out[run] = _why_none(judged, ruled)
+    held = [one for one in ruled.values() if not one.is_trained]
+    kinds = Counter("superseded" if one.superseded_by is not None else one.kind for one in held)
+    reasons = {one.correction.id: one.why_held_back for one in held}
+    return Curated(tuple(rows), left_out, corrections, accepted_runs, reasons, dict(kinds))
 
 
-def _accepted(trajectory: Trajectory, fixes: Mapping[int, Correction], reviewer: str) -> TrainingRow | None:
+def _held_back(store: Store, judged: Judged, ruled: Mapping[str, Ruling]) -> set[int]:
+    """The steps of a run, by index, that come from corrections which are not trained."""
+    sources = {index: correction.id for index, correction in judged.corrections.items()}
+    for index, step in enumerate(judged.trajectory.steps):
+        if index not in sources and step.author == "correction":
+            sources[index] = origin(store, judged.trajectory, index) or ""
+    return {index for index, id in sources.items() if id in ruled and not ruled[id].is_trained}
+
+
+def _accepted(judged: Judged, held_back: Collection[int]) -> TrainingRow | None:
     """Every readable step. A later correction of an accepted run ends it there: what followed is stale."""
+    trajectory, fixes = judged.trajectory, judged.corrections
     end = min(fixes, default=len(trajectory.steps) - 1)
-    targets = {index: step for index, step in enumerate(trajectory.steps[: end + 1]) if step.call is not None}
-    if fixes:
-        targets[end] = fixes[end].as_step()
-    if not targets:
+    targets = {index: step for index, step in judged.backed().items() if index <= end and index not in held_back}
+    if not targets or judged.rating is None:
         return None
-    reviewers = tuple(dict.fromkeys([reviewer, *([fixes[end].reviewer] if fixes else [])]))
+    reviewers = tuple(dict.fromkeys([judged.rating.reviewer, *([fixes[end].reviewer] if fixes else [])]))
     return TrainingRow(
         trajectory.id, trajectory.task.id, "accepted", _cut(trajectory, max(targets)), targets, reviewers
     )
 
 
-def _corrected(trajectory: Trajectory, fix: Correction) -> TrainingRow:
-    targets = {fix.step: fix.as_step()}
-    return TrainingRow(
-        trajectory.id, trajectory.task.id, "corrected", _cut(trajectory, fix.step), targets, (fix.reviewer,)
-    )
+def _corrected(judged: Judged, ruled: Mapping[str, Ruling]) -> list[TrainingRow]:
+    trajectory = judged.trajectory
+    return [
+        TrainingRow(
+            trajectory.id,
+            trajectory.task.id,
+            "corrected",
+            _cut(trajectory, fix.step),
+            {fix.step: fix.as_step()},
+            (fix.reviewer,),
+        )
+        for fix in judged.corrections.values()
+        if ruled[fix.id].is_trained
+    ]
+
+
+def _why_none(judged: Judged, ruled: Mapping[str, Ruling]) -> str:
+    if not judged.accepted and not judged.corrections:
+        return "rated down and not corrected"
+    if judged.accepted and not judged.backed():
+        return "rated up, and no step of it can be read"
+    held = [ruled[one.id].why_held_back for one in judged.corrections.values() if not ruled[one.id].is_trained]
+    return "; ".join(held) or "all that counts of it comes from corrections that are not trained"
 
 
 def _cut(trajectory: Trajectory, last: int) -> Trajectory:

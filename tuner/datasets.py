@@ -51,6 +51,11 @@ def write_dataset(
 
     `trained_on` are tasks that the adapter to start from has seen.
     """
+    if not curated.rows and curated.held_back:
+        raise DatasetError(
+            f"there is nothing to learn: the corrections are not trained ({told_held_back(curated.held_back_kinds)}); "
+            "see `ratchet corrections`, then `ratchet arbitrate CORRECTION habit`"
+        )
     if not curated.rows:
         raise DatasetError(
             "no run was accepted or corrected yet, so there is nothing to learn from; "
@@ -71,10 +76,24 @@ def write_dataset(
             "accepted_runs": curated.accepted,
             "reviewers": sorted({name for row in curated.rows for name in row.reviewers}),
             "left_out": dict(curated.left_out),
+            "held_back": dict(curated.held_back),
+            "held_back_kinds": dict(curated.held_back_kinds),
             **provenance,
         }
         _write(folder, lines, manifest)
     return read_dataset(folder)
+
+
+def told_held_back(kinds: Mapping[str, int]) -> str:
+    """How many corrections are not trained, and as what, in words."""
+    return ", ".join(f"{count} {_KINDS[kind][count != 1]}" for kind, count in sorted(kinds.items()))
+
+
+_KINDS = {
+    "fact": ("fact", "facts"),
+    "exception": ("exception", "exceptions"),
+    "superseded": ("superseded", "superseded"),
+}
 
 
 def read_dataset(folder: Path) -> Dataset:

@@ -109,7 +109,9 @@ def _datasets(folder: Path, traces: Traces) -> Iterator[_Dataset]:
         rows = dataset.train + dataset.held_out
         examples = tuple(dict.fromkeys(row.run for row in rows if row.run in runs or _is_theirs(row, traces.subject)))
         shown = any(
-            is_shown(traces.subject, traces.texts, one) for row in rows for one in row.trajectory.provenance.recalled
+            one.run in traces.runs or is_shown(traces.subject, traces.texts, one)
+            for row in rows
+            for one in row.trajectory.provenance.recalled
         )
         every = tuple(dict.fromkeys(row.run for row in rows))
         yield _Dataset(path.name, bool(examples) or shown, examples, every)

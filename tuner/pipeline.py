@@ -28,7 +28,7 @@ from tuner import parallel
 from tuner.candidates import Origin, check_lives, fresh_model, take_in
 from tuner.card import model_card
 from tuner.curate import Curated, TrainingRow, curate
-from tuner.datasets import LEAST_HELD_OUT, Dataset, read_dataset, write_dataset
+from tuner.datasets import LEAST_HELD_OUT, Dataset, read_dataset, told_held_back, write_dataset
 from tuner.packing import Example
 from tuner.prepare import prepare
 from tuner.replay import replayed
@@ -169,7 +169,8 @@ def _check_held_out(dataset: Dataset, project: Project) -> None:
 def _told_of(dataset: Dataset) -> str:
     counts = dataset.manifest
     told = f"{counts['corrections']} corrections, {counts['accepted_runs']} accepted runs"
-    return f"dataset {dataset.hash[:12]}: {told}"
+    held = told_held_back(counts.get("held_back_kinds", {}))
+    return f"dataset {dataset.hash[:12]}: {told}" + (f"; not trained: {held} (`ratchet corrections`)" if held else "")
 
 
 def _begin(runtime: Runtime, frame: Frame, base: weights.ModelFolder) -> tuple[Begun, Dataset]:
@@ -191,6 +192,8 @@ def _begin(runtime: Runtime, frame: Frame, base: weights.ModelFolder) -> tuple[B
 def _make_dataset(runtime: Runtime, frame: Frame, created_at: str) -> tuple[Dataset, Adapter | None]:
     """Write what is to be learnt; also returns the adapter to go on from, if the settings say so and there is one."""
     project, settings = runtime.project, runtime.project.settings.tuning
+    # What the rule says now, before anything is made of it.
+    runtime.arbitrate()
     curated = curate(runtime.store)
     parent = runtime.serving() if settings.start == "active" else None
     learnt = _trained_on(runtime, parent, curated)

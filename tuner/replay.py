@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from agent.memory.encoder import Encoder
-from agent.memory.recall import plain
+from agent.memory.wording import plain
 from tuner.curate import TrainingRow
 
 

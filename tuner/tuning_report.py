@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.files import write_whole
+from tuner.datasets import told_held_back
 from tuner.pages import Table, html_table, page, short
 from tuner.report import loss_curves
 from tuner.train import Trained
@@ -50,6 +51,11 @@ def write_tuning_report(
                 for run, pairs in missed[:MOST_SHOWN]
             ),
         ),
+        Table(
+            "Corrections that are not trained",
+            ("correction", "why"),
+            tuple((id, short(why, 300)) for id, why in manifest.get("held_back", {}).items()),
+        ),
         Table("Settings", ("setting", "value"), tuple((name, str(value)) for name, value in settings.items())),
         Table("Data", ("", ""), tuple((name, short(str(value), 300)) for name, value in manifest.items())),
     ]
@@ -64,6 +70,7 @@ def _figures(trained: Trained, manifest: Mapping[str, Any]) -> dict[str, str]:
     return {
         "corrections": str(manifest["corrections"]),
         "accepted runs": str(manifest["accepted_runs"]),
+        "corrections not trained": told_held_back(manifest.get("held_back_kinds", {})) or "none",
         "optimizer steps": str(trained.steps),
         "best epoch": f"{trained.best_epoch + 1} of {trained.epochs}",
         "training loss at the end": f"{trained.loss:.3f}",

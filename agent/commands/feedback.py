@@ -1,4 +1,4 @@
-"""`rate` and `correct`: what people say of a run, checked and appended."""
+"""`rate`, `correct`, `corrections` and `arbitrate`: what people say of a run, and where it belongs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import getpass
 import json
 from argparse import Namespace
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from agent.commands.console import call_text, result, result_json
+from agent.commands.console import call_text, note, result, result_json, table
 from agent.commands.runs import pairs
 from agent.commands.session import Session, UsageError
+
+if TYPE_CHECKING:
+    from agent.judged import Ruling
+    from agent.memory.facts import Addition
+    from agent.store import Store
+    from agent.trajectory import Arbitration, Correction
 
 
 def rate(arguments: Namespace, session: Session) -> int:
@@ -68,12 +74,101 @@ def correct(arguments: Namespace, session: Session) -> int:
             at=timestamp(),
         )
         store.correct(correction)
+        if arguments.kind is not None:
+            store.arbitrate(_ruled(correction, arguments.kind, arguments))
     if arguments.json:
-        result_json(asdict(correction))
+        result_json(asdict(correction) | ({} if arguments.kind is None else {"kind": arguments.kind}))
     elif not arguments.quiet:
         call = call_text(correction.call.name, correction.call.arguments)
         result(f"step {correction.step} of run {correction.run} corrected by {correction.reviewer}: {call}")
     return 0
+
+
+def corrections(arguments: Namespace, session: Session) -> int:
+    """Let the rule decide what is new, and list every correction; for facts, what a document could say."""
+    from agent.judged import rulings
+
+    with session.store():
+        pass  # without a log there is nothing to decide
+    with session.runtime() as runtime:
+        runtime.arbitrate()
+        ruled = [one for one in rulings(runtime.store).values() if arguments.kind in (None, one.kind)]
+        additions = {one.correction.id: _addition(runtime.store, one) for one in ruled if one.kind == "fact"}
+    if arguments.json:
+        result_json([_view(one, additions.get(one.correction.id)) for one in ruled])
+        return 0
+    if not ruled:
+        note(
+            "There are no corrections yet." if arguments.kind is None else f"No correction is {_named(arguments.kind)}."
+        )
+        return 0
+    result(table([_row(one) for one in ruled], ["correction", "run", "step", "kind", "says", "call", "why"]))
+    for one in ruled:
+        suggested = additions.get(one.correction.id)
+        if suggested is not None and one.superseded_by is None:
+            place = suggested.document or "a document of its own"
+            heading = f" > {suggested.heading}" if suggested.heading else ""
+            result(f"to do for {one.correction.id[:12]}: add to {place}{heading}\n    {suggested.text}")
+    return 0
+
+
+def arbitrate(arguments: Namespace, session: Session) -> int:
+    """A reviewer's word on where a correction belongs; it goes before the rule's."""
+    with session.store() as store:
+        arbitration = _ruled(store.correction(arguments.correction), arguments.kind, arguments)
+        store.arbitrate(arbitration)
+    if arguments.json:
+        result_json(asdict(arbitration))
+    elif not arguments.quiet:
+        result(f"correction {arbitration.correction} is {_named(arbitration.kind)}, says {arbitration.reviewer}")
+    return 0
+
+
+def _ruled(correction: Correction, kind: str, arguments: Namespace) -> Arbitration:
+    from agent.feedback import make_arbitration
+    from agent.loop import timestamp
+
+    reviewer = _reviewer(arguments)
+    return make_arbitration(
+        correction, kind, reviewer=reviewer, reason=arguments.reason, id=uuid4().hex, at=timestamp()
+    )
+
+
+def _addition(store: Store, ruling: Ruling) -> Addition | None:
+    """What a document could say; of a fact by a reviewer's word, all that the answer says."""
+    from agent.memory.cases import case_of
+    from agent.memory.facts import Lacking, addition, lacking
+
+    correction = ruling.correction
+    trajectory = store.get(correction.run)
+    case = case_of(trajectory, correction.step, correction.as_step(), correction)
+    lack = lacking(case) or (Lacking((case.text,), ()) if case.text else None)
+    return None if lack is None else addition(case, lack, trajectory.steps[: correction.step])
+
+
+def _row(one: Ruling) -> list[str]:
+    call = call_text(one.correction.call.name, one.correction.call.arguments)
+    kind = one.kind if one.superseded_by is None else f"{one.kind}, superseded"
+    why = one.reason if one.superseded_by is None else f"superseded by {one.superseded_by[:12]}"
+    short = call if len(call) <= 60 else f"{call[:57]}..."
+    return [one.correction.id[:12], one.correction.run, str(one.correction.step), kind, one.by or "nobody", short, why]
+
+
+def _view(one: Ruling, suggested: Addition | None) -> dict[str, Any]:
+    view = asdict(one.correction) | {
+        "kind": one.kind,
+        "decided_by": one.by,
+        "by_reviewer": one.is_reviewers,
+        "why": one.reason,
+        "superseded_by": one.superseded_by,
+        "trained": one.is_trained,
+        "recalled": one.is_recalled,
+    }
+    return view if suggested is None else view | {"suggested": asdict(suggested)}
+
+
+def _named(kind: str) -> str:
+    return f"an {kind}" if kind == "exception" else f"a {kind}"
 
 
 def _reviewer(arguments: Namespace) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -25,9 +25,10 @@ from agent.commands.console import (
 )
 from agent.commands.session import Session, UsageError
 from agent.errors import StoreError
-from agent.trajectory import Correction, Outcome, Rating, Step, Trajectory
+from agent.trajectory import Outcome, Rating, Step, Trajectory
 
 if TYPE_CHECKING:
+    from agent.judged import Ruling
     from agent.loop import Event
     from agent.runtime import Runtime
 
@@ -197,24 +198,24 @@ def log(arguments: Namespace, session: Session) -> int:
 
 def show(arguments: Namespace, session: Session) -> int:
     """Everything that is kept of one run."""
+    from agent.judged import rulings
     from agent.views import run_view
 
     with session.store() as store:
         trajectory = store.get(arguments.run)
         corrections = store.corrections(trajectory.id)
         ratings = store.ratings(trajectory.id)
+        ruled = rulings(store)
     if arguments.json:
         result_json(run_view(trajectory, corrections, ratings))
         return 0
     say = speaker(sys.stdout)
-    for text, style in _shown(trajectory, corrections, ratings):
+    for text, style in _shown(trajectory, [ruled[one.id] for one in corrections], ratings):
         say(text, style)
     return 0
 
 
-def _shown(
-    trajectory: Trajectory, corrections: tuple[Correction, ...], ratings: tuple[Rating, ...]
-) -> Iterator[tuple[str, str]]:
+def _shown(trajectory: Trajectory, ruled: Sequence[Ruling], ratings: tuple[Rating, ...]) -> Iterator[tuple[str, str]]:
     from agent.llm.render import beginning_text
 
     outcome = trajectory.outcome
@@ -230,7 +231,8 @@ def _shown(
         yield f"branch of {trajectory.branch.run} from step {trajectory.branch.step}", "dim"
     yield _provenance(trajectory), "dim"
     for solved in trajectory.provenance.recalled:
-        yield f"recalled: {solved.text} -> {beginning_text(solved)}", "dim"
+        source = f" (run {solved.run})" if solved.run else ""
+        yield f"recalled: {solved.text} -> {beginning_text(solved)}{source}", "dim"
     for index, step in enumerate(trajectory.steps):
         yield "", ""
         yield _head(index, step), "bold"
@@ -238,8 +240,8 @@ def _shown(
         yield from observed_lines(step, whole=True)
         for passage in step.passages:
             yield f"  passage {citation_text(passage)} ({passage.score:.2f})", "cyan"
-        for one in corrections:
-            if one.step == index:
+        for one in ruled:
+            if one.correction.step == index:
                 yield from _correction(one)
     yield "", ""
     if outcome is None:
@@ -275,7 +277,8 @@ def _head(index: int, step: Step) -> str:
     return f"step {index}{author}: {used.total} tokens ({kinds}), {seconds}"
 
 
-def _correction(one: Correction) -> Iterator[tuple[str, str]]:
+def _correction(ruling: Ruling) -> Iterator[tuple[str, str]]:
+    one = ruling.correction
     reason = f": {one.reason}" if one.reason else ""
     yield f"  corrected by {one.reviewer} at {one.at}{reason}", "magenta"
     if one.plan:
@@ -283,6 +286,10 @@ def _correction(one: Correction) -> Iterator[tuple[str, str]]:
     if one.thought:
         yield f"    thought: {one.thought}", "magenta"
     yield f"    call: {call_text(one.call.name, one.call.arguments)}", "magenta"
+    if ruling.superseded_by is not None:
+        yield f"    superseded by {ruling.superseded_by}", "magenta"
+    elif ruling.by:
+        yield f"    {ruling.kind}, says {ruling.by}" + (f": {ruling.reason}" if ruling.reason else ""), "magenta"
 
 
 def pairs(texts: list[str], option: str) -> dict[str, str]:

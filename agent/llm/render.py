@@ -97,8 +97,13 @@ def task_text(task: Task, recalled: Sequence[Recalled] = ()) -> str:
     facts = "".join(f"{name}: {value}\n" for name, value in task.facts.items())
     if not recalled:
         return f"{facts}{task.text}"
-    lines = "".join(f"- {one.text}\n  {beginning_text(one)}\n" for one in recalled)
+    lines = "".join(map(recalled_text, recalled))
     return f"{facts}Tasks like this began:\n{lines}Now: {task.text}"
+
+
+def recalled_text(one: Recalled) -> str:
+    """A recalled task as its lines."""
+    return f"- {one.text}\n  {beginning_text(one)}\n"
 
 
 def beginning_text(one: Recalled) -> str:

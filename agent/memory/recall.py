@@ -3,31 +3,30 @@
 What a reviewer accepts or corrects helps from the next run on, before any tuning. A regression from texts to
 beginnings says which ones are likely, and each is shown by the task most like the new one. The store is the truth;
 here lie only vectors of it in memory, brought up to date before each search. Texts are compared, and shown, without
-their numbers: which order was meant says nothing of how to go about it. Safe to call from several threads.
+their numbers: which order was meant says nothing of how to go about it. What a correction says that belongs in the
+documents, or was taken back by a newer one, is not shown. Safe to call from several threads.
 """
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from agent.judged import judged_runs, origin, rulings
+from agent.llm.render import recalled_text
+from agent.memory.cases import Case, asked_the_same, case_of, superseded
 from agent.memory.encoder import Encoder, Vectors
 from agent.memory.regression import LabelRegression
+from agent.memory.splitting import TokenCounter
+from agent.memory.wording import SAME_SCORE, plain
 from agent.store import Store
-from agent.trajectory import Recalled, Step, Trajectory
+from agent.trajectory import Recalled, Trajectory
 
 MOST = 2000
 """Solved tasks that are searched: the newest."""
-
-MAX_TEXT = 160
-"""Characters of a task's text that are shown."""
-
-SAME_SCORE = 0.95
-"""Cosine from which two texts are the same wording."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,9 @@ class _Known:
     task: str
     shown: Recalled
     vector: Vectors
+    case: Case
+    source: str | None
+    """The correction that the step comes from, if it comes from one."""
 
 
 class _Fitted:
@@ -42,6 +44,8 @@ class _Fitted:
 
     def __init__(self, known: Sequence[_Known]) -> None:
         self.known = known
+        if not known:
+            return
         self.matrix = np.stack([one.vector for one in known])
         self.labels = [str((one.shown.tool, one.shown.plan)) for one in known]
         self.regression = LabelRegression(self.matrix, self.labels)
@@ -78,8 +82,10 @@ class Recall:
             if not self._known:
                 return ()
             if self._fitted is None:
-                self._fitted = _Fitted(list(self._known.values()))
+                self._fitted = _Fitted(self._counting())
             fitted = self._fitted
+        if not fitted.known:
+            return ()
         vector = self._encoder().encode([plain(text)])[0]
         alike = fitted.matrix @ vector
         hidden = {
@@ -102,36 +108,50 @@ class Recall:
             return
         for run in self._store.forgotten_since(self._seen):
             self._known.pop(run, None)
-        fresh: list[tuple[Trajectory, Recalled]] = []
-        for trajectory in self._store.trajectories(runs):
+        fresh: list[tuple[Trajectory, Recalled, Case, str | None]] = []
+        for judged in judged_runs(self._store, runs):
+            trajectory = judged.trajectory
             self._known.pop(trajectory.id, None)
-            shown = self._backed(trajectory)
-            if shown is not None:
-                fresh.append((trajectory, shown))
-        vectors = self._encoder().encode([shown.text for _, shown in fresh]) if fresh else ()
-        for (trajectory, shown), vector in zip(fresh, vectors, strict=True):
-            self._known[trajectory.id] = _Known(trajectory.task.id, shown, vector)
+            step = judged.backed().get(0)
+            if step is None or step.call is None:
+                continue
+            correction = judged.corrections.get(0)
+            source = origin(self._store, trajectory, 0) if correction is None else correction.id
+            shown = Recalled(plain(trajectory.task.text), step.call.name, step.plan, trajectory.id)
+            fresh.append((trajectory, shown, case_of(trajectory, 0, step, correction), source))
+        vectors = self._encoder().encode([shown.text for _, shown, _, _ in fresh]) if fresh else ()
+        for (trajectory, shown, case, source), vector in zip(fresh, vectors, strict=True):
+            self._known[trajectory.id] = _Known(trajectory.task.id, shown, vector, case, source)
         while len(self._known) > MOST:
             del self._known[next(iter(self._known))]
         self._seen, self._fitted = newest, None
 
-    def _backed(self, trajectory: Trajectory) -> Recalled | None:
-        """How the task began, if people stand behind it: the first step of an accepted run, or its correction."""
-        correction = self._store.newest_corrections(trajectory.id).get(0)
-        if correction is not None:
-            return _shown(trajectory, correction.as_step())
-        ratings = self._store.ratings(trajectory.id)
-        accepted = bool(ratings) and ratings[-1].verdict == "up"
-        return _shown(trajectory, trajectory.steps[0]) if accepted and trajectory.steps else None
+    def _counting(self) -> list[_Known]:
+        """What is known, without facts and without what a newer correction took back."""
+        ruled = rulings(self._store)
+        exceptions = {id for id, one in ruled.items() if one.kind == "exception" and one.is_reviewers}
+        held = {id for id, one in ruled.items() if not one.is_recalled}
+        counting = {one.source: one for one in self._known.values() if one.case.correction is not None}
+        # At once, and not only when the rule is asked the next time.
+        corrected = [counting[id] for id in ruled if id in counting and id not in held | exceptions]
+        if corrected:
+            matrix = np.stack([one.vector for one in corrected])
+            cases = [one.case for one in corrected]
+            same = asked_the_same([case.wording for case in cases], matrix @ matrix.T, SAME_SCORE)
+            held |= superseded(cases, same).keys()
+        return [one for one in self._known.values() if one.source not in held]
 
 
-def plain(text: str) -> str:
-    """A task's text in one line, its numbers hidden and cut to what is shown."""
-    line = " ".join(re.sub(r"\d{3,}", "#", text).split())
-    return line if len(line) <= MAX_TEXT else f"{line[: MAX_TEXT - 1]}…"
+def capped(found: Sequence[Recalled], most: int, count: Callable[[], TokenCounter]) -> tuple[Recalled, ...]:
+    """The last of `found`, the likeliest, as many as take no more than `most` tokens together.
 
-
-def _shown(trajectory: Trajectory, step: Step) -> Recalled | None:
-    if step.call is None:
-        return None
-    return Recalled(plain(trajectory.task.text), step.call.name, step.plan)
+    `count` is asked for a counter only where the bytes, of which a token has at least one, are too many.
+    """
+    texts = [recalled_text(one) for one in found]
+    if sum(len(text.encode()) for text in texts) <= most:
+        return tuple(found)
+    tokens = count()
+    first = len(found)
+    while first and (most := most - tokens(texts[first - 1])) >= 0:
+        first -= 1
+    return tuple(found[first:])

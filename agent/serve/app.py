@@ -28,7 +28,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from agent.errors import AdapterError, BusyError, FeedbackError, RatchetError, SettingsError, StoreError, TaskError
-from agent.feedback import make_correction, make_rating
+from agent.feedback import make_arbitration, make_correction, make_rating
 from agent.loop import Event, make_frame, new_id, timestamp
 from agent.runtime import Runtime
 from agent.trajectory import Task, Trajectory
@@ -180,8 +180,10 @@ class _Service:
             "thought": str,
             "plan": list,
             "reason": str,
+            "kind": str,
         }
         body = await _body(request, {"step": int, "reviewer": str}, optional)
+        kind = body.pop("kind", None)
         if not all(isinstance(item, str) for item in body.get("plan", [])):
             raise HTTPException(400, "plan must be a list of texts")
 
@@ -196,7 +198,21 @@ class _Service:
                     id=uuid4().hex,
                     at=timestamp(),
                 )
+            belongs = (
+                None
+                if kind is None
+                else make_arbitration(
+                    correction,
+                    kind,
+                    reviewer=correction.reviewer,
+                    reason=correction.reason,
+                    id=uuid4().hex,
+                    at=correction.at,
+                )
+            )
             self._runtime.store.correct(correction)
+            if belongs is not None:
+                self._runtime.store.arbitrate(belongs)
             return {"id": correction.id, "run": correction.run, "step": correction.step}
 
         return JSONResponse(await _threaded(append), 201)

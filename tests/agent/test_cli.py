@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage
@@ -414,3 +415,97 @@ def test_debug_shows_where_an_error_came_from(ratchet: Ratchet) -> None:
 def test_only_a_local_model_is_measured(ratchet: Ratchet, capsys: pytest.CaptureFixture[str]) -> None:
     assert ratchet("bench") == 1
     assert "only a local model can be measured, and here a ScriptedModel is used" in capsys.readouterr().err
+
+
+# -- where corrections belong --------------------------------------------------------------------------------
+
+
+def listed(ratchet: Ratchet, capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, Any]]:
+    capsys.readouterr()
+    assert ratchet("corrections", "--json", *words) == 0
+    found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_a_fact_is_listed_as_a_to_do_with_what_a_document_could_say(
+    ratchet: Ratchet, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "handbook").mkdir()
+    keep = folder / "handbook" / "keep.md"
+    keep.write_text("# Keeping\n\nA book may be kept for thirty days.\n")
+    ratchet("docs", "add", str(folder / "handbook"))
+    search = call("search_knowledge", query="keep a book", plan=["search", "answer"], thought="Search.")
+    ratchet("run", "How long may I keep a book?", replies=[search, answer("Thirty days.", 1, thought="Say so.")])
+    assert ratchet("correct", "last", "1", "--answer", "A book may be kept for sixty days.", "--reviewer", "ann") == 0
+    assert ratchet("correct", "last", "0", "--thought", "Look it up.", "--reviewer", "ann") == 0
+    fact, habit = listed(ratchet, capsys)
+    assert (fact["kind"], fact["decided_by"], fact["trained"]) == ("fact", "rule", False)
+    assert fact["why"] == "nothing shown before this step says 60"
+    assert fact["suggested"] == {
+        "document": "keep.md",
+        "heading": "Keeping",
+        "text": "A book may be kept for sixty days.",
+    }
+    assert (habit["kind"], habit["step"], "suggested" in habit) == ("habit", 0, False)
+    assert ratchet("corrections", "--kind", "fact") == 0
+    shown = capsys.readouterr().out
+    assert f"to do for {fact['id'][:12]}: add to keep.md > Keeping\n    A book may be kept for sixty days." in shown
+    assert habit["id"][:12] not in shown
+    assert ratchet("corrections", "--kind", "exception") == 0
+    assert capsys.readouterr().err.endswith("No correction is an exception.\n")
+    assert ratchet("show", "last") == 0
+    assert "    fact, says rule: nothing shown before this step says 60" in capsys.readouterr().out
+    keep.write_text("# Keeping\n\nSince May a book may be kept for sixty days.\n")
+    ratchet("docs", "sync")
+    assert listed(ratchet, capsys)[0]["kind"] == "habit"
+
+
+def test_a_reviewer_says_where_a_correction_belongs(ratchet: Ratchet, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ratchet("corrections") == 1
+    assert "no runs yet" in capsys.readouterr().err
+    ratchet("run", "Where?", replies=[LOOK, SAY])
+    assert ratchet("corrections") == 0
+    assert "There are no corrections yet." in capsys.readouterr().err
+    capsys.readouterr()
+    words = ("correct", "last", "0", "--arg", "order=2", "--kind", "exception", "--reviewer", "ann")
+    assert ratchet(*words, "--reason", "a friend", "--json") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["kind"] == "exception"
+    (one,) = listed(ratchet, capsys)
+    assert (one["kind"], one["decided_by"], one["by_reviewer"], one["why"]) == ("exception", "ann", True, "a friend")
+    assert (one["trained"], one["recalled"]) == (False, True)
+    assert ratchet("arbitrate", made["id"][:8], "habit", "--reviewer", "bob", "--reason", "they all do") == 0
+    assert capsys.readouterr().out == f"correction {made['id']} is a habit, says bob\n"
+    assert ratchet("arbitrate", made["id"], "fact", "--reviewer", "eve", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["by"] == "reviewer"
+    assert ratchet("arbitrate", made["id"], "habit", "--reviewer", "bob", "--reason", "they all do") == 0
+    assert ratchet("corrections") == 0
+    shown = capsys.readouterr().out
+    assert "habit  bob" in shown
+    assert "they all do" in shown
+    assert ratchet("arbitrate", "zzz", "habit") == 1
+    assert "there is no correction 'zzz'; `ratchet corrections` lists" in capsys.readouterr().err
+    assert ratchet("arbitrate", made["id"], "opinion") == 2
+
+
+def test_what_took_a_correction_back_is_listed(ratchet: Ratchet, capsys: pytest.CaptureFixture[str]) -> None:
+    for order in (2, 3):
+        ratchet("run", "Where is it?", replies=[LOOK, SAY])
+        assert ratchet("correct", "last", "0", "--arg", f"order={order}", "--reviewer", "ann") == 0
+    older, newer = listed(ratchet, capsys)
+    assert (older["superseded_by"], newer["superseded_by"]) == (newer["id"], None)
+    assert (older["trained"], older["recalled"], newer["trained"]) == (False, False, True)
+    assert ratchet("corrections") == 0
+    assert f"superseded by {newer['id'][:12]}" in capsys.readouterr().out
+
+
+def test_show_says_which_runs_were_recalled(ratchet: Ratchet, capsys: pytest.CaptureFixture[str]) -> None:
+    ratchet("run", "Where is order 12345?", replies=[LOOK, SAY])
+    ratchet("rate", "last", "up")
+    capsys.readouterr()
+    ratchet("show", "last", "--json")
+    first = json.loads(capsys.readouterr().out)["id"]
+    ratchet("run", "Where is order 77777?", replies=[LOOK, SAY])
+    capsys.readouterr()
+    assert ratchet("show", "last") == 0
+    assert f"recalled: Where is order #? -> look (look; answer) (run {first})" in capsys.readouterr().out

@@ -20,7 +20,7 @@ from agent.llm.scripted import ScriptedModel, answer, call
 from agent.memory.encoder import HashEncoder
 from agent.runtime import INTERRUPTED, Runtime
 from agent.settings import Project, find_project
-from agent.trajectory import Correction, Outcome, Recalled, Step, Task, ToolCall
+from agent.trajectory import Correction, Outcome, Provenance, Recalled, Step, Task, ToolCall, Trajectory
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -262,7 +262,7 @@ def test_a_correction_is_recalled_by_the_next_run_and_stays_with_its_own_branch(
     branch = runtime.resume(first.id)
     assert branch.provenance.recalled == ()
     second = runtime.run(Task("two", "note down 777 please"))
-    assert second.provenance.recalled == (Recalled("note down # please", "write"),)
+    assert second.provenance.recalled == (Recalled("note down # please", "write", run=first.id),)
     assert runtime.store.get(second.id) == second
 
 
@@ -286,3 +286,19 @@ def test_recall_can_be_switched_off(opened: OpenRuntime, project: Project) -> No
     first = runtime.run(Task("one", "note down 12345 please"))
     runtime.store.correct(correction(first.id, 0, "12345"))
     assert runtime.run(Task("two", "note down 777 please")).provenance.recalled == ()
+
+
+def test_what_is_recalled_takes_no_more_tokens_than_allowed(opened: OpenRuntime, project: Project) -> None:
+    runtime = opened([])
+    for number, text in enumerate(("note down 12345 please", "please note this down now", "note it down")):
+        run_id = f"r{number}"
+        runtime.store.begin(Trajectory(run_id, Task(run_id, text), Provenance(), "now", (Step(None),)))
+        runtime.store.correct(replace(correction(run_id, 0, str(number)), plan=(f"plan {number}",)))
+    task = Task("new", "note down 777 please")
+    whole = runtime.recalled(task)
+    assert len(whole) == 3
+    assert whole[-1].run == "r0"
+    settings = '[tools]\nfiles = ["own.py"]\n[memory]\nrecall_tokens = 24\n'
+    (project.folder / "ratchet.toml").write_text(settings, "utf-8")
+    runtime.project = find_project(project.folder, {})
+    assert runtime.recalled(task) == whole[1:]

@@ -14,6 +14,7 @@ from agent.trajectory import (
     Branch,
     Outcome,
     Provenance,
+    Recalled,
     Step,
     Task,
     ToolCall,
@@ -120,3 +121,14 @@ def test_the_answer_and_its_citations_come_from_the_last_step() -> None:
 def test_cached_tokens_are_not_counted() -> None:
     step = Step(None, usage=Usage(prompt=100, cached=60, forced=5, sampled=10))
     assert Trajectory("r", Task("t", "?"), Provenance(), "").with_step(step).with_step(step).tokens == 110
+
+
+def test_a_record_from_before_recalled_tasks_had_runs_is_read() -> None:
+    shown = Recalled("where is #", "look", ("look", "answer"), "r0")
+    made = Trajectory("r", Task("t", "?"), Provenance(recalled=(shown,)), "2026-01-01T00:00:00Z")
+    assert from_json(to_json(made)) == made
+    data = json.loads(to_json(made))
+    assert data["version"] == 2
+    del data["provenance"]["recalled"][0]["run"]
+    old = from_json(json.dumps({**data, "version": 1}))
+    assert old.provenance.recalled == (Recalled("where is #", "look", ("look", "answer")),)

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from agent.store import Store
-from agent.trajectory import Correction, Outcome, Provenance, Rating, Step, Task, ToolCall, Trajectory
+from agent.trajectory import (
+    Arbitration,
+    Branch,
+    Correction,
+    Kind,
+    Outcome,
+    Provenance,
+    Rating,
+    Step,
+    Task,
+    ToolCall,
+    Trajectory,
+)
 from tuner.curate import Curated, curate, tools_of
 
 AT = "2026-01-01T00:00:00Z"
@@ -114,3 +127,57 @@ def test_rows_come_in_the_order_the_runs_were_made(store: Store) -> None:
         kept(store, run(name, step("answer")))
         store.rate(rating(name, "up"))
     assert [row.run for row in curate(store).rows] == ["b", "c", "a"]
+
+
+# -- what is not for the weights -----------------------------------------------------------------------------
+
+
+def belongs(store: Store, correction_id: str, kind: Kind, superseded_by: str | None = None) -> None:
+    id = f"a{len(store.arbitrations())}"
+    of = store.correction(correction_id).run
+    store.arbitrate(Arbitration(id, of, correction_id, kind, "rule", "", "because", AT, superseded_by))
+
+
+def test_facts_exceptions_and_what_was_taken_back_are_left_out_with_the_reason(store: Store) -> None:
+    for name in ("fact", "exception", "old", "new"):
+        kept(store, run(name, step("look")))
+        store.correct(correction(name, 0, f"say_{name}"))
+    belongs(store, "fact-c0-1", "fact")
+    belongs(store, "exception-c0-1", "exception")
+    belongs(store, "old-c0-1", "habit", superseded_by="new-c0-1")
+    belongs(store, "new-c0-1", "habit")
+    made = curate(store)
+    assert said(made) == [("new", "corrected", [(0, "say_new")])]
+    assert made.held_back == {
+        "fact-c0-1": "fact, says rule: because",
+        "exception-c0-1": "exception, says rule: because",
+        "old-c0-1": "superseded by new-c0-1",
+    }
+    assert made.held_back_kinds == {"fact": 1, "exception": 1, "superseded": 1}
+    assert made.left_out == {name: made.held_back[f"{name}-c0-1"] for name in ("fact", "exception", "old")}
+    assert made.corrections == 4
+    belongs(store, "fact-c0-1", "habit")
+    assert [row.run for row in curate(store).rows] == ["fact", "new"]
+
+
+def test_an_accepted_branch_does_not_teach_the_exception_it_was_taken_up_from(store: Store) -> None:
+    kept(store, run("a", step("look"), step("wrong")))
+    store.correct(correction("a", 1, "rare"))
+    shared = replace(step("rare"), author="correction", token_ids=())
+    branch = replace(run("b", step("look"), shared, step("answer")), branch=Branch("a", 1))
+    kept(store, branch)
+    store.rate(rating("b", "up"))
+    assert said(curate(store))[1] == ("b", "accepted", [(0, "look"), (1, "rare"), (2, "answer")])
+    belongs(store, "a-c1-1", "exception")
+    made = curate(store)
+    assert said(made) == [("b", "accepted", [(0, "look"), (2, "answer")])]
+    assert made.left_out == {"a": "exception, says rule: because"}
+
+
+def test_an_accepted_run_of_which_nothing_is_left_says_why(store: Store) -> None:
+    kept(store, run("a", step("wrong")))
+    store.correct(correction("a", 0, "rare"))
+    belongs(store, "a-c0-1", "exception")
+    store.rate(rating("a", "up"))
+    made = curate(store)
+    assert (made.rows, made.left_out) == ((), {"a": "exception, says rule: because"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from agent.errors import DatasetError
 from agent.trajectory import Outcome, Provenance, Step, Task, ToolCall, Trajectory, Usage
 from tools.context import Passage
 from tuner.curate import Curated, TrainingRow
-from tuner.datasets import Dataset, read_dataset, write_dataset
+from tuner.datasets import Dataset, read_dataset, told_held_back, write_dataset
 
 ODD = 'a\u2028b\u2029c\x85d\x1ce "quoted" \\ é 漢 \U0001f600\n\ttail'
 """Text with every mark that some reader takes for the end of a line."""
@@ -134,3 +135,14 @@ def test_the_manifest_is_the_last_thing_written(tmp_path: Path) -> None:
     times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert max(times, key=lambda name: times[name]) == "manifest.json"
     assert json.loads((folder / "manifest.json").read_text("utf-8"))["version"] == 1
+
+
+def test_what_is_held_back_is_named_with_its_reason(tmp_path: Path) -> None:
+    kinds = {"fact": 2, "exception": 1}
+    curated = Curated((row("t"),), {}, 4, 0, {"c1": "fact, says rule: new"}, kinds)
+    made = write_dataset(curated, tmp_path, validation_share=0.0, created_at="now", provenance={})
+    assert made.manifest["held_back"] == {"c1": "fact, says rule: new"}
+    assert made.manifest["held_back_kinds"] == kinds
+    assert told_held_back(kinds) == "1 exception, 2 facts"
+    with pytest.raises(DatasetError, match=r"not trained \(1 exception, 2 facts\); see `ratchet corrections`"):
+        write_dataset(replace(curated, rows=()), tmp_path, validation_share=0.0, created_at="now", provenance={})

@@ -12,11 +12,14 @@ import pytest
 from agent.adapters import State
 from agent.cli import main
 from agent.errors import AdapterError, DatasetError, LivenessError, TuningError
+from agent.llm.render import Renderer, recalled_text
+from agent.llm.weights import load_tokenizer, resolve_model
 from agent.memory.encoder import HashEncoder
-from agent.memory.recall import plain
+from agent.memory.wording import plain
 from agent.runtime import Runtime
 from agent.sealing import tensors_hash, verify
 from agent.settings import Project
+from agent.trajectory import Task
 from tests.tuner.desks import BOXES, TINY_SETTINGS, make_desk, review_all, save_tiny_base
 from tests.tuner.desks import TINY_ROWS as ROWS
 from tests.tuner.tiny import copying_examples, tiny_model
@@ -211,3 +214,19 @@ def test_rows_are_trained_with_what_their_tasks_would_be_shown_of_the_others_tod
         assert gated.active is not None
         assert (gated.base.adapter, gated.active.adapter) == (None, None)
         assert gated.candidate.adapter == made.adapter.id
+
+
+def test_recalled_tasks_are_counted_as_the_base_reads_them_before_it_is_loaded(loop: Loop, tiny_base: Path) -> None:
+    memory = replace(loop.project.settings.memory, recall=3)
+    project = replace(loop.project, settings=replace(loop.project.settings, memory=memory))
+    with Runtime(project, encoder=HashEncoder()) as runtime:
+        task = Task("new", "Get me the lamp, please.")
+        whole = runtime.recalled(task)
+        assert whole
+        renderer = Renderer(load_tokenizer(resolve_model(str(tiny_base), project.home.models)))
+        last = len(renderer.encode(recalled_text(whole[-1])))
+        for most, kept in ((last, whole[-1:]), (last - 1, ())):
+            capped = replace(memory, recall_tokens=most)
+            runtime.project = replace(project, settings=replace(project.settings, memory=capped))
+            assert runtime.recalled(task) == kept
+        assert runtime.loaded() is None

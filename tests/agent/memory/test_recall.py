@@ -8,9 +8,23 @@ from pathlib import Path
 import pytest
 
 from agent.memory.encoder import HashEncoder
-from agent.memory.recall import MAX_TEXT, Recall, plain
+from agent.memory.recall import Recall, capped
+from agent.memory.wording import MAX_TEXT, plain
 from agent.store import Forgetting, Store
-from agent.trajectory import Correction, Outcome, Provenance, Rating, Recalled, Step, Task, ToolCall, Trajectory
+from agent.trajectory import (
+    Arbitration,
+    Branch,
+    Correction,
+    Kind,
+    Outcome,
+    Provenance,
+    Rating,
+    Recalled,
+    Step,
+    Task,
+    ToolCall,
+    Trajectory,
+)
 
 NOW = "2026-01-01T00:00:00Z"
 
@@ -48,14 +62,16 @@ def test_an_accepted_run_is_recalled_with_its_first_step(store: Store) -> None:
     done(store, "a", "where is parcel 12345", "track", "answer")
     rate(store, "a", "up")
     assert recall_of(store).search("where is parcel 777", 3) == (
-        Recalled("where is parcel #", "track", ("use track",)),
+        Recalled("where is parcel #", "track", ("use track",), "a"),
     )
 
 
 def test_a_corrected_first_step_is_recalled_as_corrected(store: Store) -> None:
     done(store, "a", "where is parcel 12345", "cancel")
     correct(store, "a", 0, "track")
-    assert recall_of(store).search("where is parcel 777", 3) == (Recalled("where is parcel #", "track", ("do track",)),)
+    assert recall_of(store).search("where is parcel 777", 3) == (
+        Recalled("where is parcel #", "track", ("do track",), "a"),
+    )
 
 
 def test_what_nobody_stands_behind_is_not_recalled(store: Store) -> None:
@@ -148,3 +164,72 @@ def test_without_feedback_the_encoder_is_not_asked_for(store: Store) -> None:
 def test_a_text_is_shown_in_one_line_without_numbers_and_cut() -> None:
     assert plain("order 12345,\n\n 2 pieces") == "order #, 2 pieces"
     assert len(plain("word " * 100)) == MAX_TEXT
+
+
+# -- where corrections belong --------------------------------------------------------------------------------
+
+
+def belongs(store: Store, correction: str, kind: Kind, *, by: str = "rule", superseded_by: str | None = None) -> None:
+    run = store.correction(correction).run
+    store.arbitrate(
+        Arbitration(
+            f"a-{correction}-{store.feedback_count()}",
+            run,
+            correction,
+            kind,
+            "rule" if by == "rule" else "reviewer",
+            "" if by == "rule" else by,
+            "",
+            NOW,
+            superseded_by,
+        )
+    )
+
+
+def test_exceptions_and_habits_are_recalled_and_facts_are_not(store: Store) -> None:
+    recall = recall_of(store)
+    for run, kind in (("habit", "habit"), ("exception", "exception"), ("fact", "fact")):
+        done(store, run, f"where is the {run} parcel", "cancel")
+        correct(store, run, 0, run)
+        assert run in [one.tool for one in recall.search("where is the parcel", 5)]
+        belongs(store, f"c-{run}-0-{run}", "fact" if kind == "fact" else "habit" if kind == "habit" else "exception")
+    assert {one.tool for one in recall.search("where is the parcel", 5)} == {"habit", "exception"}
+
+
+def test_a_branch_that_makes_a_fact_its_step_is_not_recalled_either(store: Store) -> None:
+    done(store, "a", "where is my parcel", "cancel")
+    correct(store, "a", 0, "track")
+    step = Step(ToolCall("track", {}), plan=("do track",), author="correction")
+    branch = Trajectory("b", Task("t-a", "where is my parcel"), Provenance(), NOW, (step,), branch=Branch("a", 0))
+    store.begin(branch)
+    store.end("b", Outcome.ANSWERED, NOW)
+    rate(store, "b", "up")
+    recall = recall_of(store)
+    assert [one.tool for one in recall.search("where is it", 3)] == ["track"]
+    belongs(store, "c-a-0-track", "fact", by="ann")
+    assert recall.search("where is it", 3) == ()
+
+
+def test_what_a_newer_correction_of_the_same_request_takes_back_is_not_recalled(store: Store) -> None:
+    recall = recall_of(store)
+    for run, number, tool in (("old", 11111, "cancel"), ("new", 22222, "refund")):
+        done(store, run, f"my parcel {number} is broken", "look")
+        correct(store, run, 0, tool)
+    assert [one.run for one in recall.search("my parcel is broken", 5)] == ["new"]
+    belongs(store, "c-new-0-refund", "exception", by="ann")
+    assert {one.run for one in recall.search("my parcel is broken", 5)} == {"new", "old"}
+
+
+def test_what_was_recalled_is_capped_and_the_likeliest_is_kept() -> None:
+    found = [Recalled("word " * 8 + str(number), "look", run=f"r{number}") for number in range(4)]
+    asked: list[str] = []
+
+    def words(text: str) -> int:
+        asked.append(text)
+        return len(text.split())
+
+    assert capped(found, 1000, lambda: words) == tuple(found)
+    assert asked == []
+    assert [one.run for one in capped(found, 22, lambda: words)] == ["r2", "r3"]
+    assert [one.run for one in capped(found, 21, lambda: words)] == ["r3"]
+    assert capped(found, 10, lambda: words) == ()

@@ -108,6 +108,8 @@ def test_a_task_is_done_looked_at_rated_and_corrected(tmp_path: Path) -> None:
         assert client.post(f"{url}/ratings", json=rating).status_code == 201
         fix = {"step": 0, "reviewer": "ann", "arguments": {"order": 2}}
         assert client.post(f"{url}/corrections", json=fix).json()["step"] == 0
+        wrong = client.post(f"{url}/corrections", json={**fix, "kind": "opinion"})
+        assert (wrong.status_code, "a habit or an exception" in wrong.text) == (422, True)
         shown = client.get(url).json()
         assert shown["task"]["facts"] == {"customer": "C1"}
         assert shown["steps"][0]["observation"] == "Order 1 is on its way."
