@@ -30,11 +30,11 @@ class Judged:
 
     def backed(self) -> dict[int, Step]:
         """The steps that people stand behind, by index: corrected ones as corrected, and of an accepted run all others
-        that could be read."""
+        that could be read, less an answer of which something was withheld."""
         return {
             index: self.corrections[index].as_step() if index in self.corrections else step
             for index, step in enumerate(self.trajectory.steps)
-            if index in self.corrections or (self.accepted and step.call is not None)
+            if index in self.corrections or (self.accepted and step.call is not None and not step.withheld)
         }
 
 

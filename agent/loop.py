@@ -26,9 +26,11 @@ from agent.llm.grammar import ToolSpec
 from agent.llm.quotes import MAX_QUOTES, quotable, quoted
 from agent.llm.render import Frame, tool_version
 from agent.llm.stepper import Proposal, Stepper, as_stepper
+from agent.memory.encoder import Encoder
+from agent.memory.grounding import Mode, check_answer
 from agent.planner import REPEATED, Budget, has_failed, repeats, used_up
 from agent.scrub import Scrubber
-from agent.trajectory import Outcome, Provenance, Recalled, Step, Task, ToolCall, Trajectory
+from agent.trajectory import Grounding, Outcome, Provenance, Recalled, Step, Task, ToolCall, Trajectory
 from tools.context import Passage
 
 MAX_OBSERVATION = 2400
@@ -85,6 +87,8 @@ class Options:
     plan: bool = True
     thought: bool = True
     instructions: str = DEFAULT_INSTRUCTIONS
+    grounded: Mode = "off"
+    """Whether the sentences of an answer that nothing shown supports are marked, or withheld."""
 
 
 @dataclass
@@ -100,10 +104,17 @@ class Run:
     scrubber: Scrubber | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     on_event: Callable[[Event], None] = lambda event: None
+    encoder: Callable[[], Encoder] | None = None
+    """Called when an answer is to be checked and words alone do not tell."""
     started: float = field(default_factory=time.monotonic)
 
     def tell(self, kind: Any, *, text: str = "", step: Step | None = None) -> None:
         self.on_event(Event(kind, self.trajectory, text, step))
+
+    @property
+    def withholds(self) -> bool:
+        """Whether nobody may see an answer before it was checked."""
+        return self.options.grounded == "withhold"
 
 
 def run(
@@ -118,14 +129,20 @@ def run(
     recall: Callable[[Task], Sequence[Recalled]] | None = None,
     cancelled: threading.Event | None = None,
     on_event: Callable[[Event], None] | None = None,
+    encoder: Callable[[], Encoder] | None = None,
 ) -> Trajectory:
     """Do a task: plan, act, observe, until an answer or another outcome. Never raises on the model's account.
 
     `tools` must hold one whose call ends the run, such as `tools.basics.answer`. `cancelled` ends the run within a
     step. `recall` is asked once, with the task as it is logged. `on_event` is called in this thread, for the
-    model's text in the engine's.
+    model's text in the engine's; where answers are withheld, neither text nor an answer comes before it was checked.
+    Checking one asks for `encoder`.
     """
     options = options or Options()
+    if options.grounded != "off" and encoder is None:
+        raise ValueError(
+            f"answers are to be checked (grounded = {options.grounded!r}) and there is no encoder; give one"
+        )
     stepper = as_stepper(model)
     frame = make_frame(tools, options)
     masked = task if scrubber is None else _masked_task(task, scrubber)
@@ -143,6 +160,7 @@ def run(
         scrubber,
         cancelled or threading.Event(),
         on_event or (lambda event: None),
+        encoder,
     )
     going.recorder.begin(trajectory)
     going.tell("started")
@@ -206,7 +224,7 @@ def take_step(going: Run) -> Outcome | None:
         max_tokens=max(1, budget.tokens - trajectory.tokens),
         max_seconds=budget.seconds - (time.monotonic() - going.started),
         cancelled=going.cancelled,
-        on_text=lambda text: going.tell("text", text=text),
+        on_text=None if going.withholds else lambda text: going.tell("text", text=text),
     )
     if proposal.end == "cancelled":
         return Outcome.CANCELLED
@@ -225,7 +243,7 @@ def perform(going: Run, step: Step) -> Outcome | None:
         return ended_by_last(going)
     if effect_of(going.tools.get(step.call.name)) != "read":
         going.recorder.intend(going.trajectory.id, index, step)
-    going.tell("proposed", step=step)
+    going.tell("proposed", step=_without_words(going, step))
     done = _observe(going, step)
     if repeats(going.trajectory.steps, done) and (_ends(going, step.call) is None or done.error is not None):
         done = replace(done, notice=REPEATED)
@@ -367,7 +385,33 @@ def _observe(going: Run, step: Step) -> Step:
         error=None if error is None else _mask(going, _shortened(error)),
         passages=passages,
         tool_seconds=seconds,
+        grounding=None if error is not None else _grounding(going, step),
     )
+
+
+def _grounding(going: Run, step: Step) -> Grounding | None:
+    """What the check of an answer finds. What a person put in its place is not checked: they stand behind it."""
+    words = _answer_of(going, step)
+    mode = going.options.grounded
+    if words is None or mode == "off" or step.author == "correction":
+        return None
+    assert going.encoder is not None
+    return check_answer(going.trajectory.task.text, words, going.trajectory.steps, going.encoder, mode)
+
+
+def _answer_of(going: Run, step: Step) -> str | None:
+    """The text of a call that ends the run with an answer in words."""
+    if step.call is None or _ends(going, step.call) != Outcome.ANSWERED:
+        return None
+    words = step.call.arguments.get("text")
+    return words if isinstance(words, str) else None
+
+
+def _without_words(going: Run, step: Step) -> Step:
+    """The step as it may be told before its answer was checked."""
+    if not going.withholds or step.call is None or _answer_of(going, step) is None:
+        return step
+    return replace(step, call=replace(step.call, arguments={**step.call.arguments, "text": ""}), token_ids=())
 
 
 def _write(going: Run, index: int, step: Step) -> None:

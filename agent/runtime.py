@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from langchain_core.language_models import BaseChatModel
@@ -39,11 +39,12 @@ from agent.loop import (
     run,
     timestamp,
 )
+from agent.memory.grounding import Mode
 from agent.planner import Budget
 from agent.scrub import Scrubber
 from agent.settings import Project
 from agent.store import Store
-from agent.trajectory import Branch, Correction, Recalled, Step, Task, ToolCall, Trajectory
+from agent.trajectory import Branch, Correction, Grounding, Recalled, Step, Task, ToolCall, Trajectory
 from tools.context import Passage, ToolContext
 from tools.loading import ToolsLoadError, load_tools
 
@@ -244,6 +245,7 @@ class Runtime:
             plan=chosen.plan,
             thought=chosen.thought,
             instructions=chosen.instructions,
+            grounded=cast(Mode, chosen.grounded),
         )
 
     def tools(self, context: ToolContext, names: Sequence[str] | None = None) -> list[BaseTool]:
@@ -365,6 +367,7 @@ class Runtime:
             recall=self.recalled if recall else None,
             cancelled=cancelled,
             on_event=on_event,
+            encoder=lambda: self.encoder,
         )
 
     def resume(
@@ -400,7 +403,7 @@ class Runtime:
         return advance(going)
 
     def reveal(self, trajectory: Trajectory) -> Trajectory:
-        """The run with what was scrubbed put back into its calls, for who asked. Not for the log."""
+        """The run with what was scrubbed put back into its calls and its answer, for who asked. Not for the log."""
         scrubber = self._scrubbers.get(trajectory.id)
         if scrubber is None:
             return trajectory
@@ -408,6 +411,8 @@ class Runtime:
         for step in trajectory.steps:
             if step.call is not None:
                 step = replace(step, call=ToolCall(step.call.name, scrubber.unmask(dict(step.call.arguments))))
+            if step.grounding is not None:
+                step = replace(step, grounding=_unmasked(step.grounding, scrubber))
             steps.append(step)
         return replace(trajectory, steps=tuple(steps))
 
@@ -474,6 +479,7 @@ class Runtime:
             self._scrubber(trajectory.id),
             cancelled or threading.Event(),
             on_event or (lambda event: None),
+            lambda: self.encoder,
         )
 
     def _stepper_of(self, trajectory: Trajectory) -> Stepper:
@@ -518,6 +524,12 @@ class Runtime:
     def clear_workspace(self, run_id: str) -> None:
         """Remove what a run's tools left in its workspace."""
         shutil.rmtree(self.home.workspaces / run_id, ignore_errors=True)
+
+
+def _unmasked(grounding: Grounding, scrubber: Scrubber) -> Grounding:
+    texts = scrubber.unmask({"reply": grounding.reply, "said": [one.text for one in grounding.sentences]})
+    said = zip(grounding.sentences, texts["said"], strict=True)
+    return replace(grounding, reply=texts["reply"], sentences=tuple(replace(one, text=text) for one, text in said))
 
 
 class _NoDocuments:

@@ -102,6 +102,9 @@ class AgentSettings:
     quoted_answers: bool = False
     """Let an answer be nothing but sentences that tools said, word for word, and cite the passages they stand in. So
     no fact is made up, and nothing can be answered before a tool was asked; for tools that speak in sentences."""
+    grounded: str = _choice("off", "off", "mark", "withhold")
+    """Check each sentence of an answer against what the run was shown, and "mark" those that nothing supports or
+    "withhold" them; with nothing left, the reply says that the documents do not say and offers to hand over."""
     max_steps: int = _whole(8, 1)
     """Steps a run may take before it ends as out_of_steps."""
     max_tokens: int = _whole(8000, 1)

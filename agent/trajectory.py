@@ -16,7 +16,8 @@ from agent.errors import RecordError
 from tools.context import Passage
 
 RECORD_VERSION = 2
-"""2 names the runs that recalled tasks came from; 1 is read as well."""
+RECORD_VERSION = 2
+"""2 names the runs that recalled tasks came from and how answers were checked; 1 is read as well."""
 
 Kind = Literal["fact", "habit", "exception"]
 """Where a correction belongs: a fact in the documents, a habit in the weights, an exception in memory."""
@@ -91,6 +92,44 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """A sentence that a run was shown, and where it stands."""
+
+    text: str
+    label: int | None = None
+    """Of the passage it stands in; None for what a tool said."""
+    document: str = ""
+    heading: str = ""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A sentence of an answer, held against what the run was shown."""
+
+    text: str
+    supported: bool
+    score: float
+    """How well it is supported, 0 to 1."""
+    evidence: tuple[Evidence, ...] = ()
+    """What supports it, one sentence or two; empty where nothing does."""
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """What came of checking an answer, and what whoever asked is given in its place."""
+
+    mode: Literal["mark", "withhold"]
+    sentences: tuple[Checked, ...]
+    reply: str
+    """What is given: the answer with its unsupported sentences marked, or without them."""
+
+    @property
+    def withheld(self) -> tuple[str, ...]:
+        """The sentences that were left out."""
+        return tuple(one.text for one in self.sentences if self.mode == "withhold" and not one.supported)
+
+
+@dataclass(frozen=True)
 class Step:
     """One act: what the model said, and what came back."""
 
@@ -114,6 +153,13 @@ class Step:
     model_seconds: float = 0.0
     tool_seconds: float = 0.0
     author: Literal["model", "correction"] = "model"
+    grounding: Grounding | None = None
+    """Of an answer that was checked; `call` has it as the model gave it."""
+
+    @property
+    def withheld(self) -> tuple[str, ...]:
+        """Sentences of the model's own that whoever asked was not given."""
+        return () if self.grounding is None else self.grounding.withheld
 
 
 @dataclass(frozen=True)
@@ -172,9 +218,12 @@ class Trajectory:
 
     @property
     def answer(self) -> str | None:
-        """The answer's text, or None without one."""
+        """The answer as whoever asked was given it, or None without one."""
         if self.outcome is not Outcome.ANSWERED or not self.steps or self.steps[-1].call is None:
             return None
+        grounding = self.steps[-1].grounding
+        if grounding is not None:
+            return grounding.reply
         return str(self.steps[-1].call.arguments.get("text", ""))
 
     @property
@@ -184,10 +233,13 @@ class Trajectory:
 
     @property
     def citations(self) -> tuple[Passage, ...]:
-        """The passages the answer cites, in its order."""
+        """The passages the answer cites, in its order; where some is withheld, those that the rest stands on."""
         if not self.steps or self.steps[-1].call is None:
             return ()
         labels = self.steps[-1].call.arguments.get("citations") or ()
+        grounding = self.steps[-1].grounding
+        if grounding is not None and grounding.mode == "withhold":
+            labels = list(dict.fromkeys(one.label for said in grounding.sentences for one in said.evidence))
         shown = {passage.label: passage for passage in self.passages}
         return tuple(shown[label] for label in labels if label in shown)
 
@@ -263,8 +315,10 @@ def from_json(text: str) -> Trajectory:
     try:
         data = json.loads(text)
         version = data.pop("version")
-        if not 1 <= version <= RECORD_VERSION:
-            raise RecordError(f"record has version {version}, this code reads {RECORD_VERSION}; upgrade ratchet-loop")
+        if version not in range(1, RECORD_VERSION + 1):
+            raise RecordError(
+                f"record has version {version}, this code reads 1 to {RECORD_VERSION}; upgrade ratchet-loop"
+            )
         return trajectory_from_dict(data)
     except (ValueError, KeyError, TypeError, AttributeError) as fault:
         raise RecordError(f"not a trajectory record ({fault!r}); expected one JSON object per line") from fault
@@ -297,8 +351,19 @@ def step_from_dict(data: Mapping[str, Any]) -> Step:
             "token_ids": tuple(data["token_ids"]),
             "passages": tuple(Passage(**passage) for passage in data["passages"]),
             "usage": Usage(**data["usage"]),
+            "grounding": _grounding_from_dict(data.get("grounding")),
         }
     )
+
+
+def _grounding_from_dict(data: Mapping[str, Any] | None) -> Grounding | None:
+    if data is None:
+        return None
+    sentences = tuple(
+        Checked(**{**one, "evidence": tuple(Evidence(**shown) for shown in one["evidence"])})
+        for one in data["sentences"]
+    )
+    return Grounding(**{**data, "sentences": sentences})
 
 
 def _provenance_from_dict(data: Mapping[str, Any]) -> Provenance:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from agent.store import RunSummary
-from agent.trajectory import Correction, Rating, Step, Trajectory, to_json
+from agent.trajectory import Correction, Grounding, Outcome, Rating, Step, Trajectory, to_json
 from tools.context import Passage
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def result_view(trajectory: Trajectory) -> dict[str, Any]:
         "meaning": "" if trajectory.outcome is None else trajectory.outcome.meaning,
         "answer": last_words(trajectory),
         "citations": [citation_view(passage) for passage in trajectory.citations],
+        "grounding": grounding_view(trajectory),
         "adapter": trajectory.provenance.adapter,
         "adapter_hash": trajectory.provenance.adapter_hash,
         "steps": len(trajectory.steps),
@@ -43,6 +44,7 @@ def run_view(
         **record,
         "answer": last_words(trajectory),
         "citations": [citation_view(passage) for passage in trajectory.citations],
+        "grounding": grounding_view(trajectory),
         "corrections": [asdict(one) for one in corrections],
         "ratings": [asdict(one) for one in ratings],
     }
@@ -66,17 +68,38 @@ def citation_view(passage: Passage) -> dict[str, Any]:
     return {"label": passage.label, "document": passage.document, "heading": passage.heading}
 
 
+def grounding_view(trajectory: Trajectory) -> dict[str, Any] | None:
+    """What the answer's sentences rest on, and which were withheld; None where it was not checked."""
+    found = trajectory.steps[-1].grounding if trajectory.steps else None
+    return None if found is None else _grounding_view(found)
+
+
 def last_words(trajectory: Trajectory) -> str | None:
-    """The answer, or the reason for which the run was handed over; None for a run that ended otherwise."""
+    """The answer as it is given, or why the run was handed over; None for a run that ended otherwise."""
     if trajectory.outcome not in ("answered", "refused") or not trajectory.steps:
         return None
+    if trajectory.outcome is Outcome.ANSWERED and trajectory.steps[-1].grounding is not None:
+        return trajectory.answer
     call = trajectory.steps[-1].call
     arguments = {} if call is None else call.arguments
     words = arguments.get("text", arguments.get("reason", trajectory.steps[-1].observation))
     return str(words)
 
 
+def _grounding_view(found: Grounding) -> dict[str, Any]:
+    return {
+        "mode": found.mode,
+        "sentences": [
+            {**asdict(one), "withheld": found.mode == "withhold" and not one.supported} for one in found.sentences
+        ],
+    }
+
+
 def _step_view(step: Step, *, observed: bool) -> dict[str, Any]:
+    if step.grounding is not None and step.call is not None:
+        # Whoever watches a run is told what whoever asked is given.
+        said = replace(step.call, arguments={**step.call.arguments, "text": step.grounding.reply})
+        step = replace(step, call=said, observation=step.grounding.reply)
     view: dict[str, Any] = {
         "plan": list(step.plan),
         "thought": step.thought,
@@ -87,6 +110,7 @@ def _step_view(step: Step, *, observed: bool) -> dict[str, Any]:
             "observation": step.observation,
             "error": step.error,
             "notice": step.notice,
+            "grounding": None if step.grounding is None else _grounding_view(step.grounding),
             "passages": [citation_view(passage) for passage in step.passages],
             "tokens": step.usage.total,
         }

@@ -2,8 +2,9 @@
 
 A row is a run and the steps of it that people stand behind. A run whose newest rating is up gives all its
 steps; a corrected step is a row of its own, in the context it was made in. Steps that nobody looked at, or that
-only a thumb down touched, teach nothing. Nor does a correction that belongs in the documents or in memory alone, or
-that a newer one took back. What customers, documents and tools said is context, never a target.
+only a thumb down touched, teach nothing, nor does an answer of which a sentence was withheld. Nor does a correction
+that belongs in the documents or in memory alone, or that a newer one took back. What customers, documents and tools
+said is context, never a target.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def _why_none(judged: Judged, ruled: Mapping[str, Ruling]) -> str:
     if not judged.accepted and not judged.corrections:
         return "rated down and not corrected"
     if judged.accepted and not judged.backed():
-        return "rated up, and no step of it can be read"
+        return "rated up, and no step of it can be read or was given whole"
     held = [ruled[one.id].why_held_back for one in judged.corrections.values() if not ruled[one.id].is_trained]
     return "; ".join(held) or "all that counts of it comes from corrections that are not trained"
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from agent.trajectory import Step, Trajectory
+from agent.trajectory import Grounding, Step, Trajectory
 from tools.context import Passage
 
 if TYPE_CHECKING:
@@ -114,6 +114,19 @@ def observed_lines(step: Step, *, whole: bool = False) -> Iterator[tuple[str, st
         yield f"  notice: {step.notice}", "yellow"
 
 
+def checked_lines(grounding: Grounding) -> Iterator[tuple[str, str]]:
+    """Each sentence of an answer with what it rests on, and those that rest on nothing."""
+    unsupported = "withheld" if grounding.mode == "withhold" else "unsupported"
+    for one in grounding.sentences:
+        name, style = ("supported", "green") if one.supported else (unsupported, "yellow")
+        yield f"  {name} ({one.score:.2f}): {one.text}", style
+        for shown in one.evidence:
+            place = " > ".join(part for part in (shown.document, shown.heading) if part) or "a tool"
+            label = "" if shown.label is None else f"[{shown.label}] "
+            yield f"    {label}{place}: {shown.text}", "cyan"
+    yield f"  reply: {grounding.reply}", "green"
+
+
 def ending_lines(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
     """How the run came out."""
     from agent.views import last_words
@@ -123,6 +136,10 @@ def ending_lines(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
         yield ("Handed over: " if trajectory.outcome == "refused" else "") + words, "bold green"
         for passage in trajectory.citations:
             yield f"  {citation_text(passage)}", "cyan"
+        withheld = trajectory.steps[-1].withheld
+        if withheld:
+            count = "1 sentence" if len(withheld) == 1 else f"{len(withheld)} sentences"
+            yield f"  withheld: {count} that nothing shown supports", "yellow"
     elif trajectory.outcome is not None:
         yield f"No answer: {trajectory.outcome} ({trajectory.outcome.meaning})", "bold red"
         if trajectory.error is not None:

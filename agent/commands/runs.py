@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from agent.commands.console import (
     Watcher,
     call_text,
+    checked_lines,
     citation_text,
     ending_lines,
     interruptible,
@@ -240,6 +241,8 @@ def _shown(trajectory: Trajectory, ruled: Sequence[Ruling], ratings: tuple[Ratin
         yield from observed_lines(step, whole=True)
         for passage in step.passages:
             yield f"  passage {citation_text(passage)} ({passage.score:.2f})", "cyan"
+        if step.grounding is not None:
+            yield from checked_lines(step.grounding)
         for one in ruled:
             if one.correction.step == index:
                 yield from _correction(one)

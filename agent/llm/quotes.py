@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from agent.memory.sentences import sentences, sentences_by_line
 from agent.trajectory import Step
 
 MAX_QUOTES = 2
@@ -27,11 +28,11 @@ def quotable(steps: Sequence[Step]) -> tuple[Quote, ...]:
     said: dict[str, Quote] = {}
     for step in steps:
         for passage in step.passages:
-            for sentence in _sentences(_BLOCK.split(passage.text)):
+            for sentence in sentences(passage.text):
                 said.setdefault(sentence, Quote(sentence, passage.label))
         if step.call is None or _lists_passages(step.observation, labels):
             continue
-        for sentence in _sentences((step.error or step.observation).splitlines()):
+        for sentence in sentences_by_line(step.error or step.observation):
             said.setdefault(sentence, Quote(sentence))
     return tuple(said.values())
 
@@ -60,19 +61,3 @@ def _quoted(text: str, known: Mapping[str, Quote], most: int) -> tuple[Quote, ..
 def _lists_passages(observation: str, labels: set[int]) -> bool:
     found = re.match(r"\[(\d+)\] ", observation)
     return found is not None and int(found[1]) in labels
-
-
-_BLOCK = re.compile(r"\n\s*\n|\n(?=\s*(?:[-*+|#>]|\d+[.)])\s)")
-"""Between paragraphs, and before an element of a list or a line of a table."""
-_MARK = re.compile(r"(?:[-*+>]|#{1,6})\s+")
-"""What makes a line an element of a list, a heading or a quotation."""
-_END = re.compile(r"(?<=[.!?])\s+|(?<=[\u3002\uff01\uff1f])\s*")
-
-
-def _sentences(blocks: Sequence[str]) -> Iterator[str]:
-    for block in blocks:
-        line = " ".join(block.split())
-        mark = _MARK.match(line)
-        for sentence in _END.split(line[mark.end() :] if mark else line):
-            if any(character.isalnum() for character in sentence):
-                yield sentence

@@ -42,13 +42,13 @@ _TERM = re.compile(f"[{_DENSE}]+|(?:(?![{_DENSE}])\\w)+")
 
 def segmented(text: str) -> str:
     """The text with runs of characters without spaces cut into pairs; the last character stands alone as well."""
-    return _RUN.sub(lambda run: f" {' '.join(_pairs(run[0]))} {run[0][-1]} ", _normal(text))
+    return _RUN.sub(lambda run: f" {' '.join(_pairs(run[0]))} {run[0][-1]} ", normal(text))
 
 
 def match_terms(query: str) -> list[str]:
     """What to look for, each an FTS5 expression, without repetition; joined by OR they are the query."""
     found: dict[str, None] = {}
-    for part in _TERM.findall(_normal(query)):
+    for part in _TERM.findall(normal(query)):
         if not _RUN.fullmatch(part):
             found[f'"{part.lower()}"'] = None
         elif len(part) == 1:
@@ -58,13 +58,24 @@ def match_terms(query: str) -> list[str]:
     return list(found)[:MOST_TERMS]
 
 
-def _pairs(run: str) -> Iterator[str]:
-    return (run[start : start + 2] for start in range(len(run) - 1))
+def terms(text: str) -> list[str]:
+    """Its words in lower case and its pairs of characters, in their order and as often as they stand there."""
+    found: list[str] = []
+    for part in _TERM.findall(normal(text)):
+        if _RUN.fullmatch(part) and len(part) > 1:
+            found.extend(_pairs(part))
+        else:
+            found.append(part.lower())
+    return found
 
 
-def _normal(text: str) -> str:
+def normal(text: str) -> str:
     """Full-width letters and digits as the plain ones they mean."""
     return unicodedata.normalize("NFKC", text)
+
+
+def _pairs(run: str) -> Iterator[str]:
+    return (run[start : start + 2] for start in range(len(run) - 1))
 
 
 class WordIndex:

@@ -106,6 +106,14 @@ def corrected(id: str, run: str, step: int, reason: str = "wrong id") -> Correct
     return Correction(id, run, step, ToolCall("look", {"id": 2}), "think", ("plan",), "ann", reason, NOW)
 
 
+def test_runs_of_the_version_before_are_read(store: Store) -> None:
+    store.begin(started("a", LOOK))
+    with store.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE runs SET version = 1"))
+        connection.execute(sa.text("UPDATE steps SET step = json_remove(step, '$.grounding')"))
+    assert store.get("a") == started("a", LOOK)
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(trajectory=trajectories, more=st.lists(steps, max_size=2))
 def test_every_field_of_a_run_comes_back(store: Store, trajectory: Trajectory, more: list[Step]) -> None:

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from agent.errors import RecordError
 from agent.trajectory import (
     Branch,
+    Checked,
+    Evidence,
+    Grounding,
     Outcome,
     Provenance,
     Recalled,
@@ -38,6 +41,20 @@ values: st.SearchStrategy[Any] = st.recursive(
 )
 calls = st.builds(ToolCall, name=texts, arguments=st.dictionaries(texts, values, max_size=3))
 passages = st.builds(Passage, label=counts, id=texts, document=texts, heading=texts, text=texts, score=st.floats(-1, 1))
+evidence = st.builds(Evidence, text=texts, label=st.none() | counts, document=texts, heading=texts)
+checked = st.builds(
+    Checked,
+    text=texts,
+    supported=st.booleans(),
+    score=st.floats(0, 1),
+    evidence=st.lists(evidence, max_size=2).map(tuple),
+)
+groundings = st.builds(
+    Grounding,
+    mode=st.sampled_from(["mark", "withhold"]),
+    sentences=st.lists(checked, max_size=2).map(tuple),
+    reply=texts,
+)
 usages = st.builds(Usage, prompt=counts, cached=counts, forced=counts, sampled=counts)
 steps = st.builds(
     Step,
@@ -54,6 +71,7 @@ steps = st.builds(
     model_seconds=st.floats(0, 1e6),
     tool_seconds=st.floats(0, 1e6),
     author=st.sampled_from(["model", "correction"]),
+    grounding=st.none() | groundings,
 )
 trajectories = st.builds(
     Trajectory,
@@ -95,6 +113,15 @@ def test_a_newer_version_is_refused() -> None:
     data = json.loads(to_json(Trajectory("r", Task("t", "?"), Provenance(), "2026-01-01T00:00:00Z")))
     with pytest.raises(RecordError, match="upgrade"):
         from_json(json.dumps({**data, "version": 99}))
+
+
+def test_records_from_before_answers_were_checked_are_read() -> None:
+    step = Step(ToolCall("answer", {"text": "Yes."}), "Yes.")
+    data = json.loads(to_json(Trajectory("r", Task("t", "?"), Provenance(), "", (step,), Outcome.ANSWERED)))
+    assert data.pop("version") == 2
+    del data["steps"][0]["grounding"]
+    old = from_json(json.dumps({**data, "version": 1}))
+    assert (old.steps, old.answer) == ((step,), "Yes.")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "1", '{"version":1}', '{"version":1,"x":2}'])

@@ -119,7 +119,7 @@ def test_a_step_that_could_not_be_read_is_no_target(store: Store) -> None:
         store.rate(rating(name, "up"))
     made = curate(store)
     assert said(made) == [("a", "accepted", [(1, "answer")])]
-    assert made.left_out == {"b": "rated up, and no step of it can be read"}
+    assert made.left_out == {"b": "rated up, and no step of it can be read or was given whole"}
 
 
 def test_rows_come_in_the_order_the_runs_were_made(store: Store) -> None:

@@ -20,6 +20,7 @@ from agent.errors import AdapterError, FeedbackError, RatchetError, SettingsErro
 from agent.llm.render import Frame
 from agent.llm.scripted import ScriptedModel, answer, call
 from agent.llm.stepper import Proposal, Stepper
+from agent.memory.encoder import HashEncoder
 from agent.runtime import Runtime
 from agent.serve.app import check_bind, create_app, read_key, status_of
 from agent.settings import find_project
@@ -64,13 +65,13 @@ class Endless:
 
 @contextmanager
 def serving(
-    folder: Path, model: Sequence[AIMessage] | Stepper, *, key: str | None = None, **limits: int
+    folder: Path, model: Sequence[AIMessage] | Stepper, *, key: str | None = None, agent: str = "", **limits: int
 ) -> Iterator[httpx.Client]:
     """A client of a service with this model, which is ended afterwards."""
-    (folder / "ratchet.toml").write_text('[tools]\nfiles = ["own.py"]\n[agent]\nmax_steps = 1000\n')
+    (folder / "ratchet.toml").write_text('[tools]\nfiles = ["own.py"]\n[agent]\nmax_steps = 1000\n' + agent)
     (folder / "own.py").write_text(TOOLS)
     chosen = model if isinstance(model, Stepper) else ScriptedModel(model)
-    with Runtime(find_project(folder, {}), model=chosen) as runtime:
+    with Runtime(find_project(folder, {}), model=chosen, encoder=HashEncoder()) as runtime:
         app = create_app(runtime, key=key, **limits)
         config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", ws="none")
         server = uvicorn.Server(config)
@@ -126,6 +127,24 @@ def test_a_stream_tells_each_step_as_it_comes(tmp_path: Path) -> None:
     kinds = ["started", "proposed", "observed", "proposed", "observed", "ended"]
     assert [event["kind"] for event in events if event["kind"] != "text"] == kinds
     assert (events[-1]["outcome"], events[-1]["answer"]) == ("answered", "Yes.")
+
+
+def test_what_nothing_shown_supports_is_withheld_and_named(tmp_path: Path) -> None:
+    said = "Order 1 is on its way. It is in Lima."
+    with serving(tmp_path, [call("look", order=1), answer(said)] * 2, agent='grounded = "withhold"\n') as client:
+        made = client.post("/v1/runs", json={"task": "Where?"}).json()
+        shown = client.get(f"/v1/runs/{made['id']}").json()
+        text = client.post("/v1/runs", json={"task": "Where?", "stream": True}).text
+    assert made["answer"] == shown["answer"] == "Order 1 is on its way."
+    first, second = made["grounding"]["sentences"]
+    assert [one["text"] for one in first["evidence"]] == ["Order 1 is on its way."]
+    assert (second["text"], second["withheld"]) == ("It is in Lima.", True)
+    assert shown["steps"][1]["call"]["arguments"]["text"] == said
+    lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    events = [json.loads(line) for line in lines]
+    assert [event["kind"] for event in events] == ["started", "proposed", "observed", "proposed", "observed", "ended"]
+    assert all("Lima" not in line for line in lines[:4])
+    assert events[4]["step"]["call"]["arguments"]["text"] == events[5]["answer"] == "Order 1 is on its way."
 
 
 @pytest.mark.parametrize("stream", [False, True])
