@@ -94,8 +94,10 @@ class Registry:
     Kept in `registry.json` beside the adapter folders. Threads and processes may share it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, listed_by: str = "ratchet adapters") -> None:
+        """`listed_by` is the command that a user is told to look them up with."""
         self.folder = folder
+        self._listed_by = listed_by
         self._path = folder / "registry.json"
         self._verified: dict[str, tuple[object, str | None]] = {}
         self._read: tuple[object, _Book] | None = None
@@ -129,7 +131,7 @@ class Registry:
 
     def get(self, id: str) -> Adapter:
         """By its id, or by a beginning no other has."""
-        return _find(self._book(), id)
+        return _find(self._book(), id, self._listed_by)
 
     def list(self) -> tuple[Adapter, ...]:
         """In the order they were added."""
@@ -176,7 +178,7 @@ class Registry:
         if to is State.ACTIVE:
             return self.promote(id, reason, at)
         with self._writing() as book:
-            adapter = _find(book, id)
+            adapter = _find(book, id, self._listed_by)
             _check_transition(adapter, to)
             if to is State.RETIRED:
                 raise AdapterError(f"adapter {adapter.id} is active; promote another, or roll back")
@@ -188,7 +190,7 @@ class Registry:
     def promote(self, id: str, reason: str, at: str) -> Adapter:
         """Make a gated or canary adapter the one that is served; the one before it is retired."""
         with self._writing() as book:
-            adapter = _find(book, id)
+            adapter = _find(book, id, self._listed_by)
             _check_transition(adapter, State.ACTIVE)
             if adapter.state is State.RETIRED:
                 raise AdapterError(f"adapter {adapter.id} is retired; gate it again to promote it, or roll back to it")
@@ -273,7 +275,7 @@ class _Book:
     history: list[Change]
 
 
-def _find(book: _Book, id: str) -> Adapter:
+def _find(book: _Book, id: str, listed_by: str) -> Adapter:
     if id in book.adapters:
         return book.adapters[id]
     found = [known for known in book.adapters if id and known.startswith(id)]
@@ -281,7 +283,7 @@ def _find(book: _Book, id: str) -> Adapter:
         return book.adapters[found[0]]
     if found:
         raise AdapterError(f"{id!r} begins several adapters ({', '.join(found[:5])}); give more of the id")
-    raise AdapterError(f"there is no adapter {id!r}; `ratchet adapters` lists those there are")
+    raise AdapterError(f"there is no adapter {id!r}; `{listed_by}` lists those there are")
 
 
 def _active(book: _Book) -> Adapter | None:

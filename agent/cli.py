@@ -68,7 +68,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--quiet", action="store_true", help="no progress and no confirmations")
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_run_commands, _add_feedback_commands, _add_tuner_commands, _add_adapter_commands):
+    for add in (
+        _add_run_commands,
+        _add_feedback_commands,
+        _add_tuner_commands,
+        _add_adapter_commands,
+        _add_encoder_commands,
+    ):
         add(commands)
     _add_project_commands(commands)
     return parser
@@ -222,6 +228,23 @@ def _add_adapter_commands(commands: Commands) -> None:
     rollback.add_argument(
         "--reason", default="rolled back by hand", metavar="TEXT", help="kept in the registry's history"
     )
+
+
+def _add_encoder_commands(commands: Commands) -> None:
+    from tuner import encoder_cli as tuner
+
+    encoder = _command(commands, "encoder", "tune what documents are searched with", _encoder, as_json=False)
+    actions = encoder.add_subparsers(dest="action", metavar="ACTION", required=True)
+    tuner.add_tune(_command(actions, "tune", "train it from the passages that reviewers cited", _encoder))
+    _command(actions, "list", "list its adapters and say which one is served", _encoder)
+    tuner.add_promote(_command(actions, "promote", "gate one and search with it if it finds more", _encoder))
+    tuner.add_rollback(_command(actions, "rollback", "search with what was served before", _encoder))
+
+
+def _encoder(arguments: argparse.Namespace, session: Session) -> int:
+    from tuner import encoder_cli as tuner
+
+    return tuner.encoder(arguments, session.project)
 
 
 def _merge(arguments: argparse.Namespace, session: Session) -> int:

@@ -21,7 +21,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.tools import BaseTool
 
 from agent.adapters import Adapter, Registry
-from agent.errors import AdapterError, StoreError, ToolsError
+from agent.errors import AdapterError, LivenessError, StoreError, ToolsError
 from agent.judged import judged_runs
 from agent.llm.render import Frame, Renderer
 from agent.llm.stepper import Stepper, as_stepper
@@ -42,6 +42,7 @@ from agent.loop import (
 from agent.memory.grounding import Mode
 from agent.planner import Budget
 from agent.scrub import Scrubber
+from agent.sealing import verify
 from agent.settings import Project
 from agent.store import Store
 from agent.trajectory import Branch, Correction, Grounding, Recalled, Step, Task, ToolCall, Trajectory
@@ -81,11 +82,16 @@ class Runtime:
         self.project = project
         self.home = project.home
         self.registry = Registry(project.home.adapters)
+        self.encoders = Registry(project.home.encoders, listed_by="ratchet encoder list")
+        """The adapters of the sentence encoder."""
         self.warnings: list[str] = []
         """What the user should know, such as that the active adapter was broken and another is served."""
         self._progress = progress or (lambda text: None)
         self._model = model
         self._encoder = encoder
+        self._stand_in = encoder
+        self._opened: dict[str, Encoder] = {}
+        """The project's encoder, bare and under adapters, by name."""
         self._store: Store | None = None
         self._memory: Memory | None = None
         self._recall: Recall | None = None
@@ -161,19 +167,96 @@ class Runtime:
             server=chosen.server,
             chunk_tokens=chosen.chunk_tokens,
             neighbours=chosen.neighbours,
+            encoder_named=self._encoder_named,
         )
 
     @property
     def encoder(self) -> Encoder:
+        """The sentence encoder under its active adapter, which is looked up once; see `Memory` for the documents."""
         with self._lock:
             if self._encoder is None:
-                from agent.llm.weights import resolve_encoder
-                from agent.memory.encoder import SentenceEncoder
-
-                name = self.project.settings.model.encoder
-                folder = resolve_encoder(self.project.named(name), self.home.models, progress=self._progress)
-                self._encoder = SentenceEncoder(folder, name=name)
+                self._encoder = self.encoder_under(self.serving_encoder())
             return self._encoder
+
+    def serving_encoder(self) -> Adapter | None:
+        """The encoder's adapter that what is opened next will use; None is the bare encoder."""
+        return self._served_by(self.encoders)
+
+    def encoder_under(self, adapter: Adapter | None) -> Encoder:
+        """The project's encoder under an adapter of it, or bare. What is loaded is checked."""
+        from agent.llm.weights import encoder_weights, resolve_encoder
+        from agent.memory.encoder import EncoderAdapter, SentenceEncoder, tuned_name
+
+        if self._stand_in is not None:
+            if adapter is not None:
+                raise AdapterError(
+                    f"adapter {adapter.id} needs the project's encoder; this runtime has {self._stand_in.name}"
+                )
+            return self._stand_in
+        base = self.project.settings.model.encoder
+        name = base if adapter is None else tuned_name(base, adapter.id)
+        with self._lock:
+            if name in self._opened:
+                return self._opened[name]
+            if adapter is None:
+                folder = resolve_encoder(self.project.named(base), self.home.models, progress=self._progress)
+                self._opened[name] = SentenceEncoder(folder, name=base)
+                return self._opened[name]
+            weights = encoder_weights(self.project.named(base), self.home.models, progress=self._progress)
+            if adapter.base_revision != weights.revision:
+                raise AdapterError(
+                    f"encoder adapter {adapter.id} was trained on {adapter.base} ({adapter.base_revision[:12]}), this "
+                    f"is {base} ({weights.revision[:12]}); run `ratchet encoder rollback`, or switch the encoder"
+                )
+            verify(adapter.folder)
+            added = EncoderAdapter(adapter.id, adapter.folder, adapter.tensors_sha256)
+            self._opened[name] = SentenceEncoder(weights.folder, name=base, adapter=added)
+            return self._opened[name]
+
+    def embed_documents(self, adapter: Adapter | None) -> int:
+        """Embed all tenants' documents with the encoder under this adapter. Returns how many passages were.
+
+        Searches are answered meanwhile; see `Memory.rebuild`.
+        """
+        from agent.database import open_engine
+        from agent.memory.tables import tenant_names
+
+        encoder = self.encoder_under(adapter)
+        embedded = 0
+        if self._retriever() is not None:
+            engine = open_engine(self.home.database)
+            try:
+                names = tenant_names(engine)
+            finally:
+                engine.dispose()
+            for name in names:
+                if name == self.project.settings.memory.tenant:
+                    embedded += self.memory.rebuild(encoder)
+                    continue
+                memory = self.open_memory(name)
+                try:
+                    embedded += memory.rebuild(encoder)
+                finally:
+                    memory.close()
+        with self._lock:
+            # What was recalled so far lies in vectors of the encoder before.
+            self._encoder, self._recall = encoder, None
+        return embedded
+
+    def _encoder_named(self, name: str) -> Encoder | None:
+        """The encoder that vectors of this name are of; None where it is none of this project's, or is broken."""
+        base = self.project.settings.model.encoder
+        if self._stand_in is not None or not (name == base or name.startswith(f"{base}+")):
+            return None
+        id = name.removeprefix(base).removeprefix("+")
+        known = {one.id: one for one in self.encoders.list()}
+        if id and id not in known:
+            return None
+        try:
+            return self.encoder_under(known.get(id))
+        except (AdapterError, LivenessError) as fault:
+            self._progress(str(fault))
+            return None
 
     @property
     def recall(self) -> Recall:
@@ -299,7 +382,10 @@ class Runtime:
 
     def serving(self) -> Adapter | None:
         """The adapter that the next run will use; None is the base."""
-        found = self.registry.serving()
+        return self._served_by(self.registry)
+
+    def _served_by(self, registry: Registry) -> Adapter | None:
+        found = registry.serving()
         if found.warning is not None and found.warning not in self.warnings:
             self.warnings.append(found.warning)
             self._progress(found.warning)

@@ -316,6 +316,11 @@ class Home:
         return self.root / "adapters"
 
     @property
+    def encoders(self) -> Path:
+        """The adapters of the sentence encoder."""
+        return self.root / "encoders"
+
+    @property
     def tunings(self) -> Path:
         return self.root / "tunings"
 

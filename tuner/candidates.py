@@ -12,11 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from agent.adapters import Adapter
+from agent.adapters import Adapter, Registry
 from agent.errors import LivenessError
 from agent.llm import weights
 from agent.llm.bank import AdapterBank
-from agent.runtime import Runtime
 from agent.sealing import CARD, WEIGHTS, seal, tensors_hash, verify
 from agent.settings import Project
 from tuner.loss import loss_of
@@ -63,18 +62,18 @@ def check_lives(
         )
 
 
-def take_in(runtime: Runtime, made: Path, origin: Origin, card: Callable[[str], str], *, reason: str) -> Adapter:
+def take_in(registry: Registry, made: Path, origin: Origin, card: Callable[[str], str], *, reason: str) -> Adapter:
     """Move a folder into the registry, with model card and manifest; `card` is given the adapter's id.
 
     The same tensors made on the same day are the adapter that is there already.
     """
     digest = tensors_hash(made / WEIGHTS)
     name = f"{origin.created_at[:10].replace('-', '')}-{digest[:8]}"
-    served = runtime.serving()
+    served = registry.serving().adapter
     (made / CARD).write_text(card(name), encoding="utf-8")
-    target = runtime.home.adapters / name
-    if name in {one.id for one in runtime.registry.list()}:
-        return runtime.registry.get(name)
+    target = registry.folder / name
+    if name in {one.id for one in registry.list()}:
+        return registry.get(name)
     # What lies here without an entry was left by a crash between the move and the entry.
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +91,7 @@ def take_in(runtime: Runtime, made: Path, origin: Origin, card: Callable[[str], 
     )
     made.rename(target)
     verify(target)
-    return runtime.registry.add(target, reason=reason if served is None else f"{reason}, beside active {served.id}")
+    return registry.add(target, reason=reason if served is None else f"{reason}, beside active {served.id}")
 
 
 def code_version() -> str:

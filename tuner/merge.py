@@ -92,7 +92,7 @@ def merge(
         )
         give_back_memory()
         return take_in(
-            runtime,
+            runtime.registry,
             made,
             Origin(base, _hash(datasets), tuning="merge", created_at=timestamp(), merged=named),
             lambda name: merge_card(name, base.name, named, rank),

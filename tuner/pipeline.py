@@ -346,7 +346,7 @@ def _keep(
     shutil.copyfile(folder / "loss.png", made / "report" / "loss.png")
     origin = Origin(base, dataset.hash, begun.id, begun.created_at, parent=begun.parent)
     return take_in(
-        runtime,
+        runtime.registry,
         made,
         origin,
         lambda name: model_card(name, base.name, dataset, trained, _chosen(runtime.project)),

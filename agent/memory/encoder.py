@@ -10,6 +10,7 @@ import re
 import threading
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,11 +46,25 @@ class Encoder(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class EncoderAdapter:
+    """A sealed LoRA adapter of a sentence encoder."""
+
+    id: str
+    folder: Path
+    tensors_sha256: str
+    """What lies in memory must give the same; see `agent.sealing.hash_tensors`."""
+
+
 class SentenceEncoder:
     """A sentence-transformers model from a local folder, on the CPU, float32."""
 
-    def __init__(self, folder: Path, *, name: str, batch_size: int = 32) -> None:
-        """Loads at once. Raises MemoryIndexError on a folder that is no encoder."""
+    def __init__(self, folder: Path, *, name: str, adapter: EncoderAdapter | None = None, batch_size: int = 32) -> None:
+        """Loads at once. Raises MemoryIndexError on a folder that is no encoder.
+
+        An adapter is added into the weights, and its id to the name. Raises AdapterError where it does not fit,
+        LivenessError where what was loaded is not what was sealed.
+        """
         if not (folder / "modules.json").is_file():
             raise MemoryIndexError(f"no sentence encoder in {folder}: modules.json is missing; name its local folder")
         from agent.llm.convert import quiet
@@ -59,12 +74,19 @@ class SentenceEncoder:
 
             return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
 
+        def tuned(model: Any, added: EncoderAdapter) -> None:
+            from agent.memory.tuned import add_adapter
+
+            add_adapter(model, added.folder, tensors_sha256=added.tensors_sha256)
+
         try:
             with quiet():
                 self._model: Any = in_own_team(load)
         except (OSError, ValueError, KeyError, RuntimeError) as fault:
             raise MemoryIndexError(f"the encoder in {folder} cannot be loaded ({fault}); install it anew") from fault
-        self._name = name
+        if adapter is not None:
+            in_own_team(lambda: tuned(self._model, adapter))
+        self._name = name if adapter is None else tuned_name(name, adapter.id)
         self._batch_size = batch_size
         # The fast tokenizer refuses two threads at once ("Already borrowed").
         self._one_at_a_time = threading.Lock()
@@ -101,6 +123,11 @@ class SentenceEncoder:
         unknown = self._model.tokenizer.unk_token_id
         missed = sum(1 for one in ids if one == unknown)
         return 1.0 - missed / max(1, len(ids))
+
+
+def tuned_name(base: str, adapter: str) -> str:
+    """What an encoder under an adapter is called, so that its vectors are told from those of the bare one."""
+    return f"{base}+{adapter}"
 
 
 class HashEncoder:

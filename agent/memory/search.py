@@ -4,6 +4,9 @@ A question finds passages by its words and by its meaning, and the two are weigh
 truth, with the full-text index in it; the index of vectors is handed what it holds. Searching and adding may go on at
 once, in threads and in processes: a search that finds the index of vectors busy is answered from the shelf, exactly and
 a little slower. A memory is one tenant's: no search sees another's documents.
+
+The vectors name the encoder that they are of, and a query is encoded by that one. So while all documents are embedded
+with another encoder, and behind that in processes that know only the old one, searches are answered as well.
 """
 
 from __future__ import annotations
@@ -85,9 +88,13 @@ class Memory:
         chunk_tokens: int = 160,
         neighbours: int = 0,
         count_tokens: TokenCounter = estimate_tokens,
+        encoder_named: Callable[[str], Encoder | None] = lambda name: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Takes the engine over and disposes of it on close.
+
+        `encoder_named` gives other encoders by name, None for those it does not know; where all vectors are of one that
+        it knows, that one takes the place of `encoder`.
 
         `server` is the address of a Chroma server or of a PostgreSQL database with pgvector that holds the vectors in
         place of the embedded Chroma in the folder `index`.
@@ -101,6 +108,7 @@ class Memory:
         self._generation: int | None = None
         """The shelf's generation that the open index agrees with."""
         self._encoder = encoder
+        self._encoder_named = encoder_named
         self._chunk_tokens = chunk_tokens
         self._neighbours = neighbours
         self._count_tokens = count_tokens
@@ -123,6 +131,7 @@ class Memory:
         started = time.monotonic()
         folder = folder.resolve()
         with self._lock.required():
+            self._follow(self._shelf.state())
             reading = read_folder(folder)
             known = {document.name: document for document in self._shelf.documents()}
             work = compare(reading, known, folder, self._splitting, self._foreign(), trust)
@@ -145,6 +154,7 @@ class Memory:
         """Keep texts as documents of their own, in place of those of the same name. No folder's change removes them."""
         newest = {text.name: text for text in texts}
         with self._lock.required():
+            self._follow(self._shelf.state())
             self._open_index()
             known = {document.name: document for document in self._shelf.documents()}
             batch = []
@@ -207,34 +217,35 @@ class Memory:
         and `document`. What says the same as a better one is left out; and unless `join` is false, pieces that follow
         each other are one passage.
         """
-        state = self._shelf.state()
-        if k < 1 or not query.strip() or not state.chunks:
-            return []
-        self._check_encoder(state)
-        vector = self._encoder.encode([query])[0]
-        wide = max(CANDIDATES, 2 * k)
-        by_words = dict(self._shelf.word_hits(query, wide, where=where))
-        cosines = {hit.id: hit.score for hit in self._near(vector, wide, where)}
-        cosines |= self._cosines(by_words.keys() - cosines.keys(), vector)
-        ranked = fuse(cosines, by_words, read=self._encoder.reads(query))
-        chunks = self._shelf.chunks(ranked)
-        # A chunk may have been removed since it was found.
-        groups = gathered((chunks[key] for key in ranked if key in chunks), k, join=join)
-        if self._neighbours and join:
-            groups = [self._widened(group) for group in groups]
-            cosines |= self._cosines({chunk.id for group in groups for chunk in group} - cosines.keys(), vector)
-        return [passage(group, cosines) for group in groups]
+        while True:
+            state = self._shelf.state()
+            if k < 1 or not query.strip() or not state.chunks:
+                return []
+            try:
+                return self._search(query, k, state, where, join)
+            except _Changed:
+                continue
+            except (MemoryIndexError, ValueError):
+                # Vectors of two encoders cannot be compared: what failed may be in order now.
+                if self._shelf.state().encoders == state.encoders:
+                    raise
 
-    def rebuild(self) -> int:
-        """Embed anew what another encoder embedded, then index everything anew. Returns chunks embedded."""
+    def rebuild(self, encoder: Encoder | None = None) -> int:
+        """Embed anew what another encoder embedded, then index everything anew. Returns chunks embedded.
+
+        With `encoder` that one takes the place of the memory's own. All vectors change in one transaction, so that a
+        search is answered with the old ones until it is with the new ones. A kill before that changes nothing.
+        """
+        encoder = encoder or self._encoder
         with self._lock.required():
-            # Counts the generation up, so that other processes open the new index.
-            self._shelf.replace_vectors({}, self._time())
-            self._shelf.index_words()
-            chunks = self._shelf.chunks_not_by(self._encoder.name)
+            chunks = self._shelf.chunks_not_by(encoder.name)
+            vectors: dict[str, Vector] = {}
             for start in range(0, len(chunks), _BATCH):
-                part = chunks[start : start + _BATCH]
-                self._shelf.replace_vectors(self._embed(part), self._time())
+                vectors |= self._embed(chunks[start : start + _BATCH], encoder)
+            # Counts the generation up even where nothing changed, so that other processes open the new index.
+            self._shelf.replace_vectors(vectors, self._time())
+            self._encoder = encoder
+            self._shelf.index_words()
             self._reindex()
         return len(chunks)
 
@@ -256,6 +267,11 @@ class Memory:
         if set(self._shelf.state().encoders) <= {self._encoder.name}:
             return set()
         return self._shelf.documents_not_by(self._encoder.name)
+
+    def _follow(self, state: ShelfState) -> None:
+        """Take the encoder that all vectors are of, if it is a known one."""
+        if len(state.encoders) == 1 and state.encoders[0] != self._encoder.name:
+            self._encoder = self._encoder_named(state.encoders[0]) or self._encoder
 
     def _check_encoder(self, state: ShelfState) -> None:
         others = [name for name in state.encoders if name != self._encoder.name]
@@ -300,10 +316,10 @@ class Memory:
         stored = self._shelf.stored_vectors(document)
         return {key: vector for key, vector in stored.items() if vector.encoder == self._encoder.name}
 
-    def _embed(self, chunks: Sequence[Chunk]) -> dict[str, Vector]:
-        vectors = self._encoder.encode([chunk.embedded_text for chunk in chunks])
-        name = self._encoder.name
-        return {chunk.id: Vector(to_bytes(row), name) for chunk, row in zip(chunks, vectors, strict=True)}
+    def _embed(self, chunks: Sequence[Chunk], encoder: Encoder | None = None) -> dict[str, Vector]:
+        encoder = encoder or self._encoder
+        vectors = encoder.encode([chunk.embedded_text for chunk in chunks])
+        return {chunk.id: Vector(to_bytes(row), encoder.name) for chunk, row in zip(chunks, vectors, strict=True)}
 
     def _keep(
         self,
@@ -368,6 +384,28 @@ class Memory:
     def _stamp(self, state: ShelfState) -> Stamp:
         return Stamp(state.generation, state.chunks, self._encoder.name)
 
+    def _search(
+        self, query: str, k: int, state: ShelfState, where: Filter | None, join: bool
+    ) -> builtins.list[Passage]:
+        """One attempt. Raises _Changed where the vectors are no longer of the encoder that they were of."""
+        self._follow(state)
+        self._check_encoder(state)
+        vector = self._encoder.encode([query])[0]
+        wide = max(CANDIDATES, 2 * k)
+        by_words = dict(self._shelf.word_hits(query, wide, where=where))
+        cosines = {hit.id: hit.score for hit in self._near(vector, wide, where)}
+        cosines |= self._cosines(by_words.keys() - cosines.keys(), vector)
+        ranked = fuse(cosines, by_words, read=self._encoder.reads(query))
+        chunks = self._shelf.chunks(ranked)
+        # A chunk may have been removed since it was found.
+        groups = gathered((chunks[key] for key in ranked if key in chunks), k, join=join)
+        if self._neighbours and join:
+            groups = [self._widened(group) for group in groups]
+            cosines |= self._cosines({chunk.id for group in groups for chunk in group} - cosines.keys(), vector)
+        if self._shelf.state().encoders != state.encoders:
+            raise _Changed
+        return [passage(group, cosines) for group in groups]
+
     def _cosines(self, ids: Iterable[str], vector: Vectors) -> dict[str, float]:
         return {
             key: float(np.frombuffer(found.data, dtype="<f4") @ vector)
@@ -418,6 +456,10 @@ class Memory:
     def _widened(self, group: Sequence[Chunk]) -> builtins.list[Chunk]:
         chunks = {one.ordinal: one for chunk in group for one in self._shelf.neighbours(chunk, self._neighbours)}
         return [chunks[place] for place in sorted(chunks) if chunks[place].heading == group[0].heading]
+
+
+class _Changed(Exception):
+    """The vectors are of another encoder than a moment ago."""
 
 
 @dataclass(frozen=True)

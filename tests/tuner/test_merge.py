@@ -194,7 +194,7 @@ class Desk:
         model = weights.load_model(self.base, device="cpu", dtype="float32", threads=1)
         made = random_adapter(self.runtime.home.root / "made", seed=int(dataset.hash[:8], 16), model=model)
         where = Origin(**{"base": self.base, "dataset_hash": dataset.hash, "tuning": "t", "created_at": NOW, **origin})
-        return take_in(self.runtime, made, where, lambda name: f"# {name}\n", reason="made")
+        return take_in(self.runtime.registry, made, where, lambda name: f"# {name}\n", reason="made")
 
 
 @pytest.fixture(scope="module")

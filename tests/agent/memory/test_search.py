@@ -188,6 +188,85 @@ def test_another_encoder_is_refused_until_all_is_embedded_anew(open_memory: Open
     assert found(back, "parcels leave the warehouse") == ["shipping.md > Shipping"]
 
 
+def test_where_all_vectors_are_of_another_known_encoder_that_one_is_taken(
+    open_memory: OpenMemory, folder: Path
+) -> None:
+    open_memory().add_folder(folder)
+    known = {"hash-256": HashEncoder(), "hash-32": HashEncoder(32)}
+    memory = open_memory(HashEncoder(32), encoder_named=known.get)
+    assert found(memory, "parcels leave the warehouse") == ["shipping.md > Shipping"]
+    (folder / "boots.txt").write_text("Boots are waxed twice a year.")
+    adding = open_memory(HashEncoder(32), encoder_named=known.get)
+    assert adding.add_folder(folder).chunks_embedded == 1
+    # Had it embedded with its own, vectors of two encoders would lie beside each other.
+    assert found(open_memory(), "boots are waxed twice") == ["boots.txt > "]
+    fresh = open_memory(HashEncoder(32), encoder_named=known.get)
+    assert fresh.rebuild() == 5, "asked for, its own encoder takes the place of the other"
+    assert found(memory, "boots are waxed twice") == ["boots.txt > "]
+    with pytest.raises(MemoryIndexError, match="embedded with hash-32, and the encoder is now hash-256"):
+        open_memory().search("tent", 1)
+
+
+def test_a_search_is_answered_while_all_is_embedded_anew_and_right_behind_it(
+    open_memory: OpenMemory, folder: Path
+) -> None:
+    class Asking(HashEncoder):
+        """Searches by another memory each time it embeds."""
+
+        def encode(self, texts: Sequence[str]) -> Vectors:
+            seen.append(found(reader, "parcels leave the warehouse"))
+            return super().encode(texts)
+
+    seen: list[list[str]] = []
+    new = HashEncoder(32)
+    reader = open_memory(encoder_named={"hash-32": new}.get)
+    reader.add_folder(folder)
+    writer = open_memory()
+    assert writer.rebuild(Asking(32)) == 4
+    assert seen == [["shipping.md > Shipping"]]
+    for filtered in (None, {"document": "shipping.md"}):
+        passages = reader.search("parcels leave the warehouse", 1, where=filtered)
+        assert [one.document for one in passages] == ["shipping.md"]
+        assert passages[0].score == pytest.approx(
+            float(
+                new.encode([f"{passages[0].heading}\n{passages[0].text}"])[0]
+                @ new.encode(["parcels leave the warehouse"])[0]
+            )
+        ), "query and passages are compared in the vectors of one encoder"
+
+
+def test_vectors_that_change_under_a_search_make_it_begin_again(open_memory: OpenMemory, folder: Path) -> None:
+    class Switching(HashEncoder):
+        """The first query it embeds, another memory embeds everything anew behind it."""
+
+        def encode(self, texts: Sequence[str]) -> Vectors:
+            vectors = super().encode(texts)
+            if texts == ["gas stoves"] and not done:
+                done.append(True)
+                writer.rebuild(new)
+            return vectors
+
+    class Opposite(HashEncoder):
+        """As long, and pointing the other way: taken for the other's, its vectors fit worst where they fit best."""
+
+        @property
+        def name(self) -> str:
+            return "opposite"
+
+        def encode(self, texts: Sequence[str]) -> Vectors:
+            return -super().encode(texts)
+
+    done: list[bool] = []
+    new = Opposite()
+    writer = open_memory()
+    writer.add_folder(folder)
+    reader = open_memory(Switching(), encoder_named={"opposite": new}.get)
+    best, *_ = reader.search("gas stoves", 1, where={"trust": "own"})
+    assert done == [True]
+    assert best.document == "stoves.txt"
+    assert best.score > 0
+
+
 HOLDER = """
 import sys, time
 from pathlib import Path

@@ -1,0 +1,327 @@
+"""What people said of answers, as queries with the passages that fit them and those that do not.
+
+Of a run whose answer people stand behind, the passages it cites fit what was asked and what was searched for; others
+that the run was shown do not, above all those that a corrected answer cited. The task decides which part a query is
+in, by a hash: what is held out stays held out, however much feedback comes. A passage nobody looked at is not known
+to be wrong; it is only taken for wrong where the search ranks it below those that are right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from agent.errors import DatasetError
+from agent.files import write_whole
+from agent.memory.fusion import alike
+from agent.memory.splitting import Chunk, chunk_id
+from agent.store import Store
+from agent.trajectory import Correction, Outcome, Trajectory
+from tools.context import Passage
+
+Part = Literal["train", "validation", "held_out"]
+
+HELD_OUT = 0.3
+"""Share of the tasks whose queries only the gate sees."""
+VALIDATION = 0.2
+"""Share of the others that the training is watched with."""
+MINED = 8
+"""Passages that the search found below the right ones, for each query, at most."""
+LEAST_RANK = 10
+"""Where the search finds none of the right passages, what it ranks above this is not taken for wrong."""
+FOUND = 40
+"""Passages looked at for that."""
+LEAST = 8
+"""Queries to train on; with fewer there is nothing to learn but these."""
+
+_PAIRS = "pairs"
+"""Stands for the document of passages that only a file of pairs knows."""
+_ORDER: tuple[Part, ...] = ("held_out", "validation", "train")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A query, and ids of passages."""
+
+    query: str
+    positives: tuple[str, ...]
+    """People stand behind these."""
+    negatives: tuple[str, ...]
+    """The hardest first."""
+    part: Part
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What is to be learnt, and what it will be measured with."""
+
+    judged: tuple[Judged, ...]
+    passages: Mapping[str, Chunk]
+    """Those that are named, by id; what the documents no longer hold is as the record or the file has it."""
+    hash: str
+    """Of all of that."""
+
+    def of(self, part: Part) -> tuple[Judged, ...]:
+        return tuple(one for one in self.judged if one.part == part)
+
+
+Chunks = Callable[[Sequence[str]], Mapping[str, Chunk]]
+"""The chunks of these ids that the documents hold."""
+Search = Callable[[str, int], Sequence[Passage]]
+
+
+def gather(
+    store: Store,
+    chunks: Chunks,
+    *,
+    pairs: Path | None = None,
+    known: Iterable[Chunk] = (),
+    search: Search | None = None,
+) -> Lessons:
+    """All that the feedback in the store teaches, and a file of pairs. Raises DatasetError where that is too little.
+
+    A passage of the file that says what a chunk of `known` says is that chunk. With `search` further negatives are
+    taken from what it finds.
+    """
+    book = _Book(chunks)
+    for trajectory, fixes, accepted in _judged_runs(store):
+        for index, cited in _answers(trajectory, fixes, accepted):
+            book.take_run(trajectory, index, cited)
+    if pairs is not None:
+        book.take_pairs(pairs, known)
+    judged = tuple(book.judged())
+    if not judged:
+        raise DatasetError(
+            "there is no feedback to tune the encoder with: no answer that cites passages was accepted or corrected; "
+            "accept or correct such answers (`ratchet rate`, `ratchet correct --cite`), or give --pairs FILE"
+        )
+    short = {part: sum(one.part == part for one in judged) for part in _ORDER}
+    if short["train"] < LEAST or not short["validation"] or not short["held_out"]:
+        raise DatasetError(
+            f"{len(judged)} queries with right passages are too few to tune the encoder: {short['train']} to train on, "
+            f"{short['validation']} to watch it with and {short['held_out']} held out; expected at least {LEAST}, 1 "
+            "and 1: accept or correct more answers that cite passages"
+        )
+    if search is not None:
+        judged = tuple(_mined(one, book.passages, search) for one in judged)
+    named = {id for one in judged for id in (*one.positives, *one.negatives)}
+    passages = {id: book.passages[id] for id in sorted(named)}
+    return Lessons(judged, passages, _hash(judged, passages))
+
+
+def part_of(group: str) -> Part:
+    """The part that everything of a group is in; the same one always."""
+    share = int(hashlib.sha256(group.encode()).hexdigest()[:8], 16) / 2**32
+    if share < HELD_OUT:
+        return "held_out"
+    return "validation" if share < HELD_OUT + (1 - HELD_OUT) * VALIDATION else "train"
+
+
+def write_lessons(lessons: Lessons, datasets: Path, *, created_at: str) -> Path:
+    """Keep lessons as `encoder-<hash>`; the same ones are written once."""
+    folder = datasets / f"encoder-{lessons.hash[:16]}"
+    if (folder / "manifest.json").is_file():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "queries.jsonl", _lines(asdict(one) for one in lessons.judged))
+    write_whole(folder / "passages.jsonl", _lines(asdict(one) for one in lessons.passages.values()))
+    counts = {part: len(lessons.of(part)) for part in _ORDER}
+    manifest = {"version": 1, "hash": lessons.hash, "created_at": created_at, "queries": counts}
+    # The manifest goes last: its presence tells a reader that the dataset is whole.
+    write_whole(folder / "manifest.json", json.dumps(manifest, indent=1))
+    return folder
+
+
+def read_lessons(folder: Path) -> Lessons:
+    """What `write_lessons` wrote. Raises DatasetError where it is broken."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["version"] != 1:
+            raise ValueError(f"version {manifest['version']}, this code reads 1")
+        judged = tuple(
+            Judged(**{**row, "positives": tuple(row["positives"]), "negatives": tuple(row["negatives"])})
+            for row in _rows(folder / "queries.jsonl")
+        )
+        passages = {row["id"]: Chunk(**row) for row in _rows(folder / "passages.jsonl")}
+        if _hash(judged, passages) != manifest["hash"]:
+            raise ValueError("its hash differs")
+    except (OSError, ValueError, KeyError, TypeError) as fault:
+        raise DatasetError(f"dataset {folder} cannot be read ({fault}); tune the encoder again") from fault
+    return Lessons(judged, passages, manifest["hash"])
+
+
+class _Book:
+    """Queries as they come; those that are the same but for case and spaces are one."""
+
+    def __init__(self, chunks: Chunks) -> None:
+        self.passages: dict[str, Chunk] = {}
+        self._chunks = chunks
+        self._queries: dict[str, str] = {}
+        self._positives: dict[str, dict[str, None]] = {}
+        self._negatives: dict[str, dict[str, None]] = {}
+        self._parts: dict[str, set[Part]] = {}
+
+    def take_run(self, trajectory: Trajectory, index: int, cited: Sequence[int]) -> None:
+        """What the answer at a step says of the passages shown before it."""
+        steps = trajectory.steps[:index]
+        shown = {passage.label: passage for step in steps for passage in step.passages}
+        right = [shown[label] for label in cited if label in shown]
+        if not right:
+            return
+        call = trajectory.steps[index].call
+        withdrawn = (call.arguments.get("citations") or ()) if call is not None else ()
+        wrong = [shown[label] for label in withdrawn if label in shown] + list(shown.values())
+        positives = [id for passage in right for id in self._ids(passage)]
+        negatives = [id for passage in wrong for id in self._ids(passage)]
+        asked = [
+            str(step.call.arguments.get("query", ""))
+            for step in steps
+            if step.call is not None and step.call.name == "search_knowledge"
+        ]
+        for query in (trajectory.task.text, *asked):
+            self._note(query, positives, negatives, part_of(_plain(trajectory.task.text)))
+
+    def take_pairs(self, path: Path, known: Iterable[Chunk]) -> None:
+        """A file of labelled pairs, one JSON object a line."""
+        held: dict[str, Chunk] = {}
+        for chunk in known:
+            held.setdefault(_plain(chunk.text), chunk)
+            held.setdefault(_plain(chunk.embedded_text), chunk)
+        for query, positive, negatives in _pairs(path):
+            ids = []
+            for text in (positive, *negatives):
+                chunk = held.get(_plain(text)) or Chunk(chunk_id(_PAIRS, "", text), _PAIRS, "", 0, text)
+                self.passages[chunk.id] = chunk
+                ids.append(chunk.id)
+            self._note(query, ids[:1], ids[1:], part_of(_plain(query)))
+
+    def judged(self) -> Iterator[Judged]:
+        for key, query in self._queries.items():
+            right = tuple(self._positives[key])
+            wrong = tuple(
+                id
+                for id in self._negatives[key]
+                if id not in self._positives[key] and not _like(self.passages[id], right, self.passages)
+            )
+            yield Judged(query, right, wrong, next(part for part in _ORDER if part in self._parts[key]))
+
+    def _note(self, query: str, positives: Sequence[str], negatives: Sequence[str], part: Part) -> None:
+        key = _plain(query)
+        if not key:
+            return
+        self._queries.setdefault(key, query.strip())
+        self._positives.setdefault(key, {}).update(dict.fromkeys(positives))
+        self._negatives.setdefault(key, {}).update(dict.fromkeys(negatives))
+        self._parts.setdefault(key, set()).add(part)
+
+    def _ids(self, passage: Passage) -> Sequence[str]:
+        """The chunks that a passage was made of, or itself where the documents hold none of them now."""
+        ids = passage.id.split("+")
+        found = {id: chunk for id, chunk in self._chunks(ids).items() if id not in self.passages}
+        self.passages.update(found)
+        there = [id for id in ids if id in self.passages]
+        if there:
+            return there
+        kept = Chunk(passage.id, passage.document, passage.heading, 0, passage.text)
+        self.passages.setdefault(passage.id, kept)
+        return [passage.id]
+
+
+def _judged_runs(store: Store) -> Iterator[tuple[Trajectory, dict[int, Correction], bool]]:
+    """Runs with feedback, oldest first: their newest corrections, and whether the newest rating is up."""
+    verdicts = {rating.run: rating.verdict for rating in store.ratings()}
+    corrections: dict[str, dict[int, Correction]] = {}
+    for correction in store.corrections():
+        corrections.setdefault(correction.run, {})[correction.step] = correction
+    judged = {*verdicts, *corrections}
+    for trajectory in store.trajectories(one.id for one in reversed(store.runs(limit=None)) if one.id in judged):
+        yield trajectory, corrections.get(trajectory.id, {}), verdicts.get(trajectory.id) == "up"
+
+
+def _answers(
+    trajectory: Trajectory, fixes: Mapping[int, Correction], accepted: bool
+) -> Iterator[tuple[int, Sequence[int]]]:
+    """The steps that answer and that people stand behind, each with the labels it cites."""
+    for index, fix in sorted(fixes.items()):
+        cited = fix.call.arguments.get("citations")
+        if cited and index < len(trajectory.steps):
+            yield index, cited
+    # What followed a corrected step is stale.
+    if accepted and not fixes and trajectory.outcome is Outcome.ANSWERED and trajectory.steps:
+        last = trajectory.steps[-1].call
+        if last is not None and last.arguments.get("citations"):
+            yield len(trajectory.steps) - 1, last.arguments["citations"]
+
+
+def _mined(one: Judged, passages: dict[str, Chunk], search: Search) -> Judged:
+    """With what the search ranks below the right passages as further negatives."""
+    found = search(one.query, FOUND)
+    places = [place for place, passage in enumerate(found) if passage.id in one.positives]
+    begin = places[-1] + 1 if places else LEAST_RANK
+    fresh = []
+    for passage in found[begin:]:
+        chunk = Chunk(passage.id, passage.document, passage.heading, 0, passage.text)
+        if passage.id not in one.negatives and not _like(chunk, one.positives, passages):
+            passages.setdefault(passage.id, chunk)
+            fresh.append(passage.id)
+    return replace(one, negatives=(*one.negatives, *fresh[:MINED]))
+
+
+def _like(chunk: Chunk, positives: Iterable[str], passages: Mapping[str, Chunk]) -> bool:
+    return any(
+        alike(text, other)
+        for id in positives
+        for text, other in ((chunk.text, passages[id].text), (chunk.embedded_text, passages[id].embedded_text))
+    )
+
+
+def _pairs(path: Path) -> Iterator[tuple[str, str, Sequence[str]]]:
+    """Query, positive and negatives of each line. Raises DatasetError, which names the line."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as fault:
+        raise DatasetError(f"the pairs in {path} cannot be read ({fault}); expected a file of JSON lines") from fault
+    expected = 'expected {"query": "...", "positive": "...", "negatives": ["..."]}'
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as fault:
+            raise DatasetError(f"{path}, line {number} is no JSON ({fault}); {expected}") from fault
+        texts = _texts(row)
+        if texts is None:
+            raise DatasetError(f"{path}, line {number} is {line[:80]!r}; {expected}")
+        yield texts[0], texts[1], texts[2:]
+
+
+def _texts(row: Any) -> list[str] | None:
+    """Query, positive and negatives behind each other; None where something is missing, empty or too much."""
+    if not isinstance(row, dict) or not {"query", "positive"} <= row.keys() <= {"query", "positive", "negatives"}:
+        return None
+    negatives = row.get("negatives", [])
+    texts = [row["query"], row["positive"], *(negatives if isinstance(negatives, list) else [None])]
+    return texts if all(isinstance(text, str) and text.strip() for text in texts) else None
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def _hash(judged: Sequence[Judged], passages: Mapping[str, Chunk]) -> str:
+    digest = hashlib.sha256(_lines(asdict(one) for one in judged).encode())
+    digest.update(_lines(asdict(passages[id]) for id in sorted(passages)).encode())
+    return digest.hexdigest()
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    # Not `splitlines`: a text may hold other ends of lines, which JSON leaves as they are.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
