@@ -51,6 +51,25 @@ class ToolSpec:
     quoted: str | None = None
     """Name of the argument, a text, that is made of whole sentences that tools said."""
 
+    @property
+    def choices(self) -> dict[str, tuple[str, ...]]:
+        """The texts to choose from, of each argument that is a choice among texts."""
+        named = {name: schema.get("enum", ()) for name, schema in self.parameters.get("properties", {}).items()}
+        return {
+            name: tuple(values)
+            for name, values in named.items()
+            if values and all(isinstance(value, str) for value in values)
+        }
+
+
+def chosen(call: ToolCall, tools: Sequence[ToolSpec]) -> tuple[tuple[str, str], ...]:
+    """What a call chose: name and value of each argument that is a choice among texts, in the schema's order.
+
+    Empty where the tool is none of these. A value that is no longer among the choices is left out.
+    """
+    choices = next((tool.choices for tool in tools if tool.name == call.name), {})
+    return tuple((name, call.arguments[name]) for name, values in choices.items() if call.arguments.get(name) in values)
+
 
 @dataclass(frozen=True)
 class StepShape:

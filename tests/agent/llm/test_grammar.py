@@ -20,6 +20,7 @@ from agent.llm.grammar import (
     ToolSpec,
     call_grammar,
     canonical,
+    chosen,
     identifiers,
     integer_pattern,
     parse_step,
@@ -417,3 +418,18 @@ def test_equal_parts_share_one_rule() -> None:
     }
     tools = tuple(ToolSpec(name, "", order) for name in ("see", "stop", "send"))
     assert step_grammar(StepShape(tools)).count("[0-9]{5}") == 1
+
+
+def test_choices_are_what_a_call_chose_among_texts() -> None:
+    properties = {
+        "desk": {"enum": ["cards", "cash"]},
+        "note": {"type": "string"},
+        "urgency": {"enum": [1, 2]},
+        "tone": {"enum": ["warm", "plain"]},
+    }
+    tool = ToolSpec("route", "Route.", {"type": "object", "properties": properties})
+    assert tool.choices == {"desk": ("cards", "cash"), "tone": ("warm", "plain")}
+    call = ToolCall("route", {"tone": "plain", "note": "cards", "urgency": 1, "desk": "cards"})
+    assert chosen(call, [tool]) == (("desk", "cards"), ("tone", "plain"))
+    assert chosen(ToolCall("route", {"desk": "loans", "tone": "warm"}), [tool]) == (("tone", "warm"),)
+    assert chosen(ToolCall("other", {"desk": "cards"}), [tool]) == ()
