@@ -275,7 +275,12 @@ class Runtime:
         chosen = self.project.settings.memory
         if not chosen.recall:
             return ()
-        found = self.recall.search(task.text, chosen.recall, leave_out=task.id, same_wording=same_wording)
+        tools = self.frame().tools
+        found = self.recall.search(task.text, chosen.recall, tools=tools, leave_out=task.id, same_wording=same_wording)
+        if chosen.recall_as == "odds":
+            return tuple(replace(one, shown=False) for one in found)
+        if chosen.recall_as == "text":
+            found = tuple(replace(one, share=0.0) for one in found)
         return capped(found, chosen.recall_tokens, self._token_counter)
 
     def recall_version(self) -> int:

@@ -173,6 +173,13 @@ class Recalled:
     plan: tuple[str, ...] = ()
     run: str = ""
     """Where it comes from; empty in records from before this was kept. The model is not shown it."""
+    choices: tuple[tuple[str, str], ...] = ()
+    """Name and value of each argument of the call that is a choice among texts."""
+    share: float = 0.0
+    """How likely memory takes the task to begin so, 0 to 1: what the model's own odds are multiplied with. 0 where
+    memory only shows."""
+    shown: bool = True
+    """Whether the prompt has it."""
 
 
 @dataclass(frozen=True)
@@ -368,5 +375,8 @@ def _grounding_from_dict(data: Mapping[str, Any] | None) -> Grounding | None:
 
 def _provenance_from_dict(data: Mapping[str, Any]) -> Provenance:
     # Records from before there was recall have none.
-    recalled = tuple(Recalled(**{**one, "plan": tuple(one["plan"])}) for one in data.get("recalled", ()))
+    recalled = tuple(
+        Recalled(**{**one, "plan": tuple(one["plan"]), "choices": tuple(map(tuple, one.get("choices", ())))})
+        for one in data.get("recalled", ())
+    )
     return Provenance(**{**data, "recalled": recalled})

@@ -5,7 +5,8 @@ accuracy on messages it has not seen, for several N. From the checkout:
 
     python examples/routing.py --train TRAIN.csv --test TEST.csv
 
-Without a test file, a part of the training file is kept apart. Weights alone: no memory of examples is used.
+Without a test file, a part of the training file is kept apart. It goes by the weights alone; with `--by memory` by what
+the log recalls of the reviewed runs, before anything is tuned; with `--by both` by both, the encoder being tuned too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import csv
 import json
 import random
+import re
 import shutil
 import sys
 import time
@@ -23,11 +25,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from agent.errors import RatchetError, TaskError
+from agent.errors import DatasetError, NotBetterError, RatchetError, TaskError
 from agent.loop import Unrecorded, timestamp
 from agent.runtime import Runtime
 from agent.settings import find_project
 from agent.trajectory import Correction, Rating, Task, ToolCall, Trajectory
+from tuner.encoder_tuning import promote_encoder, tune_encoder
 from tuner.evaluate import wilson
 from tuner.pipeline import tune
 from tuner.train import Progress
@@ -59,6 +62,9 @@ def load_tools(context):
     ]
 """
 
+MOST_RECALLED = 20
+"""Desks that memory gives odds for; the others share what is left."""
+
 SETTINGS = """
 [agent]
 instructions = "Route the customer's message to the one desk that handles it."
@@ -72,6 +78,7 @@ enabled = ["route"]
 
 [memory]
 recall = 0
+recall_as = "odds"
 
 [privacy]
 scrub = false
@@ -100,6 +107,8 @@ class Result:
     corrections: int
     """Runs that were reviewed: wrong ones corrected, right ones accepted."""
     seed: int
+    by: str
+    """`weights`, `memory` or `both`."""
     tasks: int
     accuracy: float
     low: float
@@ -118,10 +127,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     if args.out:
         args.out.write_text(json.dumps([asdict(one) for one in results], indent=1), encoding="utf-8")
-    print("| reviewed runs | seed | accuracy | 95 % interval | tuning, minutes |\n|---|---|---|---|---|")
+    print("| reviewed runs | seed | by | accuracy | 95 % interval | tuning, minutes |\n|---|---|---|---|---|---|")
     for one in results:
         shown = f"{one.accuracy:.1%} | {one.low:.1%} to {one.high:.1%} | {one.tuning_seconds / 60:.1f}"
-        print(f"| {one.corrections} | {one.seed} | {shown} |")
+        print(f"| {one.corrections} | {one.seed} | {one.by} | {shown} |")
     return 0
 
 
@@ -139,8 +148,7 @@ def study(args: argparse.Namespace) -> list[Result]:
     results = []
     for count in args.reviewed:
         for seed in args.seeds if count == max(args.reviewed) and count else args.seeds[:1]:
-            results.append(measure(args, train, sample, desks, count, seed))
-            _say(f"{count} reviewed runs, seed {seed}: {results[-1].accuracy:.1%}")
+            results += measure(args, train, sample, desks, count, seed)
     return results
 
 
@@ -151,23 +159,59 @@ def measure(
     desks: list[str],
     count: int,
     seed: int,
-) -> Result:
+) -> list[Result]:
     """One turn of the loop from the base, in a home of its own."""
     folder = args.home / f"{count}-{seed}"
     _make_project(folder, desks, args.epochs, seed, args.home.parent / "models")
-    with Runtime(find_project(folder, {}), progress=_say) as runtime:
-        adapter, seconds = None, 0.0
-        if count:
-            chosen = spread(train, count, seed)
-            review(runtime, chosen)
-            made = tune(runtime, on_progress=_Printer(), say=_say)
-            adapter, seconds = made.adapter.id, made.trained.seconds
+    results, adapter, seconds = [], None, 0.0
+
+    def ask(runtime: Runtime, by: str) -> None:
         started = time.perf_counter()
         runs = _run_all(runtime, test, adapter)
         each = (time.perf_counter() - started) / len(test)
         right = sum(_desk(run) == message.desk for run, message in zip(runs, test, strict=True))
-    found = wilson(right, len(test))
-    return Result(count, seed, len(test), found.mean, found.low, found.high, seconds, each)
+        found = wilson(right, len(test))
+        results.append(Result(count, seed, by, len(test), found.mean, found.low, found.high, seconds, each))
+        _say(f"{count} reviewed runs, seed {seed}, by {by}: {found.mean:.1%}")
+
+    with _opened(folder) as runtime:
+        if not count:
+            ask(runtime, "weights")
+            return results
+        review(runtime, spread(train, count, seed))
+    if "memory" in args.by:
+        with _opened(folder, MOST_RECALLED) as runtime:
+            ask(runtime, "memory")
+    if {"weights", "both"} & set(args.by):
+        with _opened(folder) as runtime:
+            made = tune(runtime, on_progress=_Printer(), say=_say)
+            adapter, seconds = made.adapter.id, made.trained.seconds
+            if "weights" in args.by:
+                ask(runtime, "weights")
+    if "both" in args.by:
+        with _opened(folder, MOST_RECALLED) as runtime:
+            seconds += _tune_encoder(runtime)
+            ask(runtime, "both")
+    return results
+
+
+def _opened(folder: Path, recall: int = 0) -> Runtime:
+    """The project, with so many of the desks that memory finds likeliest weighing in."""
+    settings = re.sub(r"(?m)^recall = \d+$", f"recall = {recall}", (folder / "ratchet.toml").read_text("utf-8"))
+    (folder / "ratchet.toml").write_text(settings, encoding="utf-8")
+    return Runtime(find_project(folder, {}), progress=_say)
+
+
+def _tune_encoder(runtime: Runtime) -> float:
+    """Tune what the memory compares messages with, and serve it if it is better. Returns the seconds of training."""
+    try:
+        made = tune_encoder(runtime, say=_say)
+    except (DatasetError, NotBetterError) as fault:
+        _say(f"the encoder stays as it is: {fault}")
+        return 0.0
+    for reason in promote_encoder(runtime, made.adapter.id).decision.reasons:
+        _say(f"  {reason}")
+    return made.trained.seconds
 
 
 def review(runtime: Runtime, messages: Sequence[Message]) -> None:
@@ -313,6 +357,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--seeds", type=int, nargs="+", default=[0, 1, 2], help="for the largest number; else the first"
     )
     parser.add_argument("--test-size", type=int, default=500, help="test messages, drawn once")
+    parser.add_argument("--by", nargs="+", choices=("weights", "memory", "both"), default=["weights"])
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--home", type=Path, default=Path(".ratchet/routing"), help="where the runs are kept")
     parser.add_argument("--out", type=Path, help="write the results as JSON")

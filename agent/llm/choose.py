@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from agent.llm.lean import LeanPass
+    from agent.llm.prior import Prior
     from agent.llm.session import Session
 
 _GRAMMARS = 256
@@ -88,6 +89,8 @@ class Chooser:
         if self._lean is not None and made_of is not None:
             with torch.inference_mode():
                 scores = self._lean.refine(scores, choices, made_of)
+        if request.prior is not None and allowed is not None and len(allowed) > 1:
+            scores = self._expecting(session, request.prior, allowed, scores)
         if request.temperature <= 0 or len(scores) == 1:
             place = int(scores.argmax())
         else:
@@ -100,6 +103,17 @@ class Chooser:
                 weights = torch.zeros_like(weights).scatter(0, order, ordered)
             place = int(torch.multinomial(weights, 1, generator=session.generator))
         return place if choices is None else int(choices[place])
+
+    def _expecting(self, session: Session, prior: Prior, allowed: np.ndarray, scores: torch.Tensor) -> torch.Tensor:
+        """The scores of the admitted ids, with what memory expects of them added."""
+        import torch
+
+        tokenizer = self._tokenizers[session.request.end]
+        begun = prior.ahead(tokenizer.decode_bytes(session.said))
+        if begun is None:
+            return scores
+        odds = prior.log_odds(begun, [tokenizer.decode_bytes([id]) for id in allowed.tolist()])
+        return scores + torch.from_numpy(odds).to(scores)
 
     def _allowed(self, session: Session, size: int) -> np.ndarray | None:
         """The ids the grammar admits next, of `size` in all; None for all."""

@@ -31,6 +31,7 @@ from agent.llm.grammar import ToolSpec, call_grammar, canonical, parse_step, ste
 from agent.llm.guess import KEYS
 from agent.llm.messages import from_langchain
 from agent.llm.overflow import fitted, prompt_limit
+from agent.llm.prior import prior_of
 from agent.llm.render import Frame, Message, Renderer, messages, step_message
 from agent.llm.session import Generation, Request
 from agent.llm.stepper import Proposal
@@ -144,6 +145,7 @@ class LocalModel(BaseChatModel):
             adapter=self.adapter,
             on_tokens=spoken.hear if on_text is not None else None,
             max_seconds=max_seconds,
+            prior=prior_of(trajectory.provenance.recalled) if not trajectory.steps else None,
         )
         try:
             made = self.engine.generate(request, cancelled)

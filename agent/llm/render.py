@@ -23,7 +23,7 @@ from agent.trajectory import Recalled, Step, Task, Trajectory
 _KEPT = 1024
 """Bodies whose ids are kept."""
 
-PROMPT_VERSION = "3"
+PROMPT_VERSION = "4"
 """Another one wherever a run could be rendered otherwise than before, as when the rules of `overflow` change."""
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -95,9 +95,9 @@ def system_text(frame: Frame) -> str:
 def task_text(task: Task, recalled: Sequence[Recalled] = ()) -> str:
     """The task as its message: what is known of the sender, how tasks like it began, then what was asked."""
     facts = "".join(f"{name}: {value}\n" for name, value in task.facts.items())
-    if not recalled:
+    lines = "".join(recalled_text(one) for one in recalled if one.shown)
+    if not lines:
         return f"{facts}{task.text}"
-    lines = "".join(map(recalled_text, recalled))
     return f"{facts}Tasks like this began:\n{lines}Now: {task.text}"
 
 
@@ -108,7 +108,8 @@ def recalled_text(one: Recalled) -> str:
 
 def beginning_text(one: Recalled) -> str:
     """How a recalled task began, in one line."""
-    return f"{one.tool} ({'; '.join(one.plan)})" if one.plan else one.tool
+    chosen = "".join(f" {name}={canonical(value)}" for name, value in one.choices)
+    return f"{one.tool}{chosen} ({'; '.join(one.plan)})" if one.plan else f"{one.tool}{chosen}"
 
 
 def observation_text(step: Step) -> str:

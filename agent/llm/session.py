@@ -14,6 +14,8 @@ from agent.llm.prefix import Entry, common_prefix
 if TYPE_CHECKING:
     import torch
 
+    from agent.llm.prior import Prior
+
 End = Literal["stop", "length", "late", "cancelled"]
 """Why a generation ended: it was whole or its listener had enough; no more tokens were allowed; its time was over; it
 was called off."""
@@ -45,6 +47,8 @@ class Request:
     """Whether to take down how likely each id was."""
     on_logits: Callable[[torch.Tensor], None] | None = None
     """Called from the worker with the logits [V] behind what was said so far, at each choice."""
+    prior: Prior | None = None
+    """Multiplies the odds of what a grammar admits, before temperature and `top_p`."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Recalls solved tasks: the first steps, backed by people, of the tasks most like a new one.
 
 What a reviewer accepts or corrects helps from the next run on, before any tuning. A regression from texts to
-beginnings says which ones are likely, and each is shown by the task most like the new one. The store is the truth;
+beginnings says which ones are likely, and each is shown by the task most like the new one, with its share. A beginning
+is a call with its plan and what it chose of what the tool lets it choose from; the names of such choices are examples
+of them as well, as soon as one task has taken them. The store is the truth;
 here lie only vectors of it in memory, brought up to date before each search. Texts are compared, and shown, without
 their numbers: which order was meant says nothing of how to go about it. What a correction says that belongs in the
 documents, or was taken back by a newer one, is not shown. Safe to call from several threads.
@@ -11,11 +13,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from agent.judged import judged_runs, origin, rulings
+from agent.llm.grammar import ToolSpec, chosen
 from agent.llm.render import recalled_text
 from agent.memory.cases import Case, asked_the_same, case_of, superseded
 from agent.memory.encoder import Encoder, Vectors
@@ -23,16 +27,21 @@ from agent.memory.regression import LabelRegression
 from agent.memory.splitting import TokenCounter
 from agent.memory.wording import SAME_SCORE, plain
 from agent.store import Store
-from agent.trajectory import Recalled, Trajectory
+from agent.trajectory import Recalled, ToolCall, Trajectory
 
 MOST = 2000
 """Solved tasks that are searched: the newest."""
+
+Embed = Callable[[Sequence[str]], Vectors]
+Choices = tuple[tuple[Any, ...], ...]
 
 
 @dataclass(frozen=True)
 class _Known:
     task: str
+    call: ToolCall
     shown: Recalled
+    """Without its choices, which are the tools' to say, and its share."""
     vector: Vectors
     case: Case
     source: str | None
@@ -42,13 +51,18 @@ class _Known:
 class _Fitted:
     """What is known, ready to be searched."""
 
-    def __init__(self, known: Sequence[_Known]) -> None:
+    def __init__(self, known: Sequence[_Known], tools: Sequence[ToolSpec], embed: Embed) -> None:
         self.known = known
         if not known:
             return
         self.matrix = np.stack([one.vector for one in known])
-        self.labels = [str((one.shown.tool, one.shown.plan)) for one in known]
-        self.regression = LabelRegression(self.matrix, self.labels)
+        self.shown = [replace(one.shown, choices=chosen(one.call, tools)) for one in known]
+        self.labels = [str((one.tool, one.choices, one.plan)) for one in self.shown]
+        named = {
+            label: choice_name(one.choices) for label, one in zip(self.labels, self.shown, strict=True) if one.choices
+        }
+        vectors = [self.matrix, *([embed(list(named.values()))] if named else [])]
+        self.regression = LabelRegression(np.concatenate(vectors), [*self.labels, *named], texts=len(known))
 
 
 class Recall:
@@ -62,7 +76,8 @@ class Recall:
         self._seen = 0
         self._known: dict[str, _Known] = {}
         """By run, in the order in which they were last judged."""
-        self._fitted: _Fitted | None = None
+        self._fitted: tuple[Choices, _Fitted] | None = None
+        """With what could be chosen."""
 
     @property
     def version(self) -> int:
@@ -70,10 +85,17 @@ class Recall:
         return self._store.feedback_count()
 
     def search(
-        self, text: str, k: int, *, leave_out: str | None = None, same_wording: bool = True
+        self,
+        text: str,
+        k: int,
+        *,
+        tools: Sequence[ToolSpec] = (),
+        leave_out: str | None = None,
+        same_wording: bool = True,
     ) -> tuple[Recalled, ...]:
         """The `k` likeliest beginnings, each with the task most like `text` that began so; the likeliest last.
 
+        `tools` say which arguments are choices: calls that chose otherwise are other beginnings.
         `leave_out` is the id of a task that is not to be found; without `same_wording`, neither are those that
         say just the same: so that a model trained on the result learns to choose and not to copy.
         """
@@ -81,9 +103,10 @@ class Recall:
             self._refresh()
             if not self._known:
                 return ()
-            if self._fitted is None:
-                self._fitted = _Fitted(self._counting())
-            fitted = self._fitted
+            choices = tuple((tool.name, *tool.choices.items()) for tool in tools)
+            if self._fitted is None or self._fitted[0] != choices:
+                self._fitted = choices, _Fitted(self._counting(), tools, lambda texts: self._encoder().encode(texts))
+            fitted = self._fitted[1]
         if not fitted.known:
             return ()
         vector = self._encoder().encode([plain(text)])[0]
@@ -94,12 +117,16 @@ class Recall:
             if one.task == leave_out or (not same_wording and alike[place] >= SAME_SCORE)
         }
         scores = fitted.regression.scores(vector, without=sorted(hidden))
+        closest = max((float(cosine) for place, cosine in enumerate(alike) if place not in hidden), default=-1.0)
+        shares = dict(zip(fitted.regression.names, fitted.regression.shares(scores, closest).tolist(), strict=True))
         nearest: dict[str, int] = {}
         for place in np.argsort(-alike, kind="stable"):
             if place not in hidden:
                 nearest.setdefault(fitted.labels[place], int(place))
         ranked = [name for _, name in sorted(zip(-scores, fitted.regression.names, strict=True)) if name in nearest]
-        return tuple(fitted.known[nearest[name]].shown for name in reversed(ranked[:k]))
+        return tuple(
+            replace(fitted.shown[nearest[name]], share=round(shares[name], 4)) for name in reversed(ranked[:k])
+        )
 
     def _refresh(self) -> None:
         """Look at the runs that were judged or forgotten since the last time."""
@@ -108,7 +135,7 @@ class Recall:
             return
         for run in self._store.forgotten_since(self._seen):
             self._known.pop(run, None)
-        fresh: list[tuple[Trajectory, Recalled, Case, str | None]] = []
+        fresh: list[tuple[Trajectory, ToolCall, Recalled, Case, str | None]] = []
         for judged in judged_runs(self._store, runs):
             trajectory = judged.trajectory
             self._known.pop(trajectory.id, None)
@@ -118,10 +145,10 @@ class Recall:
             correction = judged.corrections.get(0)
             source = origin(self._store, trajectory, 0) if correction is None else correction.id
             shown = Recalled(plain(trajectory.task.text), step.call.name, step.plan, trajectory.id)
-            fresh.append((trajectory, shown, case_of(trajectory, 0, step, correction), source))
-        vectors = self._encoder().encode([shown.text for _, shown, _, _ in fresh]) if fresh else ()
-        for (trajectory, shown, case, source), vector in zip(fresh, vectors, strict=True):
-            self._known[trajectory.id] = _Known(trajectory.task.id, shown, vector, case, source)
+            fresh.append((trajectory, step.call, shown, case_of(trajectory, 0, step, correction), source))
+        vectors = self._encoder().encode([shown.text for _, _, shown, _, _ in fresh]) if fresh else ()
+        for (trajectory, call, shown, case, source), vector in zip(fresh, vectors, strict=True):
+            self._known[trajectory.id] = _Known(trajectory.task.id, call, shown, vector, case, source)
         while len(self._known) > MOST:
             del self._known[next(iter(self._known))]
         self._seen, self._fitted = newest, None
@@ -140,6 +167,11 @@ class Recall:
             same = asked_the_same([case.wording for case in cases], matrix @ matrix.T, SAME_SCORE)
             held |= superseded(cases, same).keys()
         return [one for one in self._known.values() if one.source not in held]
+
+
+def choice_name(choices: Sequence[tuple[str, str]]) -> str:
+    """What was chosen, as words."""
+    return ", ".join(value.replace("_", " ") for _, value in choices)
 
 
 def capped(found: Sequence[Recalled], most: int, count: Callable[[], TokenCounter]) -> tuple[Recalled, ...]:

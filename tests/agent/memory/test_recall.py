@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from agent.llm.grammar import ToolSpec
+from agent.llm.render import beginning_text
 from agent.memory.encoder import HashEncoder
 from agent.memory.recall import Recall, capped
 from agent.memory.wording import MAX_TEXT, plain
@@ -151,6 +153,25 @@ def test_the_same_beginning_is_shown_once(store: Store) -> None:
         done(store, f"r{number}", f"where is parcel {number}00", "track")
         rate(store, f"r{number}", "up")
     assert len(recall_of(store).search("where is parcel 999", 3)) == 1
+
+
+def test_what_a_call_chose_makes_it_another_beginning_and_is_told(store: Store) -> None:
+    desks = {"desk": {"enum": ["lost_card", "cash"]}, "note": {"type": "string"}}
+    tools = [ToolSpec("route", "Route.", {"type": "object", "properties": desks})]
+    for number in range(12):
+        run, text = f"r{number}", f"my card is {'lost' if number % 2 else 'empty'} {'very ' * number}"
+        call = ToolCall("route", {"desk": "lost_card" if number % 2 else "cash", "note": f"n{number}"})
+        store.begin(Trajectory(run, Task(f"t-{run}", text), Provenance(), NOW))
+        store.intend(run, 0, Step(call))
+        store.add_step(run, 0, Step(call))
+        store.end(run, Outcome.ANSWERED, NOW)
+        rate(store, run, "up")
+    recall = recall_of(store)
+    assert [one.choices for one in recall.search("my card is lost", 3)] == [()]
+    other, likeliest = recall.search("my card is lost", 3, tools=tools)
+    assert (likeliest.choices, other.choices) == ((("desk", "lost_card"),), (("desk", "cash"),))
+    assert 1 > likeliest.share > 0.5 > other.share
+    assert beginning_text(likeliest) == 'route desk="lost_card"'
 
 
 def test_without_feedback_the_encoder_is_not_asked_for(store: Store) -> None:
