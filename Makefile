@@ -8,7 +8,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check lint bench bench-desk bench-banking77 bench-tuning bench-inference bench-retrieval bench-grounding docs lock clean
+.PHONY: help setup demo test check lint bench bench-desk bench-banking77 bench-tuning bench-inference bench-retrieval bench-grounding bench-memory docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | while IFS='|' read -r target text; do \
@@ -47,7 +47,7 @@ test: lint ## lint and every test, those with the real model too
 check: lint ## lint and the fast tests
 	$(PY) -m pytest -m "not slow"
 
-bench: bench-desk bench-banking77 bench-tuning bench-inference bench-retrieval bench-grounding ## every benchmark (hours); writes docs/results
+bench: bench-desk bench-banking77 bench-tuning bench-inference bench-retrieval bench-grounding bench-memory ## every benchmark (hours); writes docs/results
 
 bench-desk: $(READY) ## the whole demo desk, all tickets
 	$(PY) -m tests.bench.desk
@@ -57,6 +57,9 @@ bench-banking77: $(READY) ## routing real messages; asks for the data under ../s
 
 bench-grounding: $(READY) ## answers from documents, given and refused; asks for the data under ../shared/data
 	$(PY) -m tests.bench.grounding --model 60
+
+bench-memory: $(READY) ## corrections counted by memory, by weights and by both; asks for the data under ../shared/data
+	$(PY) -m tests.bench.memory
 
 PEERS := .ratchet/bench-peers
 

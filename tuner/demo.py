@@ -153,7 +153,7 @@ def turn(project: Project, command: Callable[[Path], Command], plan: Plan, watch
     tickets = load_tickets(project.folder / "tickets" / "train.jsonl")
     runtime = Runtime(project, progress=watcher.say)
     try:
-        _build_database(runtime)
+        build_database(runtime)
         watcher.stage("Documents")
         for folder in project.settings.memory.folders:
             report = runtime.memory.add_folder(project.resolve(folder))
@@ -263,7 +263,7 @@ def _review(runtime: Runtime, command: Command, tickets: Sequence[SuiteTask], al
     return review
 
 
-def _build_database(runtime: Runtime) -> None:
+def build_database(runtime: Runtime) -> None:
     """Let the desk's own tools make what they work on, so that a run that changes nothing can be told from it."""
     builder = runtime.project.folder / "desk_database.py"
     target = runtime.project.folder / "shop.db"

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.bench.memory_tables import memory
 from tests.bench.results import ROOT
 from tests.bench.retrieval_tables import retrieval
 from tuner.evaluate import wilson
@@ -291,6 +292,7 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "tuning": _tuning,
     "inference": _inference,
     "retrieval": retrieval,
+    "memory": memory,
 }
 
 if __name__ == "__main__":
