@@ -88,8 +88,10 @@ def _promote(args: argparse.Namespace, project: Project) -> int:
     decision = gated.decision
     data = {
         "promoted": decision.ship,
-        "gain": decision.whole.gain,
-        "interval": [decision.whole.low, decision.whole.high],
+        "figures": {
+            one.name: {"gain": one.gain, "interval": [one.low, one.high], "of": one.queries}
+            for one in decision.measured
+        },
         "reasons": list(decision.reasons),
         "embedded": gated.embedded,
         "report": str(gated.folder),
