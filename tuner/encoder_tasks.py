@@ -15,7 +15,7 @@ from agent.llm.grammar import ToolSpec, chosen
 from agent.memory.wording import plain
 from agent.store import Store
 from agent.trajectory import ToolCall
-from tuner.encoder_lessons import LabelledTask, folded, part_of
+from tuner.encoder_lessons import LabelledTask, Lessons, Part, folded, part_of
 
 HELD_OUT = 0.15
 """Share of the tasks that only the gate sees. Each label has few, so what is held out costs more than with queries."""
@@ -48,6 +48,17 @@ def with_names(tasks: Sequence[LabelledTask]) -> list[tuple[str, str]]:
     named = dict.fromkeys((one.name, one.label) for one in tasks if one.name)
     shared = Counter(folded(name) for name, _ in named)
     return [(one.text, one.label) for one in tasks] + [pair for pair in named if shared[folded(pair[0])] == 1]
+
+
+def told_apart(lessons: Lessons, part: Part) -> tuple[LabelledTask, ...]:
+    """The tasks of a part that are to be learnt from: not those that are queries; none where one label is left.
+
+    Tasks that all begin by searching would be brought together, and the search has to tell them apart.
+    """
+    asked = {folded(plain(one.query)) for one in lessons.judged}
+    kept = tuple(one for one in lessons.tasks_of(part) if folded(one.text) not in asked)
+    labels = {one.label for one in lessons.tasks_of("train") if folded(one.text) not in asked}
+    return kept if len(labels) > 1 else ()
 
 
 def too_few(tasks: Sequence[LabelledTask]) -> str | None:

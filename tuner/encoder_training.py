@@ -1,10 +1,10 @@
 """Trains a LoRA adapter of a sentence encoder: a query is to be nearer to its passage than to all others of its batch.
 
 The others are the passages of the other queries and each query's own hard negatives. What is known to fit a query is
-never taken for wrong. Tasks whose runs began alike are to be nearer to each other than to other tasks; a step is either
-of queries or of tasks, in an order drawn for each epoch. So that the rest of the language stays where it was, sentences
-of the passages are asked for in every step, and they and all passages are held near their old vectors; tasks are not.
-The epoch whose loss on the validation queries and tasks is lowest is kept; where none is lower than before the
+never taken for wrong. Tasks that are no queries are to be nearer to those whose runs began alike than to others; a step
+is either of queries or of tasks, in an order drawn for each epoch. So that the rest of the language stays where it was,
+sentences of the passages are asked for in every step, and they and all passages are held near their old vectors; tasks
+are not. The epoch whose loss on the validation queries and tasks is lowest is kept; where none is lower than before the
 training, it stops with an error. With the same lessons, settings and machine the tensors are the same.
 
 Source: multiple negatives ranking (Henderson et al., "Efficient Natural Language Response Suggestion for Smart Reply",
@@ -28,7 +28,7 @@ from agent.memory.splitting import Chunk
 from tuner.encoder_contrast import Example, batches, contrastive_loss
 from tuner.encoder_gate import pseudo_query, sentences
 from tuner.encoder_lessons import Judged, Lessons
-from tuner.encoder_tasks import with_names
+from tuner.encoder_tasks import told_apart, with_names
 
 if TYPE_CHECKING:
     import torch
@@ -195,10 +195,10 @@ class _Run:
         self._judged = lessons.of("train")
         watched = lessons.of("validation")[:_WATCHED]
         self._validation = [_example(one, 0, one.negatives[: settings.negatives]) for one in watched]
-        self._tasks = with_names(lessons.tasks_of("train"))
+        self._tasks = with_names(told_apart(lessons, "train"))
         known = {label for _, label in self._tasks}
         self._validation_tasks = [
-            (one.text, one.label) for one in lessons.tasks_of("validation") if one.label in known
+            (one.text, one.label) for one in told_apart(lessons, "validation") if one.label in known
         ][:_WATCHED]
         self.epochs = settings.epochs if self._judged else settings.task_epochs
         once = math.ceil(len(self._tasks) / (settings.labels * settings.texts))

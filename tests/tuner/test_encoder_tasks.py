@@ -28,7 +28,7 @@ from agent.trajectory import (
 from tools.context import Passage
 from tuner.encoder_lessons import Judged, LabelledTask, make_lessons, part_of, read_lessons, write_lessons
 from tuner.encoder_pairs import gather
-from tuner.encoder_tasks import HELD_OUT, VALIDATION, labelled_tasks, too_few, with_names
+from tuner.encoder_tasks import HELD_OUT, VALIDATION, labelled_tasks, told_apart, too_few, with_names
 
 AT = "2026-01-01T00:00:00Z"
 DESKS = ("lost_card", "exchange_rates", "cash")
@@ -132,6 +132,22 @@ def test_the_names_of_labels_are_examples_of_them_unless_two_share_one() -> None
     ]
     assert with_names(tasks)[5:] == [("lost card", "route(desk=lost_card)")]
     assert [text for text, _ in with_names(tasks)[:5]] == ["a", "b", "c", "d", "e"]
+
+
+def test_tasks_that_are_queries_are_not_brought_together() -> None:
+    tasks = [
+        task("which card", "search_knowledge()"),
+        task("order # is late", "search_knowledge()"),
+        task("hello", "answer()"),
+        task("hi", "answer()"),
+        task("money", "hand_over()", part="validation"),
+    ]
+    queries = tuple(Judged(text, ("p",), (), "train") for text in ("Which card", "order 12345 is late"))
+    assert told_apart(make_lessons((), {}, tasks), "train") == tuple(tasks[:4])
+    assert told_apart(make_lessons(queries[:1], {}, tasks), "train") == tuple(tasks[1:4])
+    assert told_apart(make_lessons(queries[:1], {}, tasks), "validation") == (tasks[4],)
+    for part in ("train", "validation"):
+        assert told_apart(make_lessons(queries, {}, tasks), part) == (), "one beginning is left"
 
 
 def many(count: int = 60) -> list[tuple[str, str]]:
