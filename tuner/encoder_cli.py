@@ -89,8 +89,14 @@ def _promote(args: argparse.Namespace, project: Project) -> int:
     data = {
         "promoted": decision.ship,
         "figures": {
-            one.name: {"gain": one.gain, "interval": [one.low, one.high], "of": one.queries}
-            for one in decision.measured
+            name: {"gain": one.gain, "interval": [one.low, one.high], "of": one.queries}
+            for name, one in (
+                ("whole", decision.whole),
+                ("dense", decision.dense),
+                ("general", decision.general),
+                ("tasks", decision.tasks),
+            )
+            if one.queries
         },
         "reasons": list(decision.reasons),
         "embedded": gated.embedded,

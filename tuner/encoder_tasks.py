@@ -63,9 +63,11 @@ def told_apart(lessons: Lessons, part: Part) -> tuple[LabelledTask, ...]:
 
 def too_few(tasks: Sequence[LabelledTask]) -> str | None:
     """What there is and what would be needed, where these are too few to learn from; None where they are enough."""
-    parts = Counter(one.part for one in tasks)
-    labels = {one.label for one in tasks if one.part == "train"}
-    alike = Counter(label for _, label in with_names([one for one in tasks if one.part == "train"]))
+    train = [one for one in tasks if one.part == "train"]
+    labels = {one.label for one in train}
+    # What begins as nothing that is trained on tells nothing of the training.
+    parts = Counter(one.part for one in tasks if one.label in labels)
+    alike = Counter(label for _, label in with_names(train))
     enough = parts["train"] >= LEAST and parts["validation"] and parts["held_out"] and len(labels) > 1
     if enough and max(alike.values()) > 1:
         return None

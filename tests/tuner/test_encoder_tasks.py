@@ -162,10 +162,13 @@ def test_too_few_says_what_there_is_and_what_is_needed(store: Store) -> None:
     assert too_few(tasks) is None
     assert too_few([one for one in tasks if one.part != "validation"]) is not None
     assert too_few([one for one in tasks if one.part != "held_out"]) is not None
+    others = [one for one in tasks if one.part != "validation"]
+    assert too_few([*others, task("x", "label 1", part="validation")]) is not None, "nothing like it is trained on"
+    assert too_few([*others, task("x", "route(desk=cash)", part="validation")]) is None
     single = [task(str(number), f"label {number}") for number in range(20)]
-    others = [one for one in tasks if one.part != "train"]
-    assert too_few([*single, *others]) is not None, "no two texts are alike"
-    assert too_few([*single, task("x", "label 1"), *others]) is None
+    watching = [task("y", "label 2", part="validation"), task("z", "label 3", part="held_out")]
+    assert too_few([*single, *watching]) is not None, "no two texts are alike"
+    assert too_few([*single, task("x", "label 1"), *watching]) is None
     assert str(too_few(())).startswith("0 tasks with 0 beginnings to tell apart are too few: 0 to train on, 0 to watch")
 
 

@@ -186,7 +186,9 @@ def test_the_encoder_learns_names_is_promoted_and_rolled_back(
 
     command = ["--project", str(project.folder), "encoder"]
     assert main([*command, "promote", made.adapter.id, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["promoted"] is True
+    told = json.loads(capsys.readouterr().out)
+    assert told["promoted"] is True
+    assert list(told["figures"]) == ["whole", "dense", "general"]
     assert main([*command, "list"]) == 0
     assert capsys.readouterr().out.startswith(f"* {made.adapter.id}  active  of all-minilm-l6-v2")
     weights = made.adapter.folder / "adapter_model.safetensors"
