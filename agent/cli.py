@@ -235,9 +235,9 @@ def _add_encoder_commands(commands: Commands) -> None:
 
     encoder = _command(commands, "encoder", "tune what documents are searched with", _encoder, as_json=False)
     actions = encoder.add_subparsers(dest="action", metavar="ACTION", required=True)
-    tuner.add_tune(_command(actions, "tune", "train it from the passages that reviewers cited", _encoder))
+    tuner.add_tune(_command(actions, "tune", "train it from cited passages and from how runs began", _encoder))
     _command(actions, "list", "list its adapters and say which one is served", _encoder)
-    tuner.add_promote(_command(actions, "promote", "gate one and search with it if it finds more", _encoder))
+    tuner.add_promote(_command(actions, "promote", "gate one and serve it if it finds more", _encoder))
     tuner.add_rollback(_command(actions, "rollback", "search with what was served before", _encoder))
 
 

@@ -88,8 +88,16 @@ def _promote(args: argparse.Namespace, project: Project) -> int:
     decision = gated.decision
     data = {
         "promoted": decision.ship,
-        "gain": decision.whole.gain,
-        "interval": [decision.whole.low, decision.whole.high],
+        "figures": {
+            name: {"gain": one.gain, "interval": [one.low, one.high], "of": one.queries}
+            for name, one in (
+                ("whole", decision.whole),
+                ("dense", decision.dense),
+                ("general", decision.general),
+                ("tasks", decision.tasks),
+            )
+            if one.queries
+        },
         "reasons": list(decision.reasons),
         "embedded": gated.embedded,
         "report": str(gated.folder),

@@ -1,7 +1,8 @@
-"""The gate of the sentence encoder: whether search finds more with a new one, and loses nothing elsewhere.
+"""The gate of the sentence encoder: whether search or recall finds more with a new one, and nothing is lost elsewhere.
 
 `measure` ranks all passages for the held-out queries, by the vectors alone and by the whole search, and for sentences
-taken from the passages themselves, which stand for what nobody gave feedback on. `decide` is pure. It is not promised
+taken from the passages themselves, which stand for what nobody gave feedback on. For the held-out tasks it ranks the
+beginnings of the others, as recall does. What there is nothing of is left out. `decide` is pure. It is not promised
 that what reviewers cited is all that fits: a passage that nobody cited counts as wrong, before and after alike.
 """
 
@@ -23,10 +24,13 @@ from agent.database import open_engine
 from agent.errors import TuningError
 from agent.memory.encoder import Encoder, Vectors
 from agent.memory.fusion import fuse
+from agent.memory.recall import MOST
+from agent.memory.regression import LabelRegression
 from agent.memory.search import CANDIDATES
 from agent.memory.shelf import Shelf, StoredDocument, Vector
 from agent.memory.splitting import Chunk
-from tuner.encoder_pairs import Judged
+from tuner.encoder_lessons import Judged, LabelledTask
+from tuner.encoder_tasks import with_names
 from tuner.evaluate import bootstrap_mean
 from tuner.report import markdown_table
 
@@ -34,11 +38,12 @@ DEEP = 10
 """Places of a ranking that count."""
 SENTENCES = 200
 """Pseudo-queries, at most."""
+TASKS = "beginnings of tasks"
 
 
 @dataclass(frozen=True)
 class Score:
-    """nDCG@10 of one query, 0 to 1, before and after."""
+    """nDCG@10 of one query, or whether a task's beginning came first; 0 to 1, before and after."""
 
     query: str
     before: float
@@ -60,6 +65,8 @@ class EncoderReport:
     """Of the same queries, by vectors and words."""
     general: tuple[Score, ...]
     """Of sentences of the passages, by the vectors alone."""
+    tasks: tuple[Score, ...] = ()
+    """Of the held-out tasks, by the regression that recall ranks beginnings with."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +74,9 @@ class EncoderPolicy:
     """What is asked of a new encoder. Shares are 0 to 1."""
 
     min_queries: int = 20
+    """Of held-out queries, or tasks, that a gain of theirs is believed from."""
     margin: float = 0.01
-    """What the pseudo-queries may lose."""
+    """What the pseudo-queries may lose; the tasks, where search gains; the whole search, where the tasks gain."""
     resamples: int = 10_000
     seed: int = 0
 
@@ -79,6 +87,7 @@ class Figure:
 
     name: str
     queries: int
+    """Queries or tasks; with 0 nothing was measured, and the others are 0."""
     before: float
     after: float
     gain: float
@@ -94,38 +103,53 @@ class EncoderDecision:
     whole: Figure
     dense: Figure
     general: Figure
+    tasks: Figure
     reasons: tuple[str, ...]
     """A sentence each; those against shipping come first."""
     policy: EncoderPolicy
 
+    @property
+    def measured(self) -> tuple[Figure, ...]:
+        return tuple(one for one in (self.whole, self.dense, self.general, self.tasks) if one.queries)
+
 
 def decide(report: EncoderReport, policy: EncoderPolicy | None = None) -> EncoderDecision:
-    """Ship where the whole search gains for sure, the vectors alone do not lose, nor the pseudo-queries too much."""
+    """Ship where the whole search or the tasks gain for sure, and nothing that was measured loses.
+
+    The vectors alone may lose nothing, the others no more than the margin.
+    """
     policy = policy or EncoderPolicy()
-    whole, dense, general = (
+    whole, dense, general, tasks = (
         _figure(name, scores, policy)
         for name, scores in (
             ("the whole search", report.whole),
             ("the vectors alone", report.dense),
             ("sentences of the documents", report.general),
+            (TASKS, report.tasks),
         )
     )
-    against = []
-    if whole.queries < policy.min_queries:
-        against.append(
-            f"Only {whole.queries} queries were held out; at least {policy.min_queries} are needed to decide."
-        )
-    if whole.low <= 0:
-        against.append(f"The gain is not sure: {_told(whole)}, not above zero.")
+    doubts = [(one, _doubt(one, policy)) for one in (whole, tasks) if one.queries]
+    against = [] if any(not doubt for _, doubt in doubts) else [doubt for _, doubt in doubts if doubt]
+    if not doubts:
+        against.append("No query and no task was held out, so nothing was measured.")
+    # A loss of just the margin is allowed, whatever floating point makes of it.
+    most = policy.margin + 1e-9
+    if not against and -whole.gain > most:
+        against.append(f"The whole search lost more than {_points(policy.margin, sign=False)}: {_told(whole)}.")
+    if not against and -tasks.gain > most:
+        against.append(f"Tasks are told apart worse by more than {_points(policy.margin, sign=False)}: {_told(tasks)}.")
     if dense.gain < 0:
         against.append(f"The vectors alone rank worse: {_told(dense)}.")
-    if not general.queries:
+    if whole.queries and not general.queries:
         against.append("No passage is long enough to take a sentence of, so general similarity was not looked at.")
-    # A loss of just the margin is allowed, whatever floating point makes of it.
-    elif -general.gain > policy.margin + 1e-9:
+    elif -general.gain > most:
         against.append(f"General similarity lost more than {_points(policy.margin, sign=False)}: {_told(general)}.")
-    notes = [f"nDCG@{DEEP} of {one.name}: {_told(one)}." for one in (whole, dense, general) if one.queries]
-    return EncoderDecision(not against, whole, dense, general, (*against, *notes), policy)
+    notes = [
+        f"{'Accuracy' if one is tasks else f'nDCG@{DEEP}'} of {one.name}: {_told(one)}."
+        for one in (whole, dense, general, tasks)
+        if one.queries
+    ]
+    return EncoderDecision(not against, whole, dense, general, tasks, (*against, *notes), policy)
 
 
 def measure(
@@ -133,37 +157,63 @@ def measure(
     after: Encoder,
     held_out: Sequence[Judged],
     passages: Mapping[str, Chunk],
+    tasks: Sequence[LabelledTask] = (),
 ) -> EncoderReport:
-    """Rank all passages for the held-out queries and for pseudo-queries with both encoders."""
+    """Rank all passages for the held-out queries and for pseudo-queries, and beginnings for the held-out tasks.
+
+    `tasks` are those of all parts. Raises TuningError where neither query nor task is held out.
+    """
+    asked = [one.text for one in tasks if one.part == "held_out"]
+    if not held_out and not asked:
+        raise TuningError("no query is held out and no task, so nothing can be measured; accept or correct more runs")
+    queries, taken = [one.query for one in held_out], pseudo_queries(passages)
+    old, new = (_rankings(one, held_out, passages, taken, tasks) for one in (before, after))
+    dense, whole, general, beginnings = (
+        tuple(Score(text, one, other) for text, one, other in zip(texts, worth, worth_now, strict=True))
+        for texts, worth, worth_now in zip((queries, queries, taken.values(), asked), old, new, strict=True)
+    )
+    return EncoderReport(before.name, after.name, len(passages), dense, whole, general, beginnings)
+
+
+def right_beginnings(encoder: Encoder, tasks: Sequence[LabelledTask]) -> list[float]:
+    """For each held-out task 1 where its beginning is the likeliest, else 0.
+
+    As recall tells, from the newest of the other tasks and the names of their labels.
+    """
+    held_out = [one for one in tasks if one.part == "held_out"]
     if not held_out:
-        raise TuningError("no query is held out, so nothing can be measured; accept or correct more answers")
+        return []
+    texts, labels = zip(*with_names([one for one in tasks if one.part != "held_out"][-MOST:]), strict=True)
+    regression = LabelRegression(encoder.encode(texts), labels)
+    vectors = encoder.encode([one.text for one in held_out])
+    likeliest = [regression.names[int(regression.scores(vector).argmax())] for vector in vectors]
+    return [float(label == one.label) for label, one in zip(likeliest, held_out, strict=True)]
+
+
+def _rankings(
+    encoder: Encoder,
+    held_out: Sequence[Judged],
+    passages: Mapping[str, Chunk],
+    taken: Mapping[str, str],
+    tasks: Sequence[LabelledTask],
+) -> tuple[list[float], list[float], list[float], list[float]]:
+    """The scores of one encoder: vectors alone, whole search, pseudo-queries, tasks."""
     ids = sorted(passages)
-    texts = [passages[id].embedded_text for id in ids]
-    matrices = {encoder.name: encoder.encode(texts) for encoder in (before, after)}
-    taken = pseudo_queries(passages)
-    scores: dict[str, tuple[list[float], list[float], list[float]]] = {}
-    with word_index(passages, matrices[before.name], before.name) as words:
-        for encoder in (before, after):
-            matrix = matrices[encoder.name]
-            vectors = encoder.encode([one.query for one in held_out])
-            dense, whole = [], []
+    matrix = encoder.encode([passages[id].embedded_text for id in ids])
+    dense, whole = [], []
+    if held_out:
+        vectors = encoder.encode([one.query for one in held_out])
+        with word_index(passages, matrix, encoder.name) as words:
             for one, vector in zip(held_out, vectors, strict=True):
                 dense.append(ndcg(nearest(ids, matrix, vector, DEEP), one.positives))
                 by_words = dict(words.word_hits(one.query, CANDIDATES))
                 ranked = whole_search(ids, matrix, vector, by_words, read=encoder.reads(one.query))
                 whole.append(ndcg(ranked, one.positives))
-            general = [
-                ndcg(nearest(ids, matrix, vector, DEEP), [id])
-                for id, vector in zip(taken, encoder.encode(list(taken.values())), strict=True)
-            ]
-            scores[encoder.name] = dense, whole, general
-    queries = [one.query for one in held_out]
-    pairs = list(zip(scores[before.name], scores[after.name], strict=True))
-    dense_scores, whole_scores, general_scores = (
-        tuple(Score(*row) for row in zip(asked, *pair, strict=True))
-        for asked, pair in zip((queries, queries, list(taken.values())), pairs, strict=True)
-    )
-    return EncoderReport(before.name, after.name, len(ids), dense_scores, whole_scores, general_scores)
+    general = [
+        ndcg(nearest(ids, matrix, vector, DEEP), [id])
+        for id, vector in zip(taken, encoder.encode(list(taken.values())), strict=True)
+    ]
+    return dense, whole, general, right_beginnings(encoder, tasks)
 
 
 def ndcg(ranked: Sequence[str], relevant: Collection[str], k: int = DEEP) -> float:
@@ -226,9 +276,8 @@ def pseudo_queries(passages: Mapping[str, Chunk], most: int = SENTENCES) -> dict
 
 def write_report(report: EncoderReport, decision: EncoderDecision) -> dict[str, bytes]:
     """The files of the report, by name."""
-    figures = (decision.whole, decision.dense, decision.general)
     table = markdown_table(
-        ("nDCG@10", "queries", "before", "after", "gain"),
+        (f"nDCG@{DEEP}; accuracy of {TASKS}", "of", "before", "after", "gain"),
         [
             (
                 one.name,
@@ -237,13 +286,14 @@ def write_report(report: EncoderReport, decision: EncoderDecision) -> dict[str, 
                 f"{one.after:.3f}",
                 f"{_points(one.gain)} ({_points(one.low)} to {_points(one.high)})",
             )
-            for one in figures
+            for one in decision.measured
         ],
     )
     verdict = "Ship" if decision.ship else "Do not ship"
     reasons = "\n".join(f"- {reason}" for reason in decision.reasons)
-    page = f"# {verdict}: {report.after}\n\nAgainst {report.before}, among {report.passages} passages.\n\n"
-    data = {"version": 1, "decision": asdict(decision), "report": asdict(report)}
+    among = f", among {report.passages} passages" if report.passages else ""
+    page = f"# {verdict}: {report.after}\n\nAgainst {report.before}{among}.\n\n"
+    data = {"version": 2, "decision": asdict(decision), "report": asdict(report)}
     return {
         "report/gate.json": (json.dumps(data, ensure_ascii=False, indent=1) + "\n").encode(),
         "report/gate.md": f"{page}{reasons}\n\n{table}\n".encode(),
@@ -276,10 +326,18 @@ def _figure(name: str, scores: Sequence[Score], policy: EncoderPolicy) -> Figure
     return Figure(name, len(scores), before, after, gain.mean, gain.low, gain.high)
 
 
+def _doubt(one: Figure, policy: EncoderPolicy) -> str:
+    """Why a gain is not sure; empty where it is."""
+    kind = "tasks" if one.name == TASKS else "queries"
+    if one.queries < policy.min_queries:
+        return f"Only {one.queries} {kind} were held out; at least {policy.min_queries} are needed to decide."
+    return f"The gain is not sure for {one.name}: {_told(one)}, not above zero." if one.low <= 0 else ""
+
+
 def _told(one: Figure) -> str:
     return (
         f"{one.before:.3f} before, {one.after:.3f} after, {_points(one.gain)} with a 95 % interval of "
-        f"{_points(one.low)} to {_points(one.high)} over {one.queries} queries"
+        f"{_points(one.low)} to {_points(one.high)} over {one.queries} {'tasks' if one.name == TASKS else 'queries'}"
     )
 
 

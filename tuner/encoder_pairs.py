@@ -8,22 +8,22 @@ to be wrong; it is only taken for wrong where the search ranks it below those th
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from agent.errors import DatasetError
-from agent.files import write_whole
+from agent.llm.grammar import ToolSpec
 from agent.memory.fusion import alike
 from agent.memory.splitting import Chunk, chunk_id
+from agent.memory.wording import plain
 from agent.store import Store
 from agent.trajectory import Correction, Outcome, Trajectory
 from tools.context import Passage
-
-Part = Literal["train", "validation", "held_out"]
+from tuner.encoder_lessons import PARTS, Judged, LabelledTask, Lessons, Part, folded, make_lessons, part_of
+from tuner.encoder_tasks import labelled_tasks, too_few
 
 HELD_OUT = 0.3
 """Share of the tasks whose queries only the gate sees."""
@@ -40,34 +40,6 @@ LEAST = 8
 
 _PAIRS = "pairs"
 """Stands for the document of passages that only a file of pairs knows."""
-_ORDER: tuple[Part, ...] = ("held_out", "validation", "train")
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A query, and ids of passages."""
-
-    query: str
-    positives: tuple[str, ...]
-    """People stand behind these."""
-    negatives: tuple[str, ...]
-    """The hardest first."""
-    part: Part
-
-
-@dataclass(frozen=True)
-class Lessons:
-    """What is to be learnt, and what it will be measured with."""
-
-    judged: tuple[Judged, ...]
-    passages: Mapping[str, Chunk]
-    """Those that are named, by id; what the documents no longer hold is as the record or the file has it."""
-    hash: str
-    """Of all of that."""
-
-    def of(self, part: Part) -> tuple[Judged, ...]:
-        return tuple(one for one in self.judged if one.part == part)
-
 
 Chunks = Callable[[Sequence[str]], Mapping[str, Chunk]]
 """The chunks of these ids that the documents hold."""
@@ -78,14 +50,16 @@ def gather(
     store: Store,
     chunks: Chunks,
     *,
+    tools: Sequence[ToolSpec] = (),
     pairs: Path | None = None,
     known: Iterable[Chunk] = (),
     search: Search | None = None,
 ) -> Lessons:
     """All that the feedback in the store teaches, and a file of pairs. Raises DatasetError where that is too little.
 
-    A passage of the file that says what a chunk of `known` says is that chunk. With `search` further negatives are
-    taken from what it finds.
+    Queries or tasks of which there are too few are left out where there are enough of the others; pairs that were
+    asked for are not. Tasks are told apart by their first calls of these tools. A passage of the file that says what a
+    chunk of `known` says is that chunk. With `search` further negatives are taken from what it finds.
     """
     book = _Book(chunks)
     for trajectory, fixes, accepted in _judged_runs(store):
@@ -93,65 +67,46 @@ def gather(
             book.take_run(trajectory, index, cited)
     if pairs is not None:
         book.take_pairs(pairs, known)
-    judged = tuple(book.judged())
-    if not judged:
-        raise DatasetError(
-            "there is no feedback to tune the encoder with: no answer that cites passages was accepted or corrected; "
-            "accept or correct such answers (`ratchet rate`, `ratchet correct --cite`), or give --pairs FILE"
-        )
-    short = {part: sum(one.part == part for one in judged) for part in _ORDER}
-    if short["train"] < LEAST or not short["validation"] or not short["held_out"]:
-        raise DatasetError(
-            f"{len(judged)} queries with right passages are too few to tune the encoder: {short['train']} to train on, "
-            f"{short['validation']} to watch it with and {short['held_out']} held out; expected at least {LEAST}, 1 "
-            "and 1: accept or correct more answers that cite passages"
-        )
+    judged, tasks = _kept_apart(tuple(book.judged()), labelled_tasks(store, tools))
+    few_queries, few_tasks = _too_few_queries(judged), too_few(tasks)
+    if few_queries and (few_tasks or pairs is not None):
+        raise DatasetError("; ".join(few for few in (few_queries, few_tasks) if few) if judged or tasks else _NOTHING)
+    judged, tasks = () if few_queries else judged, () if few_tasks else tasks
     if search is not None:
         judged = tuple(_mined(one, book.passages, search) for one in judged)
     named = {id for one in judged for id in (*one.positives, *one.negatives)}
-    passages = {id: book.passages[id] for id in sorted(named)}
-    return Lessons(judged, passages, _hash(judged, passages))
+    return make_lessons(judged, {id: book.passages[id] for id in sorted(named)}, tasks)
 
 
-def part_of(group: str) -> Part:
-    """The part that everything of a group is in; the same one always."""
-    share = int(hashlib.sha256(group.encode()).hexdigest()[:8], 16) / 2**32
-    if share < HELD_OUT:
-        return "held_out"
-    return "validation" if share < HELD_OUT + (1 - HELD_OUT) * VALIDATION else "train"
+_NOTHING = (
+    "there is no feedback to tune the encoder with: no answer that cites passages was accepted or corrected, nor were "
+    "two runs that began in different ways; accept or correct more (`ratchet rate`, `ratchet correct --cite`), or give "
+    "--pairs FILE"
+)
 
 
-def write_lessons(lessons: Lessons, datasets: Path, *, created_at: str) -> Path:
-    """Keep lessons as `encoder-<hash>`; the same ones are written once."""
-    folder = datasets / f"encoder-{lessons.hash[:16]}"
-    if (folder / "manifest.json").is_file():
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "queries.jsonl", _lines(asdict(one) for one in lessons.judged))
-    write_whole(folder / "passages.jsonl", _lines(asdict(one) for one in lessons.passages.values()))
-    counts = {part: len(lessons.of(part)) for part in _ORDER}
-    manifest = {"version": 1, "hash": lessons.hash, "created_at": created_at, "queries": counts}
-    # The manifest goes last: its presence tells a reader that the dataset is whole.
-    write_whole(folder / "manifest.json", json.dumps(manifest, indent=1))
-    return folder
+def _too_few_queries(judged: Sequence[Judged]) -> str | None:
+    """What there is and what would be needed, where these are too few to learn from."""
+    counts = {part: sum(one.part == part for one in judged) for part in PARTS}
+    if counts["train"] >= LEAST and counts["validation"] and counts["held_out"]:
+        return None
+    return (
+        f"{len(judged)} queries with right passages are too few to tune the encoder: {counts['train']} to train on, "
+        f"{counts['validation']} to watch it with and {counts['held_out']} held out; expected at least {LEAST}, 1 "
+        "and 1: accept or correct more answers that cite passages"
+    )
 
 
-def read_lessons(folder: Path) -> Lessons:
-    """What `write_lessons` wrote. Raises DatasetError where it is broken."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["version"] != 1:
-            raise ValueError(f"version {manifest['version']}, this code reads 1")
-        judged = tuple(
-            Judged(**{**row, "positives": tuple(row["positives"]), "negatives": tuple(row["negatives"])})
-            for row in _rows(folder / "queries.jsonl")
-        )
-        passages = {row["id"]: Chunk(**row) for row in _rows(folder / "passages.jsonl")}
-        if _hash(judged, passages) != manifest["hash"]:
-            raise ValueError("its hash differs")
-    except (OSError, ValueError, KeyError, TypeError) as fault:
-        raise DatasetError(f"dataset {folder} cannot be read ({fault}); tune the encoder again") from fault
-    return Lessons(judged, passages, manifest["hash"])
+def _kept_apart(
+    judged: Sequence[Judged], tasks: Sequence[LabelledTask]
+) -> tuple[tuple[Judged, ...], tuple[LabelledTask, ...]]:
+    """A text that is held out as a query or as a task is held out as both."""
+    texts = [(one.part, plain(one.query)) for one in judged] + [(one.part, one.text) for one in tasks]
+    held = {folded(text) for part, text in texts if part == "held_out"}
+    return (
+        tuple(replace(one, part="held_out") if folded(plain(one.query)) in held else one for one in judged),
+        tuple(replace(one, part="held_out") if folded(one.text) in held else one for one in tasks),
+    )
 
 
 class _Book:
@@ -183,21 +138,21 @@ class _Book:
             if step.call is not None and step.call.name == "search_knowledge"
         ]
         for query in (trajectory.task.text, *asked):
-            self._note(query, positives, negatives, part_of(_plain(trajectory.task.text)))
+            self._note(query, positives, negatives, _part(trajectory.task.text))
 
     def take_pairs(self, path: Path, known: Iterable[Chunk]) -> None:
         """A file of labelled pairs, one JSON object a line."""
         held: dict[str, Chunk] = {}
         for chunk in known:
-            held.setdefault(_plain(chunk.text), chunk)
-            held.setdefault(_plain(chunk.embedded_text), chunk)
+            held.setdefault(folded(chunk.text), chunk)
+            held.setdefault(folded(chunk.embedded_text), chunk)
         for query, positive, negatives in _pairs(path):
             ids = []
             for text in (positive, *negatives):
-                chunk = held.get(_plain(text)) or Chunk(chunk_id(_PAIRS, "", text), _PAIRS, "", 0, text)
+                chunk = held.get(folded(text)) or Chunk(chunk_id(_PAIRS, "", text), _PAIRS, "", 0, text)
                 self.passages[chunk.id] = chunk
                 ids.append(chunk.id)
-            self._note(query, ids[:1], ids[1:], part_of(_plain(query)))
+            self._note(query, ids[:1], ids[1:], _part(query))
 
     def judged(self) -> Iterator[Judged]:
         for key, query in self._queries.items():
@@ -207,10 +162,10 @@ class _Book:
                 for id in self._negatives[key]
                 if id not in self._positives[key] and not _like(self.passages[id], right, self.passages)
             )
-            yield Judged(query, right, wrong, next(part for part in _ORDER if part in self._parts[key]))
+            yield Judged(query, right, wrong, next(part for part in PARTS if part in self._parts[key]))
 
     def _note(self, query: str, positives: Sequence[str], negatives: Sequence[str], part: Part) -> None:
-        key = _plain(query)
+        key = folded(query)
         if not key:
             return
         self._queries.setdefault(key, query.strip())
@@ -271,6 +226,10 @@ def _mined(one: Judged, passages: dict[str, Chunk], search: Search) -> Judged:
     return replace(one, negatives=(*one.negatives, *fresh[:MINED]))
 
 
+def _part(text: str) -> Part:
+    return part_of(folded(text), held_out=HELD_OUT, validation=(1 - HELD_OUT) * VALIDATION)
+
+
 def _like(chunk: Chunk, positives: Iterable[str], passages: Mapping[str, Chunk]) -> bool:
     return any(
         alike(text, other)
@@ -306,22 +265,3 @@ def _texts(row: Any) -> list[str] | None:
     negatives = row.get("negatives", [])
     texts = [row["query"], row["positive"], *(negatives if isinstance(negatives, list) else [None])]
     return texts if all(isinstance(text, str) and text.strip() for text in texts) else None
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split()).casefold()
-
-
-def _hash(judged: Sequence[Judged], passages: Mapping[str, Chunk]) -> str:
-    digest = hashlib.sha256(_lines(asdict(one) for one in judged).encode())
-    digest.update(_lines(asdict(passages[id]) for id in sorted(passages)).encode())
-    return digest.hexdigest()
-
-
-def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    # Not `splitlines`: a text may hold other ends of lines, which JSON leaves as they are.
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -1,13 +1,14 @@
 """Trains a LoRA adapter of a sentence encoder: a query is to be nearer to its passage than to all others of its batch.
 
 The others are the passages of the other queries and each query's own hard negatives. What is known to fit a query is
-never taken for wrong. So that the rest of the language stays where it was, sentences of the passages are asked for as
-well, and they and all passages are held near their old vectors. The epoch whose loss on the validation queries is
-lowest is kept; where none is lower than before the training, it stops with an error. With the same lessons, settings
-and machine the tensors are the same.
+never taken for wrong. Tasks that are no queries are to be nearer to those whose runs began alike than to others; a step
+is either of queries or of tasks, in an order drawn for each epoch. So that the rest of the language stays where it was,
+sentences of the passages are asked for in every step, and they and all passages are held near their old vectors; tasks
+are not. The epoch whose loss on the validation queries and tasks is lowest is kept; where none is lower than before the
+training, it stops with an error. With the same lessons, settings and machine the tensors are the same.
 
 Source: multiple negatives ranking (Henderson et al., "Efficient Natural Language Response Suggestion for Smart Reply",
-2017), with hard negatives as in DPR (Karpukhin et al., 2020).
+2017), with hard negatives as in DPR (Karpukhin et al., 2020); for tasks see `tuner.encoder_contrast`.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 from agent.errors import LivenessError, NotBetterError
 from agent.memory.splitting import Chunk
+from tuner.encoder_contrast import Example, batches, contrastive_loss
 from tuner.encoder_gate import pseudo_query, sentences
-from tuner.encoder_pairs import Judged, Lessons
+from tuner.encoder_lessons import Judged, Lessons
+from tuner.encoder_tasks import told_apart, with_names
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +41,9 @@ class EncoderSettings:
     r: int = 16
     alpha: int = 32
     learning_rate: float = 1e-3
+    """Of steps of queries."""
     epochs: int = 10
+    """Times that the queries are gone through; where there are none, `task_epochs` is the number of epochs."""
     patience: int = 3
     """Epochs without a lower validation loss, behind which it stops."""
     batch: int = 16
@@ -55,6 +60,18 @@ class EncoderSettings:
     """What cosines are multiplied with before the softmax."""
     max_tokens: int = 192
     """Longer texts are cut in training."""
+    task_learning_rate: float = 5e-4
+    """Of steps of tasks."""
+    task_epochs: int = 6
+    """Times that the tasks are gone through, spread over all epochs."""
+    task_steps: int = 240
+    """Steps of tasks, at most: many tasks are gone through fewer times."""
+    labels: int = 16
+    """Labels of a step of tasks."""
+    texts: int = 4
+    """Texts of each label in it."""
+    temperature: float = 0.07
+    """What the cosines of tasks are divided by before the softmax."""
     warmup: float = 0.1
     seed: int = 0
 
@@ -66,7 +83,7 @@ class EncoderProgress:
     step: int
     steps: int
     loss: float
-    """Of this step's queries."""
+    """Of this step's queries or tasks."""
     validation_loss: float | None
     """At the end of an epoch."""
 
@@ -95,6 +112,14 @@ class _Example:
     negatives: tuple[str, ...]
     fits: frozenset[str]
     """All that fit the query."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What a step learns from: one kind or the other."""
+
+    queries: Sequence[_Example] = ()
+    tasks: Sequence[Example] = ()
 
 
 Tell = Callable[[EncoderProgress], None]
@@ -126,7 +151,7 @@ def train_encoder(
         run = _Run(model, peft_model, lessons, {**lessons.passages, **(documents or {})}, settings)
         first = run.validation_loss()
         best, best_epoch, kept, loss = first, -1, None, math.nan
-        for epoch in range(settings.epochs):
+        for epoch in range(run.epochs):
             loss, lowest = run.epoch(epoch, trained, on_progress)
             if lowest < best:
                 best, best_epoch, kept = lowest, epoch, _state(peft_model)
@@ -134,8 +159,9 @@ def train_encoder(
                 break
     if kept is None:
         raise NotBetterError(
-            f"in {epoch + 1} epochs the loss on {len(lessons.of('validation'))} validation queries never fell "
-            f"below the {first:.3f} it was before; more feedback is needed, or it contradicts itself"
+            f"in {epoch + 1} epochs the loss on {len(lessons.of('validation'))} validation queries and "
+            f"{len(lessons.tasks_of('validation'))} validation tasks never fell below the {first:.3f} it was before; "
+            "more feedback is needed, or it contradicts itself"
         )
     _save(peft_model, kept, folder)
     return TrainedEncoder(
@@ -169,62 +195,91 @@ class _Run:
         self._judged = lessons.of("train")
         watched = lessons.of("validation")[:_WATCHED]
         self._validation = [_example(one, 0, one.negatives[: settings.negatives]) for one in watched]
+        self._tasks = with_names(told_apart(lessons, "train"))
+        known = {label for _, label in self._tasks}
+        self._validation_tasks = [
+            (one.text, one.label) for one in told_apart(lessons, "validation") if one.label in known
+        ][:_WATCHED]
+        self.epochs = settings.epochs if self._judged else settings.task_epochs
+        once = math.ceil(len(self._tasks) / (settings.labels * settings.texts))
+        self._task_steps = math.ceil(min(settings.task_steps, once * settings.task_epochs) / max(1, self.epochs))
+        """Of an epoch."""
         per_epoch = math.ceil(sum(self._rights(one) for one in self._judged) / settings.batch)
-        self._steps = per_epoch * settings.epochs
+        self._steps = (per_epoch + self._task_steps) * self.epochs
         self._mixed = faster_precision("cpu") == "mixed"
         self._optimizer: torch.optim.Optimizer | None = None
 
     def epoch(self, number: int, trained: Sequence[torch.nn.Parameter], tell: Tell) -> tuple[float, float]:
-        """One pass over all queries. Returns its mean loss and the validation loss behind it."""
+        """One pass over all queries and part of the tasks. Returns its mean loss and the validation loss behind it."""
         import torch
 
         if self._optimizer is None:
             self._optimizer = torch.optim.AdamW(trained, lr=self._settings.learning_rate, weight_decay=0.0)
-        examples = self._examples(number)
+        todo = self._batches(number)
         losses, after = [], None
-        for start in range(0, len(examples), self._settings.batch):
-            batch = examples[start : start + self._settings.batch]
+        for batch in todo:
             loss = self._training_loss(batch, random.Random(f"{self._settings.seed} {self.step}"))
             loss.backward()  # type: ignore[no-untyped-call]
             norm = float(torch.nn.utils.clip_grad_norm_(trained, 1.0))
             # A loss of zero has no gradient and is no fault.
             if norm == 0 and self.step == 0 and float(loss) > 1e-6:
                 raise LivenessError("the first step has no gradient: nothing of the encoder would be trained")
+            rate = self._settings.task_learning_rate if batch.tasks else self._settings.learning_rate
             for group in self._optimizer.param_groups:
-                group["lr"] = self._settings.learning_rate * self._rate()
+                group["lr"] = rate * self._rate()
             self._optimizer.step()
             self._optimizer.zero_grad()
             self.step += 1
             losses.append(float(loss.detach()))
-            done = start + len(batch) >= len(examples)
-            after = self.validation_loss() if done else None
+            after = self.validation_loss() if len(losses) == len(todo) else None
             tell(EncoderProgress(self.step, self._steps, losses[-1], after))
         return sum(losses) / len(losses), math.inf if after is None else after
 
     def validation_loss(self) -> float:
-        """Mean loss of the validation queries, each among the passages of all of them."""
+        """Mean loss of the validation queries, each among the passages of all of them, plus that of the validation
+        tasks, each among those that are trained on."""
         import torch
 
         self._model.eval()
+        loss = 0.0
         with torch.no_grad():
-            ids = _named(self._validation)
-            queries = self._vectors([one.query for one in self._validation])
-            return float(self._ranking_loss(self._validation, queries, ids, self._vectors(self._texts(ids))))
+            if self._validation:
+                ids = _named(self._validation)
+                queries = self._vectors([one.query for one in self._validation])
+                loss += float(self._ranking_loss(self._validation, queries, ids, self._vectors(self._texts(ids))))
+            if self._validation_tasks:
+                loss += float(self._contrastive_loss(self._validation_tasks, self._tasks[-_AMONG:]))
+        return loss
 
-    def _training_loss(self, batch: Sequence[_Example], chance: random.Random) -> torch.Tensor:
-        """What is ranked wrong, and how far passages and sentences went from where they were."""
+    def _training_loss(self, batch: _Batch, chance: random.Random) -> torch.Tensor:
+        """What is ranked wrong or not told apart, and how far passages and sentences went from where they were."""
         import torch
 
         rehearsed = chance.sample(self._sentences, min(self._settings.rehearsed, len(self._sentences)))
-        every = [*batch, *rehearsed]
+        every = [*batch.queries, *rehearsed]
         ids = _named(every)
         held = [*self._texts(ids), *(one.query for one in rehearsed)]
-        before = self._old_vectors(held)
+        before = self._old_vectors(held) if held else None
         self._model.train()
-        vectors = self._vectors(held)
-        queries = torch.cat([self._vectors([one.query for one in batch]), vectors[len(ids) :]])
-        away = 1 - (vectors * before).sum(dim=1).mean()
-        return self._ranking_loss(every, queries, ids, vectors[: len(ids)]) + self._settings.anchor * away
+        losses = [self._contrastive_loss(batch.tasks)] if batch.tasks else []
+        if before is not None:
+            vectors = self._vectors(held)
+            asked = [self._vectors([one.query for one in batch.queries])] if batch.queries else []
+            queries = torch.cat([*asked, vectors[len(ids) :]])
+            away = 1 - (vectors * before).sum(dim=1).mean()
+            losses.append(self._ranking_loss(every, queries, ids, vectors[: len(ids)]) + self._settings.anchor * away)
+        return torch.stack(losses).sum()
+
+    def _contrastive_loss(self, asked: Sequence[Example], others: Sequence[Example] | None = None) -> torch.Tensor:
+        """How unlikely those of the same label are among the others, or among the asked themselves."""
+        import torch
+
+        among = asked if others is None else others
+        vectors = self._vectors([text for text, _ in asked])
+        alike = torch.tensor([[label == other for _, other in among] for _, label in asked])
+        itself = torch.eye(len(asked), dtype=torch.bool) if others is None else torch.zeros_like(alike)
+        compared = vectors if others is None else self._vectors([text for text, _ in others])
+        return contrastive_loss(vectors, compared, alike, itself, self._settings.temperature)
 
     def _ranking_loss(
         self, asked: Sequence[_Example], queries: torch.Tensor, ids: Sequence[str], passages: torch.Tensor
@@ -266,6 +321,18 @@ class _Run:
         back = torch.tensor(order).argsort()
         return normalize(torch.cat(parts), dim=-1)[back]
 
+    def _batches(self, epoch: int) -> list[_Batch]:
+        """The steps of an epoch in its order."""
+        examples, size = self._examples(epoch), self._settings.batch
+        asked = [_Batch(queries=examples[start : start + size]) for start in range(0, len(examples), size)]
+        if not self._tasks:
+            return asked
+        chance = random.Random(f"{self._settings.seed} tasks {epoch}")
+        told = batches(self._tasks, self._settings.labels, self._settings.texts, self._task_steps, chance)
+        every = [*asked, *(_Batch(tasks=one) for one in told)]
+        chance.shuffle(every)
+        return every
+
     def _examples(self, epoch: int) -> list[_Example]:
         """The queries of an epoch in its order, each once for some of its right passages."""
         chance = random.Random(self._settings.seed * 1_000_003 + epoch)
@@ -298,7 +365,9 @@ class _Run:
 _PASS = 16
 """Texts of one pass: short ones are not padded to the longest of the batch."""
 _WATCHED = 200
-"""Validation queries, at most."""
+"""Validation queries, and tasks, at most."""
+_AMONG = 1000
+"""Tasks that these are compared with, at most."""
 
 
 def rehearsals(passages: Mapping[str, Chunk]) -> list[_Example]:

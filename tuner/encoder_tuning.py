@@ -31,14 +31,15 @@ from agent.sealing import WEIGHTS, add_documents, tensors_hash, verify
 from agent.teams import give_back_memory, in_own_team
 from tuner.candidates import Origin, take_in
 from tuner.encoder_gate import EncoderDecision, EncoderPolicy, EncoderReport, decide, measure, write_report
-from tuner.encoder_pairs import Lessons, gather, read_lessons, write_lessons
+from tuner.encoder_lessons import PARTS, Lessons, read_lessons, write_lessons
+from tuner.encoder_pairs import gather
 from tuner.encoder_training import EncoderProgress, EncoderSettings, TrainedEncoder, train_encoder
 from tuner.tunings import one_at_a_time
 
 Say = Callable[[str], None]
 
 LOOKED_AT = 16
-"""Texts by which a saved adapter is seen to act."""
+"""Queries, and tasks, by which a saved adapter is seen to act."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,7 @@ def tune_encoder(
         base = encoder_weights(project.named(project.settings.model.encoder), project.home.models, progress=say)
         lessons = _lessons(runtime, pairs)
         write_lessons(lessons, runtime.home.datasets, created_at=created_at)
-        counts = {part: len(lessons.of(part)) for part in ("train", "validation", "held_out")}
-        say(f"dataset encoder-{lessons.hash[:16]}: queries {', '.join(f'{n} {part}' for part, n in counts.items())}")
+        say(f"dataset encoder-{lessons.hash[:16]}: {_counts(lessons)}")
         tuning = f"encoder-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:6]}"
         folder = runtime.home.tunings / tuning
         try:
@@ -138,13 +138,14 @@ def check_acts(base: ModelFolder, folder: Path, lessons: Lessons) -> Encoder:
     Returns the encoder. Raises LivenessError.
     """
     texts = [one.query for one in lessons.of("train")][:LOOKED_AT]
+    texts += [one.text for one in lessons.tasks_of("train")][:LOOKED_AT]
     bare = SentenceEncoder(base.folder, name=base.name)
     added = EncoderAdapter("candidate", folder, tensors_hash(folder / WEIGHTS))
     tuned = SentenceEncoder(base.folder, name=base.name, adapter=added)
     if np.allclose(bare.encode(texts), tuned.encode(texts), atol=1e-4):
         raise LivenessError(
-            f"the adapter moves none of {len(texts)} queries that it was trained on; raise the learning rate or the "
-            "number of epochs"
+            f"the adapter moves none of {len(texts)} queries and tasks that it was trained on; raise the learning rate "
+            "or the number of epochs"
         )
     return tuned
 
@@ -156,7 +157,7 @@ def gate_encoder(runtime: Runtime, candidate: Adapter, *, policy: EncoderPolicy 
     lessons = read_lessons(runtime.home.datasets / f"encoder-{verify(candidate.folder).dataset_hash[:16]}")
     before = runtime.encoder_under(runtime.serving_encoder())
     passages = {**lessons.passages, **_documents(runtime)}
-    report = measure(before, runtime.encoder_under(candidate), lessons.of("held_out"), passages)
+    report = measure(before, runtime.encoder_under(candidate), lessons.of("held_out"), passages, lessons.tasks)
     decision = decide(report, policy)
     add_documents(candidate.folder, write_report(report, decision))
     if decision.ship and candidate.state in (State.TRAINED, State.RETIRED):
@@ -195,13 +196,17 @@ def rollback_encoder(runtime: Runtime, reason: str) -> tuple[Adapter | None, int
 
 def _lessons(runtime: Runtime, pairs: Path | None) -> Lessons:
     """What is to be learnt; the documents are searched only where there are any."""
+    # What the rule says now, before anything is made of it.
+    runtime.arbitrate()
+    tools = runtime.frame().tools
     if not runtime.home.index.exists():
-        return gather(runtime.store, lambda ids: {}, pairs=pairs)
+        return gather(runtime.store, lambda ids: {}, tools=tools, pairs=pairs)
     with _Shelf(runtime) as shelf:
         known = _all(shelf).values() if pairs is not None else ()
         return gather(
             runtime.store,
             shelf.chunks,
+            tools=tools,
             pairs=pairs,
             known=known,
             search=lambda query, k: runtime.memory.search(query, k, join=False),
@@ -234,6 +239,13 @@ def _all(shelf: Shelf) -> dict[str, Chunk]:
     return {chunk.id: chunk for chunk in shelf.chunks_of([document.name for document in shelf.documents()])}
 
 
+def _counts(lessons: Lessons) -> str:
+    """How many queries and tasks each part has, those that there are."""
+    kinds = {"queries": [one.part for one in lessons.judged], "tasks": [one.part for one in lessons.tasks]}
+    told = {kind: ", ".join(f"{parts.count(part)} {part}" for part in reversed(PARTS)) for kind, parts in kinds.items()}
+    return "; ".join(f"{kind} {told[kind]}" for kind, parts in kinds.items() if parts)
+
+
 def _card(name: str, base: str, lessons: Lessons, trained: TrainedEncoder, settings: EncoderSettings) -> str:
     """Markdown, with the front matter that PEFT folders carry."""
     table = "\n".join(f"| {key} | {value} |" for key, value in asdict(settings).items())
@@ -245,16 +257,16 @@ tags: [lora, sentence-similarity]
 
 # {name}
 
-A LoRA adapter of the sentence encoder {base}, trained by Ratchet from the passages that reviewers cited and rejected.
+A LoRA adapter of the sentence encoder {base}, trained by Ratchet from the passages that reviewers cited and rejected,
+and from how they would have runs begin.
 
-- Made from dataset `encoder-{lessons.hash[:16]}`: {len(lessons.of("train"))} queries to train on,
-  {len(lessons.of("validation"))} to watch it with, {len(lessons.of("held_out"))} that only the gate sees.
-- {trained.steps} steps in {trained.seconds / 60:.1f} minutes. Loss on the validation queries:
+- Made from dataset `encoder-{lessons.hash[:16]}`: {_counts(lessons)}. What is held out only the gate sees.
+- {trained.steps} steps in {trained.seconds / 60:.1f} minutes. Loss on what the training is watched with:
   {trained.first_validation_loss:.3f} before, {trained.validation_loss:.3f} after; best epoch {trained.best_epoch + 1}
   of {trained.epochs}. Trained parameters: {trained.parameters}.
 
-Whether search finds more with it is the gate's to say: see `report/`. It was made for this project's documents, and
-nothing is known of it outside them.
+Whether search or recall finds more with it is the gate's to say: see `report/`. It was made for this project's
+documents and tasks, and nothing is known of it outside them.
 
 | setting | value |
 |---|---|

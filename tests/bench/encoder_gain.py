@@ -28,7 +28,7 @@ from agent.memory.shelf import Shelf
 from agent.memory.splitting import Chunk, split
 from tests.bench.retrieval_sets import Question, RetrievalSet, retrieval_sets
 from tuner.encoder_gate import ndcg, nearest, pseudo_queries, whole_search, word_index
-from tuner.encoder_pairs import Judged, Lessons
+from tuner.encoder_lessons import Judged, Lessons
 from tuner.encoder_training import EncoderSettings
 from tuner.encoder_tuning import check_acts, train_on
 from tuner.evaluate import bootstrap_mean

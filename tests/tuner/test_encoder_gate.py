@@ -19,9 +19,10 @@ from tuner.encoder_gate import (
     measure,
     ndcg,
     pseudo_queries,
+    right_beginnings,
     write_report,
 )
-from tuner.encoder_pairs import Judged
+from tuner.encoder_lessons import Judged, LabelledTask, Part
 
 
 def scores(before: float, after: float, count: int = 30) -> tuple[Score, ...]:
@@ -61,6 +62,49 @@ def test_a_loss_of_just_the_margin_is_allowed_and_the_policy_counts() -> None:
     assert decide(report(general=scores(0.9, 0.89))).ship
     assert not decide(report(general=scores(0.9, 0.89)), EncoderPolicy(margin=0.005)).ship
     assert decide(report(whole=scores(0.5, 0.9, 5)), EncoderPolicy(min_queries=5)).ship
+
+
+def tasks_alone(before: float, after: float, count: int = 30, **changes: tuple[Score, ...]) -> EncoderReport:
+    return report(**{"dense": (), "whole": (), "general": (), "tasks": scores(before, after, count), **changes})
+
+
+def test_it_ships_where_tasks_alone_gain_and_leaves_out_what_was_not_measured() -> None:
+    made = decide(tasks_alone(0.5, 0.8))
+    assert made.ship
+    assert [one.name for one in made.measured] == ["beginnings of tasks"]
+    assert made.reasons == (
+        "Accuracy of beginnings of tasks: 0.500 before, 0.800 after, +30.0 points with a 95 % interval of +30.0 points "
+        "to +30.0 points over 30 tasks.",
+    )
+    page = write_report(tasks_alone(0.5, 0.8), made)["report/gate.md"].decode()
+    assert "| beginnings of tasks | 30 | 0.500 | 0.800 |" in page
+    assert "the whole search" not in page
+
+
+@pytest.mark.parametrize(
+    ("measured", "said"),
+    [
+        (tasks_alone(0.5, 0.5), "The gain is not sure for beginnings of tasks"),
+        (tasks_alone(0.5, 0.9, 19), "Only 19 tasks were held out; at least 20"),
+        (tasks_alone(0.5, 0.9, general=scores(0.9, 0.88)), "General similarity lost more"),
+        (tasks_alone(0.0, 0.0, 0), "No query and no task was held out"),
+        (report(tasks=scores(0.8, 0.7)), "Tasks are told apart worse by more than 1.0 points"),
+        (report(tasks=scores(0.5, 0.9), whole=scores(0.5, 0.4)), "The whole search lost more than 1.0 points"),
+        (report(tasks=scores(0.5, 0.9), dense=scores(0.5, 0.4)), "The vectors alone rank worse"),
+        (report(tasks=scores(0.5, 0.9), general=()), "general similarity was not looked at"),
+        (report(tasks=scores(0.5, 0.5), whole=scores(0.5, 0.5)), "The gain is not sure for the whole search"),
+    ],
+)
+def test_what_gains_for_sure_does_not_ship_where_another_loses(measured: EncoderReport, said: str) -> None:
+    made = decide(measured)
+    assert not made.ship
+    assert said in made.reasons[0]
+
+
+def test_one_of_search_and_tasks_is_enough_where_the_other_loses_no_more_than_the_margin() -> None:
+    assert decide(report(tasks=scores(0.8, 0.79))).ship
+    assert decide(report(tasks=scores(0.5, 0.9), whole=scores(0.5, 0.49), dense=scores(0.5, 0.5))).ship
+    assert decide(report(tasks=scores(0.5, 0.9, 3))).ship, "too few to decide, and no loss"
 
 
 def test_the_gain_counts_what_stands_in_the_first_ten_places() -> None:
@@ -117,6 +161,30 @@ def test_pseudo_queries_are_sentences_of_passages_and_always_the_same() -> None:
     assert pseudo_queries({"s": single, "t": short}) == {"s": "six seven eight nine ten"}
 
 
+def labelled(text: str, label: str, part: Part) -> LabelledTask:
+    return LabelledTask(text, f"route(desk={label})", label, part)
+
+
+def test_held_out_tasks_are_told_by_the_others_and_by_the_names_of_the_labels() -> None:
+    tasks = [
+        labelled("open the amber house", "amber", "train"),
+        labelled("shut the birch gate", "birch", "validation"),
+        labelled("rebma", "amber", "held_out"),
+        labelled("hcrib", "birch", "held_out"),
+        labelled("amber", "birch", "held_out"),
+        labelled("radec", "cedar", "held_out"),
+    ]
+    assert right_beginnings(Knowing(512), tasks) == [1, 1, 0, 0], "the last has a label that nothing is known of"
+    assert sum(right_beginnings(HashEncoder(512), tasks)) < 2
+    made = measure(HashEncoder(512), Knowing(512), [], {}, tasks)
+    assert [one.query for one in made.tasks] == ["rebma", "hcrib", "amber", "radec"]
+    assert [one.after for one in made.tasks] == [1, 1, 0, 0]
+    assert (made.passages, made.dense, made.whole, made.general) == (0, (), (), ())
+    with_documents = measure(HashEncoder(512), Knowing(512), [], PASSAGES, tasks)
+    assert len(with_documents.general) == len(PASSAGES)
+    assert with_documents.whole == ()
+
+
 def test_without_held_out_queries_nothing_is_measured() -> None:
     with pytest.raises(TuningError, match="no query is held out"):
         measure(HashEncoder(2), HashEncoder(4), [], PASSAGES)
@@ -128,6 +196,7 @@ def test_the_report_says_the_verdict_and_holds_every_score() -> None:
     page = files["report/gate.md"].decode()
     assert page.startswith("# Do not ship: base+new")
     assert "| the whole search | 30 | 0.500 | 0.400 | -10.0 points (-10.0 points to -10.0 points) |" in page
+    assert "| beginnings of tasks |" not in page
     data = json.loads(files["report/gate.json"])
     assert data["decision"]["ship"] is False
     assert data["report"]["whole"][0] == {"query": "q0", "before": 0.5, "after": 0.4}

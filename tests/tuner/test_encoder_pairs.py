@@ -17,9 +17,17 @@ from agent.memory.splitting import Chunk
 from agent.store import Store
 from agent.trajectory import Correction, Outcome, Provenance, Rating, Step, Task, ToolCall, Trajectory
 from tools.context import Passage
-from tuner.encoder_pairs import Judged, Lessons, gather, part_of, read_lessons, write_lessons
+from tuner import encoder_lessons, encoder_pairs
+from tuner.encoder_lessons import Judged, Lessons, Part, read_lessons, write_lessons
+from tuner.encoder_pairs import gather
 
 AT = "2026-01-01T00:00:00Z"
+
+
+def part_of(task: str) -> Part:
+    """The part that queries of a task are in."""
+    rest = 1 - encoder_pairs.HELD_OUT
+    return encoder_lessons.part_of(task, held_out=encoder_pairs.HELD_OUT, validation=rest * encoder_pairs.VALIDATION)
 
 
 def passage(label: int, id: str) -> Passage:

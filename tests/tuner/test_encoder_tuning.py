@@ -16,6 +16,7 @@ from agent.memory.encoder import HashEncoder
 from agent.runtime import Runtime
 from agent.sealing import seal, verify
 from agent.settings import Project, find_project
+from agent.trajectory import Outcome, Provenance, Rating, Step, Task, ToolCall, Trajectory
 from tuner.encoder_gate import EncoderPolicy, ndcg
 from tuner.encoder_training import EncoderSettings
 from tuner.encoder_tuning import promote_encoder, rollback_encoder, tune_encoder
@@ -185,7 +186,9 @@ def test_the_encoder_learns_names_is_promoted_and_rolled_back(
 
     command = ["--project", str(project.folder), "encoder"]
     assert main([*command, "promote", made.adapter.id, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["promoted"] is True
+    told = json.loads(capsys.readouterr().out)
+    assert told["promoted"] is True
+    assert list(told["figures"]) == ["whole", "dense", "general"]
     assert main([*command, "list"]) == 0
     assert capsys.readouterr().out.startswith(f"* {made.adapter.id}  active  of all-minilm-l6-v2")
     weights = made.adapter.folder / "adapter_model.safetensors"
@@ -220,3 +223,104 @@ def test_a_training_that_lowers_no_loss_and_a_candidate_that_the_gate_refuses_ch
         assert runtime.memory.search("warranty", 1)
     assert main(["--project", str(project.folder), "encoder", "promote", made.adapter.id]) == 1
     assert "is rejected; only a trained, gated or retired one" in capsys.readouterr().err
+
+
+AT = "2026-01-01T00:00:00Z"
+
+CITIES = (
+    "Paris",
+    "Lima",
+    "Oslo",
+    "Cairo",
+    "Delhi",
+    "Quito",
+    "Tokyo",
+    "Dublin",
+    "Nairobi",
+    "Boston",
+    "Sofia",
+    "Hanoi",
+    "Madrid",
+    "Perth",
+    "Berlin",
+    "Havana",
+    "Vienna",
+    "Seoul",
+    "Dakar",
+    "Prague",
+    "Lagos",
+    "Milan",
+    "Denver",
+    "Riga",
+)
+CREWS = ("blue", "red", "green")
+"""Each has its own desk for each matter, and no encoder knows whose a city is."""
+MATTERS = {
+    "berths": ("is a place free for my boat in {}", "I want to moor in {} tonight"),
+    "fees": ("what do I pay for a night in {}", "your bill for {} is too high"),
+    "repairs": ("my mast broke near {}", "the hull leaks, I am in {}"),
+    "weather": ("will it storm off {} tomorrow", "how high are the waves at {}"),
+}
+
+ROUTE = """
+from typing import Literal
+
+from langchain_core.tools import StructuredTool
+
+DESKS = tuple({desks})
+
+
+def load_tools(context):
+    def route(desk: Literal[DESKS]) -> str:
+        return desk
+
+    return [StructuredTool.from_function(route, description="Send it to a desk.", metadata={{"ends": "answered"}})]
+"""
+
+
+def routed() -> list[tuple[str, str]]:
+    """Messages and their desks."""
+    return [
+        (said.format(city), f"{CREWS[place % len(CREWS)]}_{matter}")
+        for place, city in enumerate(CITIES)
+        for matter, sayings in MATTERS.items()
+        for said in sayings
+    ]
+
+
+@pytest.fixture
+def routing(tmp_path: Path) -> Project:
+    """A project without documents, whose messages people routed."""
+    messages = routed()
+    (tmp_path / "route.py").write_text(ROUTE.format(desks=sorted({desk for _, desk in messages})))
+    (tmp_path / "ratchet.toml").write_text('[tools]\nfiles = ["route.py"]\nenabled = ["route"]\n')
+    project = find_project(tmp_path, {})
+    with Runtime(project, encoder=HashEncoder()) as runtime:
+        for number, (text, desk) in enumerate(messages):
+            steps = (Step(ToolCall("route", {"desk": desk}), desk),)
+            task = Task(f"t{number}", text)
+            runtime.store.begin(Trajectory(f"m{number}", task, Provenance(), AT, steps, Outcome.ANSWERED, None, AT))
+            runtime.store.rate(Rating(f"r{number}", f"m{number}", "up", "ann", "", AT))
+    return project
+
+
+@pytest.mark.slow
+def test_the_encoder_learns_to_tell_tasks_apart_from_how_their_runs_began(
+    routing: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Runtime(routing) as runtime:
+        heard: list[str] = []
+        made = tune_encoder(runtime, say=heard.append)
+        parts = {part: len(made.lessons.tasks_of(part)) for part in ("train", "validation", "held_out")}
+        counts = ", ".join(f"{count} {part}" for part, count in parts.items())
+        assert heard[0] == f"dataset encoder-{made.lessons.hash[:16]}: tasks {counts}"
+        assert made.lessons.judged == ()
+        gated = promote_encoder(runtime, made.adapter.id)
+        assert gated.decision.ship, gated.decision.reasons
+        assert gated.embedded == 0
+        assert [one.queries for one in gated.decision.measured] == [parts["held_out"]]
+        assert gated.decision.tasks.gain > 0.1
+        assert f"tasks {counts}" in (made.adapter.folder / "README.md").read_text()
+        assert runtime.encoder.name.endswith(made.adapter.id)
+    assert main(["--project", str(routing.folder), "encoder", "list"]) == 0
+    assert capsys.readouterr().out.startswith(f"* {made.adapter.id}  active")

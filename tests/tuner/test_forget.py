@@ -22,6 +22,7 @@ from agent.forget import Found, LearntAdapter, Subject, find, forget
 from agent.llm.scripted import ScriptedModel
 from agent.memory.encoder import HashEncoder
 from agent.memory.index import IndexLock
+from agent.memory.wording import plain
 from agent.runtime import Runtime
 from agent.sealing import seal, verify
 from agent.settings import Project, find_project
@@ -30,6 +31,7 @@ from agent.trajectory import Correction, Outcome, Provenance, Rating, Recalled, 
 from tuner.checks import Scores
 from tuner.curate import curate
 from tuner.datasets import Dataset, write_dataset
+from tuner.encoder_lessons import LabelledTask, make_lessons, write_lessons
 from tuner.evaluate import Evaluation, Row
 from tuner.forget import Made, retraining
 from tuner.tunings import Begun, begin, checkpoints, unfinished
@@ -277,6 +279,18 @@ def test_a_half_written_dataset_goes_when_it_holds_the_run(project: Project) -> 
         folder.rename(folder.with_name(f".{run}.new"))
     assert [one.name for one in take_out(project).learnt.datasets] == [".hers.new"]
     assert [path.name for path in project.home.datasets.iterdir()] == [".plain.new"]
+
+
+def test_what_the_encoder_learnt_tasks_from_goes_when_it_holds_one_of_theirs(project: Project) -> None:
+    with Store(project.home.database) as store:
+        record(store, "run-7", f"{SAID} of 12345 is late", facts={"customer": WHO})
+        record(store, "his", "nothing of hers")
+    for name, text in (("theirs", f"{SAID} of 12345 is late"), ("other", "nothing of hers")):
+        lessons = make_lessons((), {}, [LabelledTask(plain(text), f"{name}()", "", "train")])
+        write_lessons(lessons, project.home.datasets, created_at=NOW)
+    take_out(project)
+    (left,) = project.home.datasets.iterdir()
+    assert "nothing of hers" in (left / "tasks.jsonl").read_text()
 
 
 def test_an_unfinished_tuning_on_a_dataset_that_goes_cannot_be_gone_on_with(project: Project) -> None:
