@@ -43,7 +43,7 @@ TASKS = "beginnings of tasks"
 
 @dataclass(frozen=True)
 class Score:
-    """nDCG@10 of one query, or whether a task's beginning came first; 0 to 1, before and after."""
+    """nDCG@10 of one query, or how well a task's beginning was told; 0 to 1, before and after."""
 
     query: str
     before: float
@@ -145,7 +145,7 @@ def decide(report: EncoderReport, policy: EncoderPolicy | None = None) -> Encode
     elif -general.gain > most:
         against.append(f"General similarity lost more than {_points(policy.margin, sign=False)}: {_told(general)}.")
     notes = [
-        f"{'Accuracy' if one is tasks else f'nDCG@{DEEP}'} of {one.name}: {_told(one)}."
+        f"{'Shares' if one is tasks else f'nDCG@{DEEP}'} of {one.name}: {_told(one)}."
         for one in (whole, dense, general, tasks)
         if one.queries
     ]
@@ -175,19 +175,26 @@ def measure(
     return EncoderReport(before.name, after.name, len(passages), dense, whole, general, beginnings)
 
 
-def right_beginnings(encoder: Encoder, tasks: Sequence[LabelledTask]) -> list[float]:
-    """For each held-out task 1 where its beginning is the likeliest, else 0.
+def told_beginnings(encoder: Encoder, tasks: Sequence[LabelledTask]) -> list[float]:
+    """For each held-out task how well the shares of the beginnings fit its own: Brier's score, turned to 0 to 1.
 
-    As recall tells, from the newest of the other tasks and the names of their labels.
+    As recall tells them, from the newest of the other tasks and the names of their labels. A share weighs in where it
+    is not the largest, too; and whether the largest is right, a few tasks cannot tell.
     """
     held_out = [one for one in tasks if one.part == "held_out"]
     if not held_out:
         return []
-    texts, labels = zip(*with_names([one for one in tasks if one.part != "held_out"][-MOST:]), strict=True)
-    regression = LabelRegression(encoder.encode(texts), labels)
-    vectors = encoder.encode([one.text for one in held_out])
-    likeliest = [regression.names[int(regression.scores(vector).argmax())] for vector in vectors]
-    return [float(label == one.label) for label, one in zip(likeliest, held_out, strict=True)]
+    known = [one for one in tasks if one.part != "held_out"][-MOST:]
+    texts, labels = zip(*with_names(known), strict=True)
+    matrix = encoder.encode(texts)
+    regression = LabelRegression(matrix, labels, texts=len(known))
+    scores = []
+    for one, vector in zip(held_out, encoder.encode([one.text for one in held_out]), strict=True):
+        shares = regression.shares(regression.scores(vector), float((matrix[: len(known)] @ vector).max()))
+        right = np.array([name == one.label for name in regression.names], dtype=float)
+        lacking = 0.0 if right.any() else 1.0
+        scores.append(1.0 - 0.5 * (float(((right - shares) ** 2).sum()) + lacking))
+    return scores
 
 
 def _rankings(
@@ -213,7 +220,7 @@ def _rankings(
         ndcg(nearest(ids, matrix, vector, DEEP), [id])
         for id, vector in zip(taken, encoder.encode(list(taken.values())), strict=True)
     ]
-    return dense, whole, general, right_beginnings(encoder, tasks)
+    return dense, whole, general, told_beginnings(encoder, tasks)
 
 
 def ndcg(ranked: Sequence[str], relevant: Collection[str], k: int = DEEP) -> float:
@@ -277,7 +284,7 @@ def pseudo_queries(passages: Mapping[str, Chunk], most: int = SENTENCES) -> dict
 def write_report(report: EncoderReport, decision: EncoderDecision) -> dict[str, bytes]:
     """The files of the report, by name."""
     table = markdown_table(
-        (f"nDCG@{DEEP}; accuracy of {TASKS}", "of", "before", "after", "gain"),
+        (f"nDCG@{DEEP}; how well the {TASKS} were told", "of", "before", "after", "gain"),
         [
             (
                 one.name,

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from agent.judged import Judged, Ruling, judged_runs, origin, rulings
 from agent.llm.grammar import ToolSpec, chosen
+from agent.memory.recall import choice_name
 from agent.memory.wording import plain
 from agent.store import Store
 from agent.trajectory import ToolCall
@@ -88,5 +89,6 @@ def _is_held_back(store: Store, judged: Judged, ruled: Mapping[str, Ruling]) -> 
 def _labelled(text: str, call: ToolCall, tools: Sequence[ToolSpec]) -> LabelledTask:
     choices = chosen(call, tools)
     label = f"{call.name}({', '.join(f'{name}={value}' for name, value in choices)})"
-    name = " ".join(value.replace("_", " ") for _, value in choices)
-    return LabelledTask(text, label, name, part_of(folded(text), held_out=HELD_OUT, validation=VALIDATION))
+    return LabelledTask(
+        text, label, choice_name(choices), part_of(folded(text), held_out=HELD_OUT, validation=VALIDATION)
+    )

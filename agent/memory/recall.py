@@ -3,7 +3,7 @@
 What a reviewer accepts or corrects helps from the next run on, before any tuning. A regression from texts to
 beginnings says which ones are likely, and each is shown by the task most like the new one, with its share. A beginning
 is a call with its plan and what it chose of what the tool lets it choose from; the names of such choices are examples
-of them as well, as soon as one task has taken them. The store is the truth;
+of them as well, as soon as one task has taken them and they name one beginning alone. The store is the truth;
 here lie only vectors of it in memory, brought up to date before each search. Texts are compared, and shown, without
 their numbers: which order was meant says nothing of how to go about it. What a correction says that belongs in the
 documents, or was taken back by a newer one, is not shown. Safe to call from several threads.
@@ -12,6 +12,7 @@ documents, or was taken back by a newer one, is not shown. Safe to call from sev
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -61,6 +62,8 @@ class _Fitted:
         named = {
             label: choice_name(one.choices) for label, one in zip(self.labels, self.shown, strict=True) if one.choices
         }
+        shared = Counter(named.values())
+        named = {label: name for label, name in named.items() if shared[name] == 1}
         vectors = [self.matrix, *([embed(list(named.values()))] if named else [])]
         self.regression = LabelRegression(np.concatenate(vectors), [*self.labels, *named], texts=len(known))
 
@@ -171,7 +174,7 @@ class Recall:
 
 def choice_name(choices: Sequence[tuple[str, str]]) -> str:
     """What was chosen, as words."""
-    return ", ".join(value.replace("_", " ") for _, value in choices)
+    return " ".join(value.replace("_", " ") for _, value in choices)
 
 
 def capped(found: Sequence[Recalled], most: int, count: Callable[[], TokenCounter]) -> tuple[Recalled, ...]:

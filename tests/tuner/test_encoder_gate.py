@@ -19,7 +19,7 @@ from tuner.encoder_gate import (
     measure,
     ndcg,
     pseudo_queries,
-    right_beginnings,
+    told_beginnings,
     write_report,
 )
 from tuner.encoder_lessons import Judged, LabelledTask, Part
@@ -73,7 +73,7 @@ def test_it_ships_where_tasks_alone_gain_and_leaves_out_what_was_not_measured() 
     assert made.ship
     assert [one.name for one in made.measured] == ["beginnings of tasks"]
     assert made.reasons == (
-        "Accuracy of beginnings of tasks: 0.500 before, 0.800 after, +30.0 points with a 95 % interval of +30.0 points "
+        "Shares of beginnings of tasks: 0.500 before, 0.800 after, +30.0 points with a 95 % interval of +30.0 points "
         "to +30.0 points over 30 tasks.",
     )
     page = write_report(tasks_alone(0.5, 0.8), made)["report/gate.md"].decode()
@@ -167,18 +167,20 @@ def labelled(text: str, label: str, part: Part) -> LabelledTask:
 
 def test_held_out_tasks_are_told_by_the_others_and_by_the_names_of_the_labels() -> None:
     tasks = [
-        labelled("open the amber house", "amber", "train"),
-        labelled("shut the birch gate", "birch", "validation"),
+        *(labelled(f"open the amber house {'now ' * number}", "amber", "train") for number in range(8)),
+        *(labelled(f"shut the birch gate {'now ' * number}", "birch", "validation") for number in range(8)),
         labelled("rebma", "amber", "held_out"),
         labelled("hcrib", "birch", "held_out"),
         labelled("amber", "birch", "held_out"),
         labelled("radec", "cedar", "held_out"),
     ]
-    assert right_beginnings(Knowing(512), tasks) == [1, 1, 0, 0], "the last has a label that nothing is known of"
-    assert sum(right_beginnings(HashEncoder(512), tasks)) < 2
+    right, too, wrong, unknown = told_beginnings(Knowing(512), tasks)
+    assert min(right, too) > 0.9
+    assert max(wrong, unknown) < 0.5, "the last has a label that nothing is known of"
+    assert sum(told_beginnings(HashEncoder(512), tasks)) < right + too + wrong + unknown
     made = measure(HashEncoder(512), Knowing(512), [], {}, tasks)
     assert [one.query for one in made.tasks] == ["rebma", "hcrib", "amber", "radec"]
-    assert [one.after for one in made.tasks] == [1, 1, 0, 0]
+    assert [one.after for one in made.tasks] == [right, too, wrong, unknown]
     assert (made.passages, made.dense, made.whole, made.general) == (0, (), (), ())
     with_documents = measure(HashEncoder(512), Knowing(512), [], PASSAGES, tasks)
     assert len(with_documents.general) == len(PASSAGES)
