@@ -110,6 +110,8 @@ class Traces:
     """As in `FoundRuns`."""
     earlier: tuple[Forgetting, ...]
     """What was forgotten before; what an interruption left of it goes too."""
+    documents: frozenset[str] = frozenset()
+    """Names of documents that are the subject's own: a dataset may show them where no run was."""
 
 
 @dataclass(frozen=True)
@@ -196,13 +198,14 @@ def find(home: Home, subject: Subject, tuned: Tuned, *, documents: bool = False,
     """
     runs, earlier = FoundRuns({}), tuple[Forgetting, ...]()
     every: list[FoundDocument] = []
+    owned: set[str] = set()
     if home.database.is_file():
         every = list(_find_documents(home.database, subject))
         owned = {one.name for one in every if one.place == "owner" and one.tenant == own_tenant}
         with Store(home.database) as store:
             runs, earlier = find_runs(store, subject, owned), store.forgettings()
     goes = [one for one in every if documents or one.place == "owner"]
-    traces = Traces(subject, frozenset(runs.runs), runs.texts, earlier)
+    traces = Traces(subject, frozenset(runs.runs), runs.texts, earlier, frozenset(owned))
     return Found(
         runs=runs,
         workspaces=tuple(_workspaces(home, [*runs.runs, *(run for one in earlier for run in one.runs)])),

@@ -319,6 +319,13 @@ def call_tool(tool: BaseTool, call: ToolCall) -> tuple[str, tuple[Passage, ...]]
     return message.text, tuple(one for one in found if isinstance(one, Passage))
 
 
+def shortened(text: str) -> str:
+    """What a tool said, as long as the model is shown of it."""
+    if len(text) <= MAX_OBSERVATION:
+        return text
+    return f"{text[:MAX_OBSERVATION]} [cut: {len(text) - MAX_OBSERVATION} more characters]"
+
+
 def _as_step(going: Run, proposal: Proposal) -> Step:
     return Step(
         proposal.call,
@@ -375,14 +382,14 @@ def _observe(going: Run, step: Step) -> Step:
             error = str(fault)
         except ValidationError as fault:
             error = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in fault.errors())
-    observation = _mask(going, _shortened(observation))
+    observation = _mask(going, shortened(observation))
     if going.scrubber is not None:
         passages = tuple(replace(one, text=going.scrubber.mask(one.text)) for one in passages)
     seconds = time.perf_counter() - started
     return replace(
         step,
         observation=observation,
-        error=None if error is None else _mask(going, _shortened(error)),
+        error=None if error is None else _mask(going, shortened(error)),
         passages=passages,
         tool_seconds=seconds,
         grounding=None if error is not None else _grounding(going, step),
@@ -418,12 +425,6 @@ def _write(going: Run, index: int, step: Step) -> None:
     going.recorder.add_step(going.trajectory.id, index, step)
     going.trajectory = going.trajectory.with_step(step)
     going.tell("observed", step=step)
-
-
-def _shortened(text: str) -> str:
-    if len(text) <= MAX_OBSERVATION:
-        return text
-    return f"{text[:MAX_OBSERVATION]} [cut: {len(text) - MAX_OBSERVATION} more characters]"
 
 
 def _mask(going: Run, text: str) -> str:

@@ -214,6 +214,11 @@ class TuningSettings:
     """Tokens of one packed sequence, prompts included, at most; 0 takes as many as fit into the free memory."""
     weighting: str = _choice("token", "token", "example", "trajectory")
     """What counts the same in the loss: every target token, every example, or every trajectory."""
+    contexts: int = _whole(0, 0, 20)
+    """For each answer that cites passages, how many more times it is learnt among other passages that the search finds;
+    0 learns it as it was given alone."""
+    abstain: float = _real(0.3, 0.0, 1.0)
+    """Share of these in which the passages that were cited are missing, so that handing over is learnt."""
     validation_share: float = _share(0.1)
     """Share of the runs held out to decide when to stop; 0, or too few runs for it, holds out none."""
     patience: int = _whole(2, 0)

@@ -18,7 +18,8 @@ from agent.judged import Judged, Ruling, judged_runs, origin, rulings
 from agent.store import Store
 from agent.trajectory import Step, Trajectory
 
-Kind = Literal["accepted", "corrected"]
+Kind = Literal["accepted", "corrected", "drawn"]
+"""A drawn row is an answer of one of the others in another context; see `tuner.contexts`."""
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def _datasets(folder: Path, traces: Traces) -> Iterator[_Dataset]:
             one.run in traces.runs or is_shown(traces.subject, traces.texts, one)
             for row in rows
             for one in row.trajectory.provenance.recalled
-        )
+        ) or any(passage.document in traces.documents for row in rows for passage in row.trajectory.passages)
         every = tuple(dict.fromkeys(row.run for row in rows))
         yield _Dataset(path.name, bool(examples) or shown, examples, every)
 

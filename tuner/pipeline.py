@@ -27,6 +27,7 @@ from agent.teams import give_back_memory, in_own_team
 from tuner import parallel
 from tuner.candidates import Origin, check_lives, fresh_model, take_in
 from tuner.card import model_card
+from tuner.contexts import draw_contexts
 from tuner.curate import Curated, TrainingRow, curate
 from tuner.datasets import LEAST_HELD_OUT, Dataset, read_dataset, told_held_back, write_dataset
 from tuner.packing import Example
@@ -200,12 +201,18 @@ def _make_dataset(runtime: Runtime, frame: Frame, created_at: str) -> tuple[Data
     rows = curated.rows
     if parent is not None and settings.replay < 1:
         rows = replayed(rows, learnt, settings.replay, runtime.encoder)
+    served = tuple(_as_served_now(runtime, row) for row in rows)
+    drawn = draw_contexts(runtime, served)
     dataset = write_dataset(
-        replace(curated, rows=tuple(_as_served_now(runtime, row) for row in rows)),
+        replace(curated, rows=(*served, *drawn.rows)),
         project.home.datasets,
         validation_share=settings.validation_share,
         created_at=created_at,
-        provenance={"prompt_version": frame.version, "base": project.settings.model.base},
+        provenance={
+            "prompt_version": frame.version,
+            "base": project.settings.model.base,
+            "contexts": dict(drawn.counts),
+        },
         trained_on=learnt,
     )
     return dataset, parent

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.files import write_whole
+from tuner.contexts import told_contexts
 from tuner.datasets import told_held_back
 from tuner.pages import Table, html_table, page, short
 from tuner.report import loss_curves
@@ -71,6 +72,7 @@ def _figures(trained: Trained, manifest: Mapping[str, Any]) -> dict[str, str]:
         "corrections": str(manifest["corrections"]),
         "accepted runs": str(manifest["accepted_runs"]),
         "corrections not trained": told_held_back(manifest.get("held_back_kinds", {})) or "none",
+        "contexts drawn anew": told_contexts(manifest.get("contexts", {})),
         "optimizer steps": str(trained.steps),
         "best epoch": f"{trained.best_epoch + 1} of {trained.epochs}",
         "training loss at the end": f"{trained.loss:.3f}",

@@ -223,8 +223,12 @@ def grounding_shares(found: Sequence[RgbQuestion], encoder: Encoder) -> tuple[fl
     return share_of(supported), share_of(believed)
 
 
-def rgb_model(data: Path, runtime: Runtime, encoder: Encoder, *, limit: int = 60) -> dict[str, Any]:
+def rgb_model(
+    data: Path, runtime: Runtime, encoder: Encoder, *, limit: int = 60, adapter: str | None = None
+) -> dict[str, Any]:
     """The packaged model on the English part: shown passages, it quotes or hands over; half of them hold no answer.
+
+    `adapter` is the id of one of the runtime's; None leaves the model as it is.
 
     The search is made for it, since untuned it searches again and again (8 of 8 runs ended as looping).
 
@@ -240,7 +244,7 @@ def rgb_model(data: Path, runtime: Runtime, encoder: Encoder, *, limit: int = 60
             context = ToolContext(Path(scratch), Path(scratch), retriever=Given(passages), task=one.text)
             tools = [search_knowledge(context, PASSAGES), answer(quoted=True), hand_over()]
             options = Options(Budget(5), plan=False, thought=False, instructions=INSTRUCTIONS, grounded="withhold")
-            stepper = runtime.stepper(None)
+            stepper = runtime.stepper(adapter)
             going = Run(
                 Trajectory(str(number), Task(str(number), one.text), stepper.provenance(), timestamp()),
                 stepper,

@@ -285,10 +285,28 @@ def _short(commit: str) -> str:
     return commit.removesuffix("-dirty")[:12] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
+def _answers(data: Mapping[str, Any]) -> str:
+    """`rows`: `side` ("before", then a tuning each), with what each measured; what it did not measure is "-"."""
+    rows = data["rows"]
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if _is_share(name)]
+    head = ["", *(_side(row) for row in rows)]
+    cells = [[name, *("-" if row.get(name) is None else f"{row[name]:.2f}" for row in rows)] for name in names]
+    return markdown_table(head, cells)
+
+
+def _is_share(name: str) -> bool:
+    return name.endswith(("_rate", "_share", "_precision", "_recall"))
+
+
+def _side(row: Mapping[str, Any]) -> str:
+    return "before" if row["side"] == "before" else f"tuned, `contexts = {row['contexts']}`"
+
+
 _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "desk": _desk,
     "desk_demo": _desk,
     "banking77": _banking77,
+    "answers": _answers,
     "tuning": _tuning,
     "inference": _inference,
     "retrieval": retrieval,

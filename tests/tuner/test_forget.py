@@ -238,6 +238,34 @@ def test_a_run_that_was_shown_a_document_of_theirs_goes_with_it(project: Project
     assert dict(look(project, own_tenant="shop").runs.runs) == {}
 
 
+def test_a_dataset_that_shows_a_document_of_theirs_where_no_run_was_shown_it_goes(
+    project: Project, tmp_path: Path
+) -> None:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "hers.md").write_text(f"---\ncustomer: {WHO}\n---\nThe {SAID} is broken.\n")
+    with opened(project) as runtime:
+        runtime.memory.add_folder(folder)
+        (passage,) = runtime.memory.search("broken", 1)
+    with Store(project.home.database) as store:
+        record(store, "plain", "dry my tent")
+        curated = curate(store)
+    (row,) = curated.rows
+    without = dataset_of(project, "plain")
+    step = replace(row.trajectory.steps[0], passages=(passage,))
+    drawn = replace(row, kind="drawn", trajectory=replace(row.trajectory, steps=(step,)))
+    shows_it = write_dataset(
+        replace(curated, rows=(row, drawn)),
+        project.home.datasets,
+        validation_share=0.0,
+        created_at=NOW,
+        provenance={},
+    )
+    found = take_out(project)
+    assert [(one.name, one.examples) for one in found.learnt.datasets] == [(shows_it.folder.name, ())]
+    assert [path.name for path in project.home.datasets.iterdir()] == [without.folder.name]
+
+
 def test_what_was_interrupted_is_finished_by_the_same_call(project: Project, tmp_path: Path) -> None:
     folder = tmp_path / "docs"
     folder.mkdir()
