@@ -145,12 +145,11 @@ def measure(
     with word_index(passages, matrices[before.name], before.name) as words:
         for encoder in (before, after):
             matrix = matrices[encoder.name]
-            vectors = encoder.encode([one.query for one in held_out])
+            vectors = encoder.encode_queries([one.query for one in held_out])
             dense, whole = [], []
             for one, vector in zip(held_out, vectors, strict=True):
                 dense.append(ndcg(nearest(ids, matrix, vector, DEEP), one.positives))
-                by_words = dict(words.word_hits(one.query, CANDIDATES))
-                ranked = whole_search(ids, matrix, vector, by_words, read=encoder.reads(one.query))
+                ranked = whole_search(ids, matrix, vector, words, one.query, read=encoder.reads(one.query))
                 whole.append(ndcg(ranked, one.positives))
             general = [
                 ndcg(nearest(ids, matrix, vector, DEEP), [id])
@@ -180,11 +179,13 @@ def nearest(ids: Sequence[str], matrix: Vectors, vector: Vectors, k: int) -> lis
 
 
 def whole_search(
-    ids: Sequence[str], matrix: Vectors, vector: Vectors, by_words: Mapping[str, float], *, read: float
+    ids: Sequence[str], matrix: Vectors, vector: Vectors, words: Shelf, query: str, *, read: float
 ) -> list[str]:
     """The ids in the order in which `Memory.search` finds them, by their vectors and by their words."""
     cosines = dict(zip(ids, (matrix @ vector).tolist(), strict=True))
-    found = {*nearest(ids, matrix, vector, CANDIDATES), *by_words}
+    near = nearest(ids, matrix, vector, CANDIDATES)
+    by_words = dict(words.word_hits(query, CANDIDATES, also=near))
+    found = {*near, *by_words}
     return fuse({id: cosines[id] for id in found}, by_words, read=read)
 
 

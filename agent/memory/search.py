@@ -390,10 +390,10 @@ class Memory:
         """One attempt. Raises _Changed where the vectors are no longer of the encoder that they were of."""
         self._follow(state)
         self._check_encoder(state)
-        vector = self._encoder.encode([query])[0]
+        vector = self._encoder.encode_queries([query])[0]
         wide = max(CANDIDATES, 2 * k)
-        by_words = dict(self._shelf.word_hits(query, wide, where=where))
         cosines = {hit.id: hit.score for hit in self._near(vector, wide, where)}
+        by_words = dict(self._shelf.word_hits(query, wide, where=where, also=cosines))
         cosines |= self._cosines(by_words.keys() - cosines.keys(), vector)
         ranked = fuse(cosines, by_words, read=self._encoder.reads(query))
         chunks = self._shelf.chunks(ranked)

@@ -8,7 +8,7 @@ Holds no lock: who writes holds the index's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -179,12 +179,16 @@ class Shelf:
             last = rows[-1].chunk
             yield tuple(row.id for row in rows), to_matrix([row.data for row in rows])
 
-    def word_hits(self, query: str, k: int, *, where: Filter | None = None) -> list[tuple[str, float]]:
-        """Ids of the k chunks that the query's words fit best, and how well (BM25, higher is better)."""
+    def word_hits(
+        self, query: str, k: int, *, where: Filter | None = None, also: Collection[str] = ()
+    ) -> list[tuple[str, float]]:
+        """Ids of the k chunks that the query's words fit best, and how well (BM25, higher is better).
+
+        With them those chunks of `also` that the words fit, unless far too many fit better.
+        """
+        documents = self._matching(where) if where else None
         with reading(self._engine) as connection:
-            return self._words.search(
-                connection, query, k, self._state(connection), self._matching(where) if where else None
-            )
+            return self._words.search(connection, query, k, self._state(connection), documents, also)
 
     def holds(self, ids: Sequence[str], where: Filter) -> set[str]:
         """Which of these chunks belong to a document with this metadata."""
