@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 MEANING = 0.8
 """What the cosine counts, where the encoder can read all of the question; the words count the rest."""
@@ -33,12 +34,14 @@ def fuse(by_meaning: Mapping[str, float], by_words: Mapping[str, float], *, read
 
 def alike(one: str, other: str) -> bool:
     """Whether two texts say the same: all but the same words, and the very same numbers."""
-    if re.findall(r"\d+", one) != re.findall(r"\d+", other):
-        return False
-    first, second = _shingles(one), _shingles(other)
-    return len(first & second) >= ALIKE * len(first | second)
+    numbers, first = _wording(one)
+    others, second = _wording(other)
+    return numbers == others and len(first & second) >= ALIKE * len(first | second)
 
 
-def _shingles(text: str) -> set[tuple[str, ...]]:
+@lru_cache(maxsize=256)
+def _wording(text: str) -> tuple[tuple[str, ...], frozenset[tuple[str, ...]]]:
+    """Its numbers and its groups of three words. Kept, for each is held against many others."""
     words = re.findall(r"\w+", text.lower())
-    return {tuple(words[start : start + 3]) for start in range(max(1, len(words) - 2))}
+    groups = frozenset(tuple(words[start : start + 3]) for start in range(max(1, len(words) - 2)))
+    return tuple(re.findall(r"\d+", text)), groups

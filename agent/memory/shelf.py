@@ -145,7 +145,11 @@ class Shelf:
     def stored_vectors(self, document: str) -> dict[str, Vector]:
         """Vectors of a document's chunks, by chunk id."""
         with reading(self._engine) as connection:
-            rows = connection.execute(self._select_vectors().where(documents_table.c.name == document))
+            rows = connection.execute(
+                self._select_vectors()
+                .join(documents_table, documents_table.c.key == chunks_table.c.document)
+                .where(documents_table.c.name == document)
+            )
             return {row.id: Vector(row.data, row.encoder) for row in rows}
 
     def vectors_of(self, ids: Sequence[str]) -> dict[str, Vector]:
@@ -343,7 +347,6 @@ class Shelf:
         return (
             sa.select(chunks_table.c.id, vectors_table.c.data, vectors_table.c.encoder)
             .join(chunks_table, chunks_table.c.key == vectors_table.c.chunk)
-            .join(documents_table, documents_table.c.key == chunks_table.c.document)
             .where(chunks_table.c.tenant == self.tenant)
         )
 

@@ -166,11 +166,12 @@ class WordIndex:
             return []
         scores = self._scores(connection, expression, max(k, SCORED) if also else k, documents)
         columns = chunks_table.c
-        held = sa.select(columns.key, columns.id).where(columns.tenant == self._tenant)
-        wanted = {row.key: row.id for row in connection.execute(held.where(columns.id.in_(also)))} if also else {}
-        best = list(scores)[:k]
-        wanted |= {row.key: row.id for row in connection.execute(held.where(columns.key.in_(best)))}
-        found = [(name, scores[key]) for key, name in wanted.items() if key in scores]
+        named = sa.select(columns.key, columns.id)
+        wanted = named.where(columns.tenant == self._tenant, columns.id.in_(also))
+        # These are the tenant's own; with a condition on the tenant SQLite reads all of its chunks.
+        best = named.where(columns.key.in_(list(scores)[:k]))
+        names = {row.key: row.id for part in ([best, wanted] if also else [best]) for row in connection.execute(part)}
+        found = [(name, scores[key]) for key, name in names.items() if key in scores]
         return sorted(found, key=lambda hit: (-hit[1], hit[0]))
 
     def _scores(
