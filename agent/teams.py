@@ -13,7 +13,8 @@ import ctypes
 import gc
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -73,11 +74,18 @@ def on_one_core(action: Callable[[], T]) -> T:
 
     def work() -> T:
         import torch
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
         # torch sets a thread's number of cores when that thread first asks for it; only then can it be lowered.
         torch.get_num_threads()
-        with threadpool_limits(1, user_api="openmp"):
+        with _pools().limit(limits=1, user_api="openmp"):
             return action()
 
     return in_own_team(work, name="ratchet-one-core")
+
+
+@cache
+def _pools() -> Any:
+    """The process's libraries with threads, torch's among them. Looked for once: it takes a millisecond."""
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+
+    return ThreadpoolController()

@@ -209,12 +209,11 @@ def _rankings(
     matrix = encoder.encode([passages[id].embedded_text for id in ids])
     dense, whole = [], []
     if held_out:
-        vectors = encoder.encode([one.query for one in held_out])
+        vectors = encoder.encode_queries([one.query for one in held_out])
         with word_index(passages, matrix, encoder.name) as words:
             for one, vector in zip(held_out, vectors, strict=True):
                 dense.append(ndcg(nearest(ids, matrix, vector, DEEP), one.positives))
-                by_words = dict(words.word_hits(one.query, CANDIDATES))
-                ranked = whole_search(ids, matrix, vector, by_words, read=encoder.reads(one.query))
+                ranked = whole_search(ids, matrix, vector, words, one.query, read=encoder.reads(one.query))
                 whole.append(ndcg(ranked, one.positives))
     general = [
         ndcg(nearest(ids, matrix, vector, DEEP), [id])
@@ -237,11 +236,13 @@ def nearest(ids: Sequence[str], matrix: Vectors, vector: Vectors, k: int) -> lis
 
 
 def whole_search(
-    ids: Sequence[str], matrix: Vectors, vector: Vectors, by_words: Mapping[str, float], *, read: float
+    ids: Sequence[str], matrix: Vectors, vector: Vectors, words: Shelf, query: str, *, read: float
 ) -> list[str]:
     """The ids in the order in which `Memory.search` finds them, by their vectors and by their words."""
     cosines = dict(zip(ids, (matrix @ vector).tolist(), strict=True))
-    found = {*nearest(ids, matrix, vector, CANDIDATES), *by_words}
+    near = nearest(ids, matrix, vector, CANDIDATES)
+    by_words = dict(words.word_hits(query, CANDIDATES, also=near))
+    found = {*near, *by_words}
     return fuse({id: cosines[id] for id in found}, by_words, read=read)
 
 

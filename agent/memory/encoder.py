@@ -6,11 +6,13 @@ knows words, not meaning. Nothing here downloads.
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,6 +41,10 @@ class Encoder(Protocol):
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors, [len(texts), dimensions]. Safe to call from several threads."""
+        ...
+
+    def encode_queries(self, texts: Sequence[str]) -> Vectors:
+        """Unit vectors of questions, [len(texts), dimensions], each of all of its text, however long."""
         ...
 
     def reads(self, text: str) -> float:
@@ -117,9 +123,37 @@ class SentenceEncoder:
                 vectors = in_own_team(encode)
         return np.ascontiguousarray(vectors, dtype=np.float32)
 
+    def encode_queries(self, texts: Sequence[str]) -> Vectors:
+        """A text that is longer than the model reads is cut into windows as equal as can be, and has their mean."""
+        windows = [self._windows(text) for text in texts]
+        vectors = self.encode([window for part in windows for window in part])
+        if len(vectors) == len(texts):
+            return vectors
+        starts = np.cumsum([0, *(len(part) for part in windows[:-1])])
+        sums = np.add.reduceat(vectors, starts)
+        return np.ascontiguousarray(sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12))
+
+    def _windows(self, text: str) -> list[str]:
+        """The text, or pieces of it that are short enough to be read."""
+        tokenizer = self._model.tokenizer
+        # Special tokens take places too.
+        most = self._model.max_seq_length - tokenizer.num_special_tokens_to_add()
+        # No token is of less than a byte, so that most texts need not be counted.
+        if len(text.encode()) <= most:
+            return [text]
+        with self._one_at_a_time:
+            places = tokenizer(
+                text, add_special_tokens=False, truncation=False, return_offsets_mapping=True, verbose=False
+            )["offset_mapping"]
+        count = math.ceil(len(places) / most)
+        if count < 2:
+            return [text]
+        bounds = [len(places) * number // count for number in range(count + 1)]
+        return [text[places[first][0] : places[last - 1][1]] for first, last in pairwise(bounds)]
+
     def reads(self, text: str) -> float:
         with self._one_at_a_time:
-            ids = self._model.tokenizer(text, add_special_tokens=False, truncation=True)["input_ids"]
+            ids = self._model.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
         unknown = self._model.tokenizer.unk_token_id
         missed = sum(1 for one in ids if one == unknown)
         return 1.0 - missed / max(1, len(ids))
@@ -154,6 +188,9 @@ class HashEncoder:
                 row[0] = 1.0
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.ascontiguousarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
+
+    def encode_queries(self, texts: Sequence[str]) -> Vectors:
+        return self.encode(texts)
 
     def reads(self, text: str) -> float:
         return 1.0

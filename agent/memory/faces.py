@@ -33,7 +33,7 @@ class RatchetEmbeddings(Embeddings):
         return [[float(value) for value in row] for row in self.encoder.encode(texts)]
 
     def embed_query(self, text: str) -> list[float]:
-        return self.embed_documents([text])[0]
+        return [float(value) for value in self.encoder.encode_queries([text])[0]]
 
 
 class EncoderOfEmbeddings:
@@ -55,9 +55,12 @@ class EncoderOfEmbeddings:
     def encode(self, texts: Sequence[str]) -> Vectors:
         if not texts:
             return np.zeros((0, self._dimensions), dtype=np.float32)
-        rows = np.asarray(self._embeddings.embed_documents(list(texts)), dtype=np.float32)
-        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-        return np.ascontiguousarray(rows / np.maximum(lengths, 1e-12))
+        return _unit(self._embeddings.embed_documents(list(texts)))
+
+    def encode_queries(self, texts: Sequence[str]) -> Vectors:
+        if not texts:
+            return np.zeros((0, self._dimensions), dtype=np.float32)
+        return _unit([self._embeddings.embed_query(text) for text in texts])
 
     def reads(self, text: str) -> float:
         return 1.0
@@ -164,3 +167,9 @@ class RatchetRetriever(BaseRetriever):
 def _as_document(passage: Passage) -> Document:
     place = {"document": passage.document, "heading": passage.heading, "score": passage.score}
     return Document(id=passage.id, page_content=passage.text, metadata=place)
+
+
+def _unit(rows: Sequence[Sequence[float]]) -> Vectors:
+    matrix = np.asarray(rows, dtype=np.float32)
+    lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
+    return np.ascontiguousarray(matrix / np.maximum(lengths, 1e-12))

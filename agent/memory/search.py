@@ -15,7 +15,7 @@ import builtins
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -390,21 +390,27 @@ class Memory:
         """One attempt. Raises _Changed where the vectors are no longer of the encoder that they were of."""
         self._follow(state)
         self._check_encoder(state)
-        vector = self._encoder.encode([query])[0]
+        vector = self._encoder.encode_queries([query])[0]
         wide = max(CANDIDATES, 2 * k)
-        by_words = dict(self._shelf.word_hits(query, wide, where=where))
         cosines = {hit.id: hit.score for hit in self._near(vector, wide, where)}
+        by_words = dict(self._shelf.word_hits(query, wide, where=where, also=cosines))
         cosines |= self._cosines(by_words.keys() - cosines.keys(), vector)
         ranked = fuse(cosines, by_words, read=self._encoder.reads(query))
-        chunks = self._shelf.chunks(ranked)
-        # A chunk may have been removed since it was found.
-        groups = gathered((chunks[key] for key in ranked if key in chunks), k, join=join)
+        groups = gathered(self._read(ranked, 2 * k), k, join=join)
         if self._neighbours and join:
             groups = [self._widened(group) for group in groups]
             cosines |= self._cosines({chunk.id for group in groups for chunk in group} - cosines.keys(), vector)
         if self._shelf.state().encoders != state.encoders:
             raise _Changed
         return [passage(group, cosines) for group in groups]
+
+    def _read(self, ranked: Sequence[str], size: int) -> Iterator[Chunk]:
+        """Chunks in this order, `size` of them at once, as many as are asked for."""
+        for start in range(0, len(ranked), size):
+            part = ranked[start : start + size]
+            chunks = self._shelf.chunks(part)
+            # A chunk may have been removed since it was found.
+            yield from (chunks[key] for key in part if key in chunks)
 
     def _cosines(self, ids: Iterable[str], vector: Vectors) -> dict[str, float]:
         return {

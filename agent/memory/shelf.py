@@ -8,7 +8,7 @@ Holds no lock: who writes holds the index's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -145,7 +145,11 @@ class Shelf:
     def stored_vectors(self, document: str) -> dict[str, Vector]:
         """Vectors of a document's chunks, by chunk id."""
         with reading(self._engine) as connection:
-            rows = connection.execute(self._select_vectors().where(documents_table.c.name == document))
+            rows = connection.execute(
+                self._select_vectors()
+                .join(documents_table, documents_table.c.key == chunks_table.c.document)
+                .where(documents_table.c.name == document)
+            )
             return {row.id: Vector(row.data, row.encoder) for row in rows}
 
     def vectors_of(self, ids: Sequence[str]) -> dict[str, Vector]:
@@ -179,12 +183,16 @@ class Shelf:
             last = rows[-1].chunk
             yield tuple(row.id for row in rows), to_matrix([row.data for row in rows])
 
-    def word_hits(self, query: str, k: int, *, where: Filter | None = None) -> list[tuple[str, float]]:
-        """Ids of the k chunks that the query's words fit best, and how well (BM25, higher is better)."""
+    def word_hits(
+        self, query: str, k: int, *, where: Filter | None = None, also: Collection[str] = ()
+    ) -> list[tuple[str, float]]:
+        """Ids of the k chunks that the query's words fit best, and how well (BM25, higher is better).
+
+        With them those chunks of `also` that the words fit, unless far too many fit better.
+        """
+        documents = self._matching(where) if where else None
         with reading(self._engine) as connection:
-            return self._words.search(
-                connection, query, k, self._state(connection), self._matching(where) if where else None
-            )
+            return self._words.search(connection, query, k, self._state(connection), documents, also)
 
     def holds(self, ids: Sequence[str], where: Filter) -> set[str]:
         """Which of these chunks belong to a document with this metadata."""
@@ -339,7 +347,6 @@ class Shelf:
         return (
             sa.select(chunks_table.c.id, vectors_table.c.data, vectors_table.c.encoder)
             .join(chunks_table, chunks_table.c.key == vectors_table.c.chunk)
-            .join(documents_table, documents_table.c.key == chunks_table.c.document)
             .where(chunks_table.c.tenant == self.tenant)
         )
 

@@ -1,30 +1,46 @@
 """The full-text index: one FTS5 table for each tenant, beside the chunks and changed in the same transactions.
 
 Scripts that put no spaces between words (Chinese, Japanese, Korean, Thai and their neighbours) are cut into
-overlapping pairs of characters, as Lucene's CJK analyzer does: no dictionary, and no word is missed because it is not
-in one. All else is left to FTS5's tokenizer, which knows Unicode, drops accents and reduces English words to stems.
+overlapping pairs of characters and the characters themselves, as Lucene's CJK analyzer does on demand: no dictionary,
+and no word is missed because it is not in one. All else is left to FTS5's tokenizer, which knows Unicode, drops accents
+and reduces English words to stems.
+
+A term that a query repeats counts more, as BM25 has it for long queries, and of a long query the most telling terms are
+looked up: those whose repetition times rarity is highest, wherever they stand. Source: Robertson and Walker, "Okapi/
+Keenbow at TREC-8" (1999), for k3; the selection is that of Lucene's MoreLikeThis.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import sqlalchemy as sa
 
 from agent.memory.tables import ShelfState, chunks_table, tenants_table
 
-VERSION = 1
-"""Of what `segmented` makes of a text: an index of another version is made anew."""
+VERSION = 2
+"""Of what `indexed` makes of a text: an index of another version is made anew."""
 
 TOKENIZER = "porter unicode61 remove_diacritics 2"
 
 MOST_TERMS = 64
-"""Of one query; more are cut off."""
+"""Of one query, the most telling ones."""
+
+MOST_COUNTED = 512
+"""Terms of one query, those it repeats most, that are looked at to find the most telling."""
 
 MOST_POSTINGS = 20_000
 """Chunks that one query's words are looked up in, the rarest words first: what bounds the time of a search."""
+
+SCORED = 1_000
+"""Chunks, the best by words, whose score is known for what was found by meaning."""
+
+REPEATED = 8.0
+"""BM25's k3: how soon it stops to matter that a query says a term once more."""
 
 HEADING_WEIGHT = 1.0
 """Of a word in a heading, where one in the text weighs 1."""
@@ -45,17 +61,18 @@ def segmented(text: str) -> str:
     return _RUN.sub(lambda run: f" {' '.join(_pairs(run[0]))} {run[0][-1]} ", normal(text))
 
 
-def match_terms(query: str) -> list[str]:
-    """What to look for, each an FTS5 expression, without repetition; joined by OR they are the query."""
-    found: dict[str, None] = {}
+def indexed(text: str) -> str:
+    """The text as it is indexed: runs of characters without spaces as pairs and as single characters."""
+    return _RUN.sub(lambda run: f" {' '.join(_grams(run[0]))} ", normal(text))
+
+
+def match_terms(query: str) -> Counter[str]:
+    """What to look for, each an FTS5 expression, and how often the query says it, in its order."""
+    found: Counter[str] = Counter()
     for part in _TERM.findall(normal(query)):
-        if not _RUN.fullmatch(part):
-            found[f'"{part.lower()}"'] = None
-        elif len(part) == 1:
-            found[f'"{part}"*'] = None
-        else:
-            found.update((f'"{pair}"', None) for pair in _pairs(part))
-    return list(found)[:MOST_TERMS]
+        grams = _grams(part) if _RUN.fullmatch(part) else (part.lower(),)
+        found.update(f'"{gram}"' for gram in grams)
+    return found
 
 
 def terms(text: str) -> list[str]:
@@ -72,6 +89,10 @@ def terms(text: str) -> list[str]:
 def normal(text: str) -> str:
     """Full-width letters and digits as the plain ones they mean."""
     return unicodedata.normalize("NFKC", text)
+
+
+def _grams(run: str) -> list[str]:
+    return [*_pairs(run), *run]
 
 
 def _pairs(run: str) -> Iterator[str]:
@@ -127,53 +148,68 @@ class WordIndex:
         connection.exec_driver_sql(f"INSERT INTO {self._table} ({self._table}) VALUES ('optimize')")
 
     def search(
-        self, connection: sa.Connection, query: str, k: int, state: ShelfState, documents: sa.Select[tuple[int]] | None
+        self,
+        connection: sa.Connection,
+        query: str,
+        k: int,
+        state: ShelfState,
+        documents: sa.Select[tuple[int]] | None,
+        also: Collection[str] = (),
     ) -> list[tuple[str, float]]:
         """Ids of the k chunks that the query's words fit best, and how well (BM25, higher is better).
 
-        `documents` selects the keys of those that are searched.
+        With them those of `also` that are among the best `SCORED`. `documents` selects the keys of those that are
+        searched.
         """
-        terms = match_terms(query)
-        if state.chunks > MOST_POSTINGS:
-            terms = self._rarest(connection, terms, state.generation)
-        if not terms:
+        expression = self._expression(connection, match_terms(query), state)
+        if not expression:
             return []
+        scores = self._scores(connection, expression, max(k, SCORED) if also else k, documents)
+        columns = chunks_table.c
+        named = sa.select(columns.key, columns.id)
+        wanted = named.where(columns.tenant == self._tenant, columns.id.in_(also))
+        # These are the tenant's own; with a condition on the tenant SQLite reads all of its chunks.
+        best = named.where(columns.key.in_(list(scores)[:k]))
+        names = {row.key: row.id for part in ([best, wanted] if also else [best]) for row in connection.execute(part)}
+        found = [(name, scores[key]) for key, name in names.items() if key in scores]
+        return sorted(found, key=lambda hit: (-hit[1], hit[0]))
+
+    def _scores(
+        self, connection: sa.Connection, expression: str, most: int, documents: sa.Select[tuple[int]] | None
+    ) -> dict[int, float]:
+        """By key, the BM25 of the chunks that fit best, best first."""
         table = sa.table(self._table, sa.column("rowid", sa.Integer))
-        score = sa.literal_column(f"bm25({self._table}, {HEADING_WEIGHT}, 1.0)", sa.Float).label("score")
-        inner = (
-            sa.select(table.c.rowid.label("key"), score)
+        score = sa.literal_column(f"-bm25({self._table}, {HEADING_WEIGHT}, 1.0)", sa.Float).label("score")
+        statement = (
+            sa.select(table.c.rowid, score)
             .where(sa.text(f"{self._table} MATCH :expression"))
-            .order_by(sa.text("score"))
-            .limit(k)
+            .order_by(sa.text("score DESC"))
+            .limit(most)
         )
         if documents is not None:
             held = sa.select(chunks_table.c.key).where(chunks_table.c.document.in_(documents))
-            inner = inner.where(table.c.rowid.in_(held))
-        best = inner.subquery()
-        rows = connection.execute(
-            sa.select(chunks_table.c.id, best.c.score)
-            .join(best, chunks_table.c.key == best.c.key)
-            .order_by(best.c.score, chunks_table.c.id),
-            {"expression": " OR ".join(terms)},
-        )
-        return [(row.id, -float(row.score)) for row in rows]
+            statement = statement.where(table.c.rowid.in_(held))
+        return {int(key): float(score) for key, score in connection.execute(statement, {"expression": expression})}
 
-    def _rarest(self, connection: sa.Connection, terms: Sequence[str], generation: int) -> list[str]:
-        """The rarest terms, as many as stay within the bound together."""
+    def _expression(self, connection: sa.Connection, asked: Counter[str], state: ShelfState) -> str:
+        """The query for FTS5, in which a term stands as often as it counts; empty where nothing can be found."""
+        repeats = {
+            term: round((REPEATED + 1) * times / (REPEATED + times)) for term, times in asked.most_common(MOST_COUNTED)
+        }
+        if len(repeats) > MOST_TERMS or state.chunks > MOST_POSTINGS:
+            counts = self._counts(connection, repeats, state.generation)
+            repeats = _within(most_telling(repeats, counts, state.chunks), counts)
+        return " OR ".join(term for term, times in repeats.items() for _ in range(times))
+
+    def _counts(self, connection: sa.Connection, terms: Collection[str], generation: int) -> Mapping[str, int]:
+        """In how many chunks terms are; counted once a generation."""
         if self._counted[0] != generation:
             self._counted = generation, {}
         known = self._counted[1]
         for term in terms:
             if term not in known:
                 known[term] = self._count(connection, term)
-        room = MOST_POSTINGS
-        kept = []
-        for term in sorted(terms, key=lambda term: known[term]):
-            room -= known[term]
-            if room < 0:
-                break
-            kept.append(term)
-        return kept
+        return known
 
     def _count(self, connection: sa.Connection, term: str) -> int:
         """In how many chunks a term is, counted no further than the bound."""
@@ -184,6 +220,29 @@ class WordIndex:
         return int(counted or 0)
 
 
+def most_telling(repeats: Mapping[str, int], counts: Mapping[str, int], chunks: int) -> dict[str, int]:
+    """The terms that say most, `MOST_TERMS` at most: those found at all, by what they count times BM25's rarity."""
+
+    def weight(term: str) -> float:
+        return repeats[term] * math.log1p(max(0.0, chunks - counts[term] + 0.5) / (counts[term] + 0.5))
+
+    found = sorted((term for term in repeats if counts[term]), key=weight, reverse=True)
+    return {term: repeats[term] for term in found[:MOST_TERMS]}
+
+
+def _within(repeats: Mapping[str, int], counts: Mapping[str, int]) -> dict[str, int]:
+    """The rarest terms, as many as stay within the bound of postings together; of each at least one mention."""
+    room = MOST_POSTINGS
+    kept = {}
+    for term in sorted(repeats, key=lambda term: counts[term]):
+        times = min(repeats[term], room // counts[term])
+        if not times:
+            break
+        room -= times * counts[term]
+        kept[term] = times
+    return kept
+
+
 def _segmented(row: Row) -> Row:
     key, heading, text = row
-    return key, segmented(heading), segmented(text)
+    return key, indexed(heading), indexed(text)

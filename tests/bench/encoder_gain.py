@@ -113,13 +113,12 @@ def _lessons(
     words: Shelf,
 ) -> Lessons:
     judged = []
-    for question, vector in zip(questions, encoder.encode([one.text for one in questions]), strict=True):
+    for question, vector in zip(questions, encoder.encode_queries([one.text for one in questions]), strict=True):
         best: dict[str, str] = {}
         for id in nearest(ids, matrix, vector, len(ids)):
             if passages[id].document in question.answers:
                 best.setdefault(passages[id].document, id)
-        by_words = dict(words.word_hits(question.text, CANDIDATES))
-        ranked = whole_search(ids, matrix, vector, by_words, read=encoder.reads(question.text))
+        ranked = whole_search(ids, matrix, vector, words, question.text, read=encoder.reads(question.text))
         places = [place for place, id in enumerate(ranked) if id in best.values()]
         others = [
             id
@@ -143,10 +142,9 @@ def _scores(
 ) -> dict[str, list[float]]:
     """nDCG@10 of documents, each ranked by its best chunk; of pseudo-queries, of chunks."""
     scores: dict[str, list[float]] = {"dense": [], "whole": [], "general": []}
-    for question, vector in zip(questions, encoder.encode([one.text for one in questions]), strict=True):
+    for question, vector in zip(questions, encoder.encode_queries([one.text for one in questions]), strict=True):
         near = nearest(ids, matrix, vector, CANDIDATES)
-        by_words = dict(words.word_hits(question.text, CANDIDATES))
-        whole = whole_search(ids, matrix, vector, by_words, read=encoder.reads(question.text))
+        whole = whole_search(ids, matrix, vector, words, question.text, read=encoder.reads(question.text))
         for name, ranked in (("dense", near), ("whole", whole)):
             documents = list(dict.fromkeys(passages[id].document for id in ranked))
             scores[name].append(ndcg(documents, question.answers))

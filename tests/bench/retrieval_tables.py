@@ -19,7 +19,7 @@ _SIDES = {
 
 
 def retrieval(data: Mapping[str, Any]) -> str:
-    """Quality by set and side, then growth, then what was survived."""
+    """Quality by set and side, then growth, then what tuning the encoder gains, then what was survived."""
     parts: dict[str, list[Row]] = {}
     for row in data["rows"]:
         parts.setdefault(row["part"], []).append(row)
@@ -29,6 +29,8 @@ def retrieval(data: Mapping[str, Any]) -> str:
     sizes = [row for part, rows in parts.items() if part.startswith("growth_") for row in rows]
     if sizes:
         tables.append(_growth(sizes))
+    if "encoder" in parts:
+        tables.append(_tuned(parts["encoder"]))
     for row in parts.get("kills", ()):
         lost = "" if row["lost"] is None else f"; then: {row['lost']}"
         tables.append(
@@ -83,3 +85,18 @@ def _growth(rows: Sequence[Row]) -> str:
     ]
     head = ["passages", "ms a search, median / p95", "s to open", "s to make the index anew", "stored a second"]
     return markdown_table([*head, "bytes a passage on disk", "in memory"], table)
+
+
+def _tuned(rows: Sequence[Row]) -> str:
+    def told(found: Mapping[str, Any]) -> str:
+        low, high = found["interval"]
+        return f"{found['before']:.1f} → {found['after']:.1f}, {found['gain']:+.1f} ({low:+.1f} to {high:+.1f})"
+
+    table = [
+        [row["set"], f"{row['trained_on']} / {row['measured']}", *(told(row[name]) for name in ("dense", "whole"))]
+        for row in rows
+    ]
+    head = ["set", "questions trained on / measured", "vectors alone", "whole search"]
+    return (
+        f"The encoder tuned on one half of the questions, nDCG@10 of the other half:\n\n{markdown_table(head, table)}"
+    )

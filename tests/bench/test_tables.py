@@ -12,6 +12,7 @@ import pytest
 from tests.bench.inference import joined as inference_joined
 from tests.bench.inference import metrics_of, task_ratio
 from tests.bench.results import ROOT, commit, write_result
+from tests.bench.retrieval_tables import retrieval
 from tests.bench.tables import main
 from tests.bench.tuning import joined
 from tests.tuner.suite_parts import evaluation
@@ -222,3 +223,29 @@ def test_a_contestant_that_is_measured_again_leaves_the_others() -> None:
     ours, theirs, grown = ({"part": "long", "side": "ratchet"}, {"part": "long", "side": "vllm"}, {"part": "growth"})
     again = {**ours, "tasks": []}
     assert inference_joined([ours, theirs, grown], [again]) == [theirs, grown, again]
+
+
+def test_the_search_is_told_by_set_and_size_and_what_tuning_gains() -> None:
+    quality = {"part": "quality", "set": "faq", "questions": 4, "ndcg_mean": 0.9, "recall10_mean": 1.0}
+    timed = {"recall5_mean": 0.75, "p50_ms": 12.0, "p95_ms": 30.0, "ingest_docs_per_s": 40.0}
+    gain = {"better_alone": "chroma", "gain": 2.0, "low": -1.0, "high": 5.0}
+    grown = {"part": "growth_10k", "chunks": 10_000, "p50_ms": 9.0, "p95_ms": 20.0, "open_seconds": 0.5}
+    disk = {"rebuild_seconds": 7.0, "store_seconds": 2.0, "disk_bytes_per_chunk": 2500.0, "memory_bytes": 20_000_000}
+    figures = {"before": 50.0, "after": 60.0, "gain": 10.0, "interval": [5.0, 15.0]}
+    tuned = {"part": "encoder", "set": "faq", "trained_on": 8, "measured": 9, "dense": figures, "whole": figures}
+    rows = [
+        {**quality, **timed, **gain, "side": "ratchet"},
+        {**quality, **timed, **gain, "side": "chroma", "ndcg_mean": 0.88},
+        {**grown, **disk},
+        tuned,
+        {"part": "kills", "rounds": 50, "survived": 50, "changes": 1200, "lost": None},
+    ]
+    text = retrieval({"rows": rows})
+    for line in (
+        "| faq | 0.900 / 1.000 | 0.880 / 1.000 |",
+        "| faq | 4 | vectors alone (Chroma) | +2.0 (-1.0 to +5.0) | 0.750 | 12 / 30 | 40 |",
+        "| 10,000 | 9 / 20 | 0.5 | 7 | 5,000 | 2,500 | 2,000 |",
+        "| faq | 8 / 9 | 50.0 → 60.0, +10.0 (+5.0 to +15.0) | 50.0 → 60.0, +10.0 (+5.0 to +15.0) |",
+        "50 of 50 rounds survived, 1,200 changes",
+    ):
+        assert line in text

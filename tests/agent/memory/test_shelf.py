@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from agent.memory.search import Memory, NewText
 from agent.memory.shelf import Shelf, StoredDocument, Vector, to_bytes
 from agent.memory.splitting import Chunk, chunk_id
 from agent.memory.tables import tenant_names
+from agent.memory.words import MOST_TERMS
 
 FIRST_TABLES = """
 CREATE TABLE schema_versions (part TEXT PRIMARY KEY, version INTEGER NOT NULL);
@@ -156,3 +158,35 @@ def test_no_search_crosses_tenants(
     finally:
         for memory in memories.values():
             memory.close()
+
+
+def test_the_telling_word_of_a_long_question_is_looked_up_wherever_it_stands(tmp_path: Path) -> None:
+    common = [f"word{number}" for number in range(2 * MOST_TERMS)]
+    shelf = shelf_of(tmp_path, [*(" ".join(common) for _ in range(5)), "the numbat sleeps"])
+    assert shelf.word_hits(" ".join([*common, "numbat"]), 1)[0][0] == "c5"
+    assert shelf.word_hits(" ".join(["numbat", *common]), 1)[0][0] == "c5"
+
+
+def test_a_word_that_a_question_repeats_counts_more(tmp_path: Path) -> None:
+    shelf = shelf_of(tmp_path, ["red tents", "gas stoves", "blue boats", "green kites", "old maps"])
+    assert shelf.word_hits("stoves tents stoves", 1)[0][0] == "c1"
+    assert shelf.word_hits("tents stoves tents", 1)[0][0] == "c0"
+
+
+def test_the_words_of_what_was_found_otherwise_are_known_too(tmp_path: Path) -> None:
+    shelf = shelf_of(tmp_path, ["tents", "tents and much more than tents", "stoves", "boats", "kites", "maps"])
+    hits = shelf.word_hits("tents", 1, also=["c1", "c2", "gone"])
+    assert [key for key, _ in hits] == ["c0", "c1"]
+    assert hits == shelf.word_hits("tents", 2)
+
+
+def shelf_of(folder: Path, texts: Sequence[str]) -> Shelf:
+    """A shelf of one document whose chunks c0, c1 … have these texts."""
+    shelf = Shelf(open_engine(folder / "ratchet.db"))
+    chunks = [Chunk(f"c{place}", "a", "", place, text) for place, text in enumerate(texts)]
+    vectors = HashEncoder().encode(texts)
+    shelf.put(
+        [(StoredDocument("a", "", "0", "2", len(chunks), "then", "now"), chunks)],
+        {chunk.id: Vector(to_bytes(row), "hash-256") for chunk, row in zip(chunks, vectors, strict=True)},
+    )
+    return shelf
