@@ -2,8 +2,8 @@
 
 A chunk's score is a weighted sum of its cosine and of its BM25 over the best BM25 of this search. Raw cosines, not
 ranks: how far the first is ahead of the second says something. Source: Bruch, Gai and Ingber, "An analysis of fusion
-functions for hybrid retrieval" (2023), whose weight for meaning is the same on sets of their own, and who have both
-scores of all candidates: what was found by its meaning is not taken to hold none of the words.
+functions for hybrid retrieval" (2023), whose weight for meaning is about the same on sets of their own, and who have
+both scores of all candidates: what was found by its meaning is not taken to hold none of the words.
 """
 
 from __future__ import annotations

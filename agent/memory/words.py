@@ -6,8 +6,8 @@ and no word is missed because it is not in one. All else is left to FTS5's token
 and reduces English words to stems.
 
 A term that a query repeats counts more, as BM25 has it for long queries, and of a long query the most telling terms are
-looked up: those whose repetition times rarity is highest, wherever they stand. Source: Robertson and Walker, "Okapi/
-Keenbow at TREC-8" (1999), for k3; the selection is that of Lucene's MoreLikeThis.
+looked up: those whose repetition times rarity is highest, wherever they stand and however they are inflected. Source:
+Robertson and Walker, "Okapi/Keenbow at TREC-8" (1999), for k3; the selection is that of Lucene's MoreLikeThis.
 """
 
 from __future__ import annotations
@@ -161,7 +161,10 @@ class WordIndex:
         With them those of `also` that are among the best `SCORED`. `documents` selects the keys of those that are
         searched.
         """
-        expression = self._expression(connection, match_terms(query), state)
+        asked = match_terms(query)
+        if len(asked) > MOST_TERMS:
+            asked = _by_stem(connection, asked)
+        expression = self._expression(connection, asked, state)
         if not expression:
             return []
         scores = self._scores(connection, expression, max(k, SCORED) if also else k, documents)
@@ -241,6 +244,28 @@ def _within(repeats: Mapping[str, int], counts: Mapping[str, int]) -> dict[str, 
         room -= times * counts[term]
         kept[term] = times
     return kept
+
+
+def _by_stem(connection: sa.Connection, asked: Counter[str]) -> Counter[str]:
+    """The terms that FTS5's tokenizer takes for the same as one, the first of them, in the order of the query.
+
+    Only the tokenizer knows, so that it is asked, in temporary tables.
+    """
+    run = connection.exec_driver_sql
+    run(f"CREATE VIRTUAL TABLE temp.memory_asked USING fts5(term, tokenize='{TOKENIZER}')")
+    run("CREATE VIRTUAL TABLE temp.memory_asked_stems USING fts5vocab('temp', 'memory_asked', 'instance')")
+    run("INSERT INTO temp.memory_asked (rowid, term) VALUES (?, ?)", list(enumerate(asked)))
+    stems: dict[int, str] = {}
+    for place, stem in run("SELECT doc, term FROM temp.memory_asked_stems ORDER BY doc, offset"):
+        stems[place] = f"{stems.get(place, '')} {stem}"
+    run("DROP TABLE temp.memory_asked_stems")
+    run("DROP TABLE temp.memory_asked")
+    first: dict[str, str] = {}
+    found: Counter[str] = Counter()
+    for place, (term, times) in enumerate(asked.items()):
+        if place in stems:
+            found[first.setdefault(stems[place], term)] += times
+    return found
 
 
 def _segmented(row: Row) -> Row:

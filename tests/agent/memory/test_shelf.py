@@ -173,6 +173,13 @@ def test_a_word_that_a_question_repeats_counts_more(tmp_path: Path) -> None:
     assert shelf.word_hits("tents stoves tents", 1)[0][0] == "c0"
 
 
+def test_a_long_question_repeats_a_word_in_other_forms_of_it(tmp_path: Path) -> None:
+    others = [f"word{number}" for number in range(2 * MOST_TERMS)]
+    shelf = shelf_of(tmp_path, [" ".join(others), "a refund"])
+    hits = shelf.word_hits(" ".join([*others, "refunds, refunded, refunding"]), 5)
+    assert "c1" in [key for key, _ in hits]
+
+
 def test_the_words_of_what_was_found_otherwise_are_known_too(tmp_path: Path) -> None:
     shelf = shelf_of(tmp_path, ["tents", "tents and much more than tents", "stoves", "boats", "kites", "maps"])
     hits = shelf.word_hits("tents", 1, also=["c1", "c2", "gone"])
