@@ -52,6 +52,7 @@ from tools.loading import ToolsLoadError, load_tools
 if TYPE_CHECKING:
     from agent.memory.encoder import Encoder
     from agent.memory.recall import Recall
+    from agent.memory.reranking import Reranker
     from agent.memory.search import Memory
     from agent.memory.splitting import TokenCounter
 
@@ -95,6 +96,7 @@ class Runtime:
         self._store: Store | None = None
         self._memory: Memory | None = None
         self._recall: Recall | None = None
+        self._reranker: Reranker | None = None
         self._renderer: Renderer | None = None
         self._lock = threading.RLock()
         self._scrubbers: OrderedDict[str, Scrubber] = OrderedDict()
@@ -167,8 +169,20 @@ class Runtime:
             server=chosen.server,
             chunk_tokens=chosen.chunk_tokens,
             neighbours=chosen.neighbours,
+            reranker=self._load_reranker if chosen.reranker else None,
             encoder_named=self._encoder_named,
         )
+
+    def _load_reranker(self) -> Reranker:
+        """The project's cross-encoder, loaded once."""
+        from agent.llm.weights import resolve_reranker
+        from agent.memory.reranking import CrossEncoderReranker
+
+        with self._lock:
+            if self._reranker is None:
+                name = self.project.named(self.project.settings.memory.reranker)
+                self._reranker = CrossEncoderReranker(resolve_reranker(name, progress=self._progress))
+            return self._reranker
 
     @property
     def encoder(self) -> Encoder:

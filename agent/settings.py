@@ -141,6 +141,8 @@ class MemorySettings:
     """Search for the words of a short task together with what the model asks."""
     chunk_tokens: int = _whole(160, 16, 4096)
     """Length of a passage in tokens of the encoder, at most."""
+    reranker: str = ""
+    """A cross-encoder, by folder or hub id, that orders the best passages of a search anew; empty for none."""
     neighbours: int = _whole(0, 0, 5)
     """Pieces before and behind a passage, in its section, that are shown with it."""
     tenant: str = ""

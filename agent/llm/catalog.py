@@ -14,7 +14,7 @@ from typing import Literal
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_ENCODER = "all-minilm-l6-v2"
 
-Kind = Literal["model", "encoder"]
+Kind = Literal["model", "encoder", "reranker"]
 
 
 @dataclass(frozen=True)

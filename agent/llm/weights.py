@@ -90,6 +90,11 @@ def resolve_encoder(
     return _look_up(name, "encoder", progress or _silent)[0]
 
 
+def resolve_reranker(name: str, *, progress: Callable[[str], None] | None = None) -> Path:
+    """The checked folder of a cross-encoder; none is packaged. Raises WeightsError."""
+    return _look_up(name, "reranker", progress or _silent)[0]
+
+
 def encoder_weights(name: str, models: Path, *, progress: Callable[[str], None] | None = None) -> ModelFolder:
     """As `resolve_encoder`, with the revision of the weights: what an adapter of the encoder was trained on."""
     entry = known(name, "encoder")
@@ -311,7 +316,7 @@ def _remedy(folder: ModelFolder) -> str:
 
 def _offer(kind: Kind) -> str:
     offers = [f"{entry.name} ({entry.install})" for entry in CATALOG if entry.kind == kind]
-    return f"name a folder that is there, or use {' or '.join(offers)}"
+    return "name a folder that is there" + (f", or use {' or '.join(offers)}" if offers else "")
 
 
 def _is_hub_id(name: str) -> bool:

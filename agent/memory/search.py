@@ -33,6 +33,7 @@ from agent.memory.fusion import fuse
 from agent.memory.index import ChromaIndex, ChromaServerIndex, Hit, IndexLock, Stamp, VectorIndex
 from agent.memory.passages import gathered, passage
 from agent.memory.pgvector import PgVectorIndex
+from agent.memory.reranking import RERANKED, Reranker
 from agent.memory.shelf import Filter, Shelf, StoredDocument, Trust, Vector, to_bytes, to_matrix
 from agent.memory.splitting import Chunk, TokenCounter, chunk_id, estimate_tokens, split
 from agent.memory.tables import ShelfState
@@ -87,6 +88,7 @@ class Memory:
         server: str = "",
         chunk_tokens: int = 160,
         neighbours: int = 0,
+        reranker: Callable[[], Reranker] | None = None,
         count_tokens: TokenCounter = estimate_tokens,
         encoder_named: Callable[[str], Encoder | None] = lambda name: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -98,6 +100,7 @@ class Memory:
 
         `server` is the address of a Chroma server or of a PostgreSQL database with pgvector that holds the vectors in
         place of the embedded Chroma in the folder `index`.
+        `reranker` is called by the first search that finds anything, and orders what is found.
         With `neighbours` a passage brings that many pieces before and behind it in its section.
         """
         self._engine = engine
@@ -111,6 +114,7 @@ class Memory:
         self._encoder_named = encoder_named
         self._chunk_tokens = chunk_tokens
         self._neighbours = neighbours
+        self._reranker = reranker
         self._count_tokens = count_tokens
         self._now = now
         self._matrix: tuple[int, tuple[str, ...], Vectors] | None = None
@@ -396,6 +400,8 @@ class Memory:
         by_words = dict(self._shelf.word_hits(query, wide, where=where, also=cosines))
         cosines |= self._cosines(by_words.keys() - cosines.keys(), vector)
         ranked = fuse(cosines, by_words, read=self._encoder.reads(query))
+        if self._reranker is not None and ranked:
+            ranked = self._reranked(query, ranked, self._reranker())
         groups = gathered(self._read(ranked, 2 * k), k, join=join)
         if self._neighbours and join:
             groups = [self._widened(group) for group in groups]
@@ -403,6 +409,13 @@ class Memory:
         if self._shelf.state().encoders != state.encoders:
             raise _Changed
         return [passage(group, cosines) for group in groups]
+
+    def _reranked(self, query: str, ranked: Sequence[str], reranker: Reranker) -> builtins.list[str]:
+        """The first of them in the reranker's order, then the rest as it was."""
+        chunks = list(self._read(ranked[:RERANKED], RERANKED))
+        scores = reranker.scores(query, [chunk.embedded_text for chunk in chunks])
+        order = sorted(range(len(chunks)), key=lambda place: (-scores[place], place))
+        return [*(chunks[place].id for place in order), *ranked[RERANKED:]]
 
     def _read(self, ranked: Sequence[str], size: int) -> Iterator[Chunk]:
         """Chunks in this order, `size` of them at once, as many as are asked for."""
