@@ -24,13 +24,13 @@ def parse(text: str, file: str, *, word: str | None = None, tag: str | None = No
         raise DatasetError(f"{file} has one column of text; expected words and their tags in columns")
     words: list[str] = []
     tags: list[str] = []
-    began = 1
+    numbers: list[int] = []
     for number, line in enumerate([*lines, ""], 1):
         cells = _cells(line)
         if not line.strip() or cells[0] == DOCUMENT:
             if words:
-                yield _sentence(words, tags, file, began)
-            words, tags, began = [], [], number + 1
+                yield _sentence(words, tags, file, numbers)
+            words, tags, numbers = [], [], []
             continue
         if len(cells) != width:
             if line.startswith("#"):
@@ -40,6 +40,7 @@ def parse(text: str, file: str, *, word: str | None = None, tag: str | None = No
             raise DatasetError(f"{file}:{number}: a tag without a word; remove the line")
         words.append(cells[word_place])
         tags.append(cells[tag_place])
+        numbers.append(number)
 
 
 def sentence(words: Sequence[str], tags: Sequence[str], source: str) -> Tagged:
@@ -52,13 +53,14 @@ def sentence(words: Sequence[str], tags: Sequence[str], source: str) -> Tagged:
     return Tagged(text, offsets, to_iob2(tags), source)
 
 
-def _sentence(words: Sequence[str], tags: Sequence[str], file: str, began: int) -> Tagged:
+def _sentence(words: Sequence[str], tags: Sequence[str], file: str, numbers: Sequence[int]) -> Tagged:
     try:
-        return sentence(words, tags, f"{file}:{began}")
+        return sentence(words, tags, f"{file}:{numbers[0]}")
     except ValueError as fault:
-        place = next((began + at for at, tag in enumerate(tags) if str(fault).startswith(repr(tag))), began)
+        wrong = (at for at, tag in zip(numbers, tags, strict=True) if str(fault).startswith(repr(tag)))
         raise DatasetError(
-            f"{file}:{place}: {fault}; if the tags are not in the last column, number it from 1 with --label"
+            f"{file}:{next(wrong, numbers[0])}: {fault}; if the tags are not in the last column, number it from 1 with "
+            "--label"
         ) from None
 
 

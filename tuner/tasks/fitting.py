@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent.llm.precision import faster_precision
 from agent.llm.weights import encoder_weights
 from agent.loop import timestamp
 from agent.settings import Project
@@ -48,6 +50,8 @@ def fit(
     )
     encoder = load_encoder(base, device=_device(project.settings.model.device))
     settings = choose(name, len(splits.train), _longest(name, splits, encoder), encoder.facts, given)
+    if settings.precision == "auto":
+        settings = replace(settings, precision=faster_precision(str(encoder.model.device)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = TaskModel(encoder, _task(name, splits, encoder, columns), settings)

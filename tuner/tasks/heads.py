@@ -96,8 +96,6 @@ class TaskModel(torch.nn.Module):
         torch.nn.init.zeros_(self.head.bias)
         self._typed = int(getattr(encoder.model.config, "type_vocab_size", 0) or 0) > 1
         self._typed &= "token_type_ids" in inspect.signature(encoder.model.forward).parameters
-        self.mixed = False
-        """Make products in bfloat16."""
         self.to(encoder.model.device)
 
     @property
@@ -161,7 +159,7 @@ class TaskModel(torch.nn.Module):
         return {name: one for name, one in self.encoder.named_parameters() if one.requires_grad}
 
     def _products(self) -> contextlib.AbstractContextManager[Any]:
-        if self.mixed:
+        if self.training and self.settings.precision == "mixed":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 

@@ -12,6 +12,7 @@ from tuner.tasks.records import TaskName
 Method = Literal["full", "lora", "head"]
 METHODS: tuple[Method, ...] = ("full", "lora", "head")
 ADVERSARIAL = ("none", "fgm", "freelb")
+PRECISIONS = ("auto", "float32", "mixed")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class TaskSettings:
     """Its length, as a share of each embedding's."""
     negatives: int = 2
     """Windows without the answer that each question brings, at most."""
+    precision: str = "auto"
+    """Of the products of training: "float32", "mixed" (see `agent.llm.precision`), or "auto", the faster here."""
     r: int = 16
     alpha: int = 32
     seed: int = 0
@@ -99,10 +102,13 @@ def _batch(examples: int) -> int:
 
 def _max_tokens(task: TaskName, longest: int, positions: int) -> int:
     most = {"classify": 256, "tag": 256, "relate": 192, "answer": 384}[task]
-    return max(16, min(most, positions, -(-longest // 16) * 16))
+    # Never short: what is asked later may be longer than what was learnt from, and windows cost only what is in them.
+    return min(most, positions, max(128, -(-longest // 16) * 16))
 
 
 def _check(settings: TaskSettings, encoder: Mapping[str, int]) -> None:
+    if settings.precision not in PRECISIONS:
+        raise DatasetError(f"precision is {settings.precision!r}; expected one of {', '.join(PRECISIONS)}")
     if settings.adversarial not in ADVERSARIAL:
         raise DatasetError(f"adversarial is {settings.adversarial!r}; expected one of {', '.join(ADVERSARIAL)}")
     if settings.adversarial != "none" and settings.method == "head":

@@ -44,7 +44,7 @@ def made(encoder: str, tmp_path_factory: pytest.TempPathFactory) -> TaskResult:
     return train("classify", data, model=encoder, out=folder / "verbs", **QUICK)
 
 
-QUICK: dict[str, Any] = {"method": "full", "epochs": 12, "learning_rate": 5e-3}
+QUICK: dict[str, Any] = {"method": "full", "epochs": 12, "learning_rate": 5e-3, "precision": "float32"}
 
 
 def test_what_was_trained_is_right_of_texts_it_has_not_seen_and_was_not_before(made: TaskResult) -> None:
