@@ -15,7 +15,7 @@ import numpy as np
 
 from agent.errors import DatasetError
 from tuner.tasks.align import frame, pieces, text_ids
-from tuner.tasks.metrics import Scores, answers, overlap
+from tuner.tasks.metrics import RESAMPLES, Scores, answers, overlap
 from tuner.tasks.predictions import Found
 from tuner.tasks.records import Asked, TaskName
 from tuner.tasks.windows import Batch, Window
@@ -110,8 +110,12 @@ class AnswerTask:
             if reached > total:
                 total, self.margin = reached, (best[at].lead + best[after].lead) / 2
 
-    def measure(self, examples: Sequence[Asked], predictions: Sequence[Found]) -> Scores:
-        return answers([[answer.text for answer in one.answers] for one in examples], [one.text for one in predictions])
+    def measure(self, examples: Sequence[Asked], predictions: Sequence[Found], *, resamples: int = RESAMPLES) -> Scores:
+        return answers(
+            [[answer.text for answer in one.answers] for one in examples],
+            [one.text for one in predictions],
+            resamples=resamples,
+        )
 
     def _windows(self, number: int, one: Asked, tokenizer: Any, max_tokens: int, known: dict[str, Any]) -> list[Window]:
         around = frame(tokenizer, pair=True)

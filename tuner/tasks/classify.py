@@ -10,7 +10,7 @@ import numpy as np
 
 from agent.errors import DatasetError
 from tuner.tasks.align import frame, text_ids
-from tuner.tasks.metrics import Scores, multi_label, single_label
+from tuner.tasks.metrics import RESAMPLES, Scores, multi_label, single_label
 from tuner.tasks.predictions import Labelled
 from tuner.tasks.records import Classified, TaskName
 from tuner.tasks.windows import Batch, Window
@@ -74,11 +74,17 @@ class ClassifyTask:
     ) -> list[Labelled]:
         return [self._labelled(one) for one in scores]
 
-    def measure(self, examples: Sequence[Classified], predictions: Sequence[Labelled]) -> Scores:
+    def measure(
+        self, examples: Sequence[Classified], predictions: Sequence[Labelled], *, resamples: int = RESAMPLES
+    ) -> Scores:
         labels = sorted({*self.labels, *(label for one in examples for label in one.labels)})
         if self.multi:
-            return multi_label([one.labels for one in examples], [one.labels for one in predictions], labels)
-        return single_label([one.labels[0] for one in examples], [one.label for one in predictions], labels)
+            return multi_label(
+                [one.labels for one in examples], [one.labels for one in predictions], labels, resamples=resamples
+            )
+        return single_label(
+            [one.labels[0] for one in examples], [one.label for one in predictions], labels, resamples=resamples
+        )
 
     def _window(self, number: int, one: Classified, tokenizer: Any, max_tokens: int) -> Window:
         around = frame(tokenizer, pair=one.pair is not None)

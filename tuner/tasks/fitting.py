@@ -74,7 +74,7 @@ def _train(model: TaskModel, splits: Splits, tell: Callable[[TaskProgress], None
 
     def check(scores: list[Any]) -> Any:
         _fit_margin(task, splits, watched, scores)
-        return task.measure(splits.validation, task.predict(splits.validation, watched, scores))
+        return task.measure(splits.validation, task.predict(splits.validation, watched, scores), resamples=0)
 
     weights = balanced(windows, task.outputs) if model.settings.class_weights else None
     trained = train_model(model, windows, check, watched, class_weights=weights, on_progress=tell)

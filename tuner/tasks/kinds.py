@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from agent.errors import DatasetError
 from tuner.tasks.answer import AnswerTask
 from tuner.tasks.classify import ClassifyTask
-from tuner.tasks.metrics import Scores
+from tuner.tasks.metrics import RESAMPLES, Scores
 from tuner.tasks.records import TaskName
 from tuner.tasks.relate import RelateTask
 from tuner.tasks.tag import TagTask
@@ -56,8 +56,8 @@ class Task(Protocol):
         """A prediction for each example, of numpy scores [..., outputs] for each window."""
         ...
 
-    def measure(self, examples: Sequence[Any], predictions: Sequence[Any]) -> Scores:
-        """Predictions held against the labels of the examples."""
+    def measure(self, examples: Sequence[Any], predictions: Sequence[Any], *, resamples: int = RESAMPLES) -> Scores:
+        """Predictions held against the labels of the examples; without intervals where `resamples` is 0."""
         ...
 
     def options(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from tuner.tasks.schemes import OUTSIDE, chunks
 from tuner.tasks.words import is_unspaced
 
 RESAMPLES = 1000
+"""Of an interval. With 0 there are no intervals and no reports by tag, for a look between epochs."""
 Counts = npt.NDArray[np.float64]
 
 
@@ -57,30 +58,34 @@ class Scores:
         return self.figures[self.main].mean
 
 
-def single_label(gold: Sequence[str], said: Sequence[str], labels: Sequence[str]) -> Scores:
+def single_label(
+    gold: Sequence[str], said: Sequence[str], labels: Sequence[str], *, resamples: int = RESAMPLES
+) -> Scores:
     """One label a text: accuracy decides."""
     right = tuple(float(one == other) for one, other in zip(gold, said, strict=True))
-    rows = _report(gold, said, labels)
+    rows = _report(gold, said, labels) if resamples else ()
     figures = {
-        "accuracy": bootstrap_mean(right, resamples=RESAMPLES),
-        "macro_f1": bootstrap_counts(_class_counts(gold, said, labels), _macro),
+        "accuracy": _mean(right, resamples),
+        "macro_f1": bootstrap_counts(_class_counts(gold, said, labels), _macro, resamples),
     }
     return Scores("accuracy", figures, rows, confusion=_confusion(gold, said), right=right)
 
 
-def multi_label(gold: Sequence[Sequence[str]], said: Sequence[Sequence[str]], labels: Sequence[str]) -> Scores:
+def multi_label(
+    gold: Sequence[Sequence[str]], said: Sequence[Sequence[str]], labels: Sequence[str], *, resamples: int = RESAMPLES
+) -> Scores:
     """Any number of labels a text: micro F1 decides; `exact` is the share of texts with all labels right."""
     counts = _set_counts(gold, said, labels)
     right = tuple(float(set(one) == set(other)) for one, other in zip(gold, said, strict=True))
     figures = {
-        "micro_f1": bootstrap_counts(counts, _micro),
-        "macro_f1": bootstrap_counts(counts, _macro),
-        "exact": bootstrap_mean(right, resamples=RESAMPLES),
+        "micro_f1": bootstrap_counts(counts, _micro, resamples),
+        "macro_f1": bootstrap_counts(counts, _macro, resamples),
+        "exact": _mean(right, resamples),
     }
     return Scores("micro_f1", figures, _rows_of(counts, labels), right=right)
 
 
-def entities(gold: Sequence[Sequence[str]], said: Sequence[Sequence[str]]) -> Scores:
+def entities(gold: Sequence[Sequence[str]], said: Sequence[Sequence[str]], *, resamples: int = RESAMPLES) -> Scores:
     """IOB2 tags of sentences: F1 of whole entities decides, right only with both ends and the type."""
     wanted, found = ([set(chunks(tags)) for tags in one] for one in (gold, said))
     kinds = sorted({kind for sets in (wanted, found) for one in sets for kind, _, _ in one})
@@ -94,20 +99,23 @@ def entities(gold: Sequence[Sequence[str]], said: Sequence[Sequence[str]]) -> Sc
     whole = tuple(float(one == other) for one, other in zip(wanted, found, strict=True))
     by_tag = [*sorted({*tags, *said_tags} - {OUTSIDE}, key=lambda tag: (tag[2:], tag)), OUTSIDE]
     figures = {
-        "entity_f1": bootstrap_counts(counts, _micro),
-        "entity_precision": bootstrap_counts(counts, lambda sums: _share(sums[..., 0].sum(-1), sums[..., 1].sum(-1))),
-        "entity_recall": bootstrap_counts(counts, lambda sums: _share(sums[..., 0].sum(-1), sums[..., 2].sum(-1))),
-        "macro_f1": bootstrap_counts(counts, _macro),
-        "token_accuracy": bootstrap_mean(
-            [float(a == b) for a, b in zip(tags, said_tags, strict=True)], resamples=RESAMPLES
+        "entity_f1": bootstrap_counts(counts, _micro, resamples),
+        "entity_precision": bootstrap_counts(
+            counts, lambda sums: _share(sums[..., 0].sum(-1), sums[..., 1].sum(-1)), resamples
         ),
-        "sentences": bootstrap_mean(whole, resamples=RESAMPLES),
+        "entity_recall": bootstrap_counts(
+            counts, lambda sums: _share(sums[..., 0].sum(-1), sums[..., 2].sum(-1)), resamples
+        ),
+        "macro_f1": bootstrap_counts(counts, _macro, resamples),
+        "token_accuracy": _mean([float(a == b) for a, b in zip(tags, said_tags, strict=True)], resamples),
+        "sentences": _mean(whole, resamples),
     }
     confusion = _confusion([_kind(tag) for tag in tags], [_kind(tag) for tag in said_tags])
-    return Scores("entity_f1", figures, _rows_of(counts, kinds), _report(tags, said_tags, by_tag), confusion, whole)
+    by_word = _report(tags, said_tags, by_tag) if resamples else ()
+    return Scores("entity_f1", figures, _rows_of(counts, kinds), by_word, confusion, whole)
 
 
-def relations(gold: Sequence[str], said: Sequence[str], labels: Sequence[str]) -> Scores:
+def relations(gold: Sequence[str], said: Sequence[str], labels: Sequence[str], *, resamples: int = RESAMPLES) -> Scores:
     """Relations of entity pairs: the official macro F1 of SemEval-2010 task 8 decides.
 
     Both directions of a relation are one class, of which only those the right way round are right; the label that
@@ -127,26 +135,26 @@ def relations(gold: Sequence[str], said: Sequence[str], labels: Sequence[str]) -
             counts[row, kinds.index(relation(one)), 2] += 1
     right = tuple(float(one == other) for one, other in zip(gold, said, strict=True))
     figures = {
-        "macro_f1": bootstrap_counts(counts, _macro),
-        "micro_f1": bootstrap_counts(counts, _micro),
-        "accuracy": bootstrap_mean(right, resamples=RESAMPLES),
+        "macro_f1": bootstrap_counts(counts, _macro, resamples),
+        "micro_f1": bootstrap_counts(counts, _micro, resamples),
+        "accuracy": _mean(right, resamples),
     }
     return Scores("macro_f1", figures, _rows_of(counts, kinds), confusion=_confusion(gold, said), right=right)
 
 
-def answers(gold: Sequence[Sequence[str]], said: Sequence[str]) -> Scores:
+def answers(gold: Sequence[Sequence[str]], said: Sequence[str], *, resamples: int = RESAMPLES) -> Scores:
     """Answers as texts, "" for none: SQuAD's F1 decides, the best over those that count as right."""
     exact = [
         max(float(_plain(other) == _plain(one)) for one in wanted or ("",))
         for wanted, other in zip(gold, said, strict=True)
     ]
     f1 = [max(overlap(one, other) for one in wanted or ("",)) for wanted, other in zip(gold, said, strict=True)]
-    figures = {"f1": bootstrap_mean(f1, resamples=RESAMPLES), "exact_match": bootstrap_mean(exact, resamples=RESAMPLES)}
+    figures = {"f1": _mean(f1, resamples), "exact_match": _mean(exact, resamples)}
     parts = {"answered": [bool(wanted) for wanted in gold], "no_answer": [not wanted for wanted in gold]}
     if any(parts["no_answer"]) and any(parts["answered"]):
         for name, chosen in parts.items():
             kept = [value for value, keep in zip(f1, chosen, strict=True) if keep]
-            figures[f"f1_{name}"] = bootstrap_mean(kept, resamples=RESAMPLES)
+            figures[f"f1_{name}"] = _mean(kept, resamples)
     return Scores("f1", figures, right=tuple(f1))
 
 
@@ -170,20 +178,29 @@ def no_relation(labels: Sequence[str]) -> str | None:
     return next((label for label in labels if label.lower() in names), None)
 
 
-def bootstrap_counts(counts: Counts, statistic: Callable[[Counts], Any], *, seed: int = 0) -> Interval:
-    """A statistic of summed counts [examples, classes, 3], with its interval over resampled examples.
+def bootstrap_counts(
+    counts: Counts, statistic: Callable[[Counts], Any], resamples: int = RESAMPLES, *, seed: int = 0
+) -> Interval:
+    """A statistic of summed counts [examples, classes, 3], with its interval over resampled examples; none with 0.
 
     `statistic` maps sums [..., classes, 3], of right, wrongly said and missed, to [...].
     """
     examples = len(counts)
     mean = float(statistic(counts.sum(axis=0)))
-    if examples == 0:
-        return Interval(0, 0.0, 0.0, 0.0)
+    if not examples or not resamples:
+        return Interval(examples, mean, mean, mean)
     generator = np.random.default_rng(seed)
-    draws = generator.multinomial(examples, np.full(examples, 1 / examples), size=RESAMPLES)
-    sums = (draws @ counts.reshape(examples, -1)).reshape(RESAMPLES, *counts.shape[1:])
+    draws = generator.multinomial(examples, np.full(examples, 1 / examples), size=resamples)
+    sums = (draws @ counts.reshape(examples, -1)).reshape(resamples, *counts.shape[1:])
     low, high = np.percentile(statistic(sums), [2.5, 97.5])
     return Interval(examples, mean, float(low), float(high))
+
+
+def _mean(values: Sequence[float], resamples: int) -> Interval:
+    if resamples:
+        return bootstrap_mean(values, resamples=resamples)
+    mean = sum(values) / max(1, len(values))
+    return Interval(len(values), mean, mean, mean)
 
 
 def _f1(sums: Counts) -> Any:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from agent.errors import DatasetError
 from tuner.tasks.align import frame, text_ids
 from tuner.tasks.classify import softmax
-from tuner.tasks.metrics import Scores, relations
+from tuner.tasks.metrics import RESAMPLES, Scores, relations
 from tuner.tasks.predictions import Labelled
 from tuner.tasks.records import Related, TaskName
 from tuner.tasks.windows import Batch, Window
@@ -80,9 +80,13 @@ class RelateTask:
             made.append(Labelled(chosen, float(shares.max()), dict(zip(self.labels, map(float, shares), strict=True))))
         return made
 
-    def measure(self, examples: Sequence[Related], predictions: Sequence[Labelled]) -> Scores:
+    def measure(
+        self, examples: Sequence[Related], predictions: Sequence[Labelled], *, resamples: int = RESAMPLES
+    ) -> Scores:
         labels = sorted({*self.labels, *(one.label for one in examples)})
-        return relations([one.label for one in examples], [one.label for one in predictions], labels)
+        return relations(
+            [one.label for one in examples], [one.label for one in predictions], labels, resamples=resamples
+        )
 
     def _window(self, number: int, one: Related, tokenizer: Any, max_tokens: int) -> Window:
         around = frame(tokenizer)

@@ -10,7 +10,7 @@ import numpy as np
 from agent.errors import DatasetError
 from tuner.tasks.align import IGNORED, frame, pieces, word_ids, word_targets
 from tuner.tasks.classify import softmax
-from tuner.tasks.metrics import Scores, entities
+from tuner.tasks.metrics import RESAMPLES, Scores, entities
 from tuner.tasks.predictions import Entities
 from tuner.tasks.records import Tagged, TaskName
 from tuner.tasks.schemes import OUTSIDE, chunks, may_follow
@@ -84,8 +84,10 @@ class TagTask:
                     logs[window.example][word] = shares[at]
         return [self._entities(one, log) for one, log in zip(examples, logs, strict=True)]
 
-    def measure(self, examples: Sequence[Tagged], predictions: Sequence[Entities]) -> Scores:
-        return entities([one.tags for one in examples], [one.tags for one in predictions])
+    def measure(
+        self, examples: Sequence[Tagged], predictions: Sequence[Entities], *, resamples: int = RESAMPLES
+    ) -> Scores:
+        return entities([one.tags for one in examples], [one.tags for one in predictions], resamples=resamples)
 
     def _windows(
         self, number: int, one: Tagged, tokenizer: Any, before: tuple[int, ...], behind: tuple[int, ...], room: int
