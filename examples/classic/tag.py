@@ -20,7 +20,7 @@ SENTENCES = (
     "It rained in {where/LOC} for a week .",
 )
 PEOPLE = ("Ada Brook", "Tom Heller", "Mina", "Jun Sato", "Rosa Lind")
-PLACES = ("Oslo", "New Haven", "Lima", "Port Ellen", "Graz")
+PLACES = ("Oslo", "New Haven", "Green Valley", "Port Ellen", "Graz")
 NEW = ("Last year Peter Moss moved to Madrid.", "Nobody in Cape Town has heard of Lena.")
 
 

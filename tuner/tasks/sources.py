@@ -109,7 +109,10 @@ def _class_names(feature: Any) -> list[str] | None:
 def _named(value: Any, names: Sequence[str] | None) -> Any:
     if names is None:
         return value
-    return [names[one] for one in value] if isinstance(value, list) else names[value]
+    if isinstance(value, list):
+        return [_named(one, names) for one in value]
+    # Below 0 stands for a label that is not known, as in the test parts of competitions.
+    return None if value is None or value < 0 else names[value]
 
 
 def _json_lines(path: Path, text: str) -> list[Row]:
