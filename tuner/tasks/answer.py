@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from agent.errors import DatasetError
-from tuner.tasks.align import frame, pieces, text_ids
+from tuner.tasks.align import Frame, frame, pieces, text_ids
 from tuner.tasks.metrics import RESAMPLES, Scores, answers, overlap
 from tuner.tasks.predictions import Found
 from tuner.tasks.records import Asked, TaskName
@@ -68,12 +68,15 @@ class AnswerTask:
         return {"none": self.none, "margin": self.margin, "longest": self.longest}
 
     def windows(self, examples: Sequence[Asked], tokenizer: Any, max_tokens: int) -> list[Window]:
+        around = frame(tokenizer, pair=True)
         known: dict[str, tuple[list[int], list[tuple[int, int]]]] = {}
-        return [
-            window
-            for number, one in enumerate(examples)
-            for window in self._windows(number, one, tokenizer, max_tokens, known)
-        ]
+        made = []
+        for number, one in enumerate(examples):
+            if one.context not in known:
+                known[one.context] = text_ids(tokenizer, one.context)
+            asked = text_ids(tokenizer, one.question)[0][:QUESTION]
+            made += self._windows(number, one, asked, known[one.context], around, max_tokens)
+        return made
 
     def represent(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         return hidden
@@ -117,12 +120,19 @@ class AnswerTask:
             resamples=resamples,
         )
 
-    def _windows(self, number: int, one: Asked, tokenizer: Any, max_tokens: int, known: dict[str, Any]) -> list[Window]:
-        around = frame(tokenizer, pair=True)
-        asked = text_ids(tokenizer, one.question)[0][:QUESTION]
-        if one.context not in known:
-            known[one.context] = text_ids(tokenizer, one.context)
-        ids, offsets = known[one.context]
+    def class_weights(self, windows: Sequence[Window]) -> torch.Tensor:
+        raise DatasetError("answers have no classes to weigh; leave out --class-weights")
+
+    def _windows(
+        self,
+        number: int,
+        one: Asked,
+        asked: list[int],
+        context: tuple[list[int], list[tuple[int, int]]],
+        around: Frame,
+        max_tokens: int,
+    ) -> list[Window]:
+        ids, offsets = context
         room = max_tokens - around.size - len(asked)
         head = (*around.before, *asked, *around.between)
         made = []

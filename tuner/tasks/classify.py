@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from agent.errors import DatasetError
-from tuner.tasks.align import frame, text_ids
+from tuner.tasks.align import Frame, frame, text_ids
 from tuner.tasks.metrics import RESAMPLES, Scores, multi_label, single_label
 from tuner.tasks.predictions import Labelled
 from tuner.tasks.records import Classified, TaskName
-from tuner.tasks.windows import Batch, Window
+from tuner.tasks.windows import Batch, Window, balanced
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,11 @@ class ClassifyTask:
         return {"multi": self.multi, "pooling": self.pooling}
 
     def windows(self, examples: Sequence[Classified], tokenizer: Any, max_tokens: int) -> list[Window]:
-        return [self._window(number, one, tokenizer, max_tokens) for number, one in enumerate(examples)]
+        frames = {pair: frame(tokenizer, pair=pair) for pair in {one.pair is not None for one in examples}}
+        return [
+            self._window(number, one, tokenizer, frames[one.pair is not None], max_tokens)
+            for number, one in enumerate(examples)
+        ]
 
     def represent(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         from torch.nn.functional import normalize
@@ -86,8 +90,15 @@ class ClassifyTask:
             [one.labels[0] for one in examples], [one.label for one in predictions], labels, resamples=resamples
         )
 
-    def _window(self, number: int, one: Classified, tokenizer: Any, max_tokens: int) -> Window:
-        around = frame(tokenizer, pair=one.pair is not None)
+    def class_weights(self, windows: Sequence[Window]) -> torch.Tensor:
+        import torch
+
+        if not self.multi:
+            return balanced([target for one in windows for target in one.targets], self.outputs)
+        there = torch.tensor([one.targets for one in windows]).sum(dim=0)
+        return (len(windows) - there) / there.clamp_min(1)
+
+    def _window(self, number: int, one: Classified, tokenizer: Any, around: Frame, max_tokens: int) -> Window:
         room = max_tokens - around.size
         first = text_ids(tokenizer, one.text)[0]
         second = [] if one.pair is None else text_ids(tokenizer, one.pair)[0]

@@ -21,7 +21,7 @@ from tuner.tasks.records import Asked, Classified, TaskName, shown
 from tuner.tasks.report import Outcome, card, write_figures, write_page
 from tuner.tasks.settings import choose
 from tuner.tasks.splits import Splits, dataset_hash
-from tuner.tasks.training import TaskProgress, balanced, train_model
+from tuner.tasks.training import TaskProgress, train_model
 
 if TYPE_CHECKING:
     from tuner.tasks.windows import Window
@@ -76,7 +76,7 @@ def _train(model: TaskModel, splits: Splits, tell: Callable[[TaskProgress], None
         _fit_margin(task, splits, watched, scores)
         return task.measure(splits.validation, task.predict(splits.validation, watched, scores), resamples=0)
 
-    weights = balanced(windows, task.outputs) if model.settings.class_weights else None
+    weights = task.class_weights(windows) if model.settings.class_weights else None
     trained = train_model(model, windows, check, watched, class_weights=weights, on_progress=tell)
     if task.name == "answer":
         from tuner.tasks.heads import score

@@ -60,6 +60,10 @@ class Task(Protocol):
         """Predictions held against the labels of the examples; without intervals where `resamples` is 0."""
         ...
 
+    def class_weights(self, windows: Sequence[Window]) -> torch.Tensor:
+        """Weights [outputs] by which rare classes count as much as common ones. Raises DatasetError without classes."""
+        ...
+
     def options(self) -> dict[str, Any]:
         """What `make_task` needs beside the labels, as JSON."""
         ...

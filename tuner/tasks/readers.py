@@ -17,7 +17,7 @@ from agent.errors import DatasetError
 from tuner.tasks import conll, marked, squad
 from tuner.tasks.columns import Columns, Say, find, find_maybe, guess_text_and_label
 from tuner.tasks.records import Asked, Classified, Example, Related, Span, TaskName
-from tuner.tasks.sources import JSON_LINES, TABLES, Row, is_datasets, read_datasets, read_rows, read_text
+from tuner.tasks.sources import JSON_LINES, TABLES, Row, is_datasets, read_datasets, read_parts, read_rows, read_text
 from tuner.tasks.words import tagged
 
 SPLITS: Mapping[str, str] = {
@@ -46,6 +46,9 @@ def read(task: TaskName, path: Path, columns: Columns | None = None, *, say: Say
     if not path.exists():
         raise DatasetError(f"{path} does not exist; name a file of examples, or a folder with one for each split")
     if path.is_file():
+        parts = read_parts(path, SPLITS, columns.encoding)
+        if parts:
+            return Read({name: _from_rows(task, rows, columns, f"{path}: {name}", say) for name, rows in parts.items()})
         return Read({"train": read_file(task, path, columns, say=say)})
     if is_datasets(path):
         named = {SPLITS.get(name, name): rows for name, rows in read_datasets(path).items()}

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from agent.errors import DatasetError
-from tuner.tasks.align import frame, text_ids
+from tuner.tasks.align import Frame, frame, text_ids
 from tuner.tasks.classify import softmax
 from tuner.tasks.metrics import RESAMPLES, Scores, relations
 from tuner.tasks.predictions import Labelled
 from tuner.tasks.records import Related, TaskName
-from tuner.tasks.windows import Batch, Window
+from tuner.tasks.windows import Batch, Window, balanced
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,8 @@ class RelateTask:
         return {}
 
     def windows(self, examples: Sequence[Related], tokenizer: Any, max_tokens: int) -> list[Window]:
-        return [self._window(number, one, tokenizer, max_tokens) for number, one in enumerate(examples)]
+        around = frame(tokenizer)
+        return [self._window(number, one, tokenizer, around, max_tokens) for number, one in enumerate(examples)]
 
     def represent(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         import torch
@@ -88,8 +89,10 @@ class RelateTask:
             [one.label for one in examples], [one.label for one in predictions], labels, resamples=resamples
         )
 
-    def _window(self, number: int, one: Related, tokenizer: Any, max_tokens: int) -> Window:
-        around = frame(tokenizer)
+    def class_weights(self, windows: Sequence[Window]) -> torch.Tensor:
+        return balanced([target for one in windows for target in one.targets], self.outputs)
+
+    def _window(self, number: int, one: Related, tokenizer: Any, around: Frame, max_tokens: int) -> Window:
         ids, marks = _signed(one, tokenizer)
         start = _begin(len(ids), min(marks), max(marks) + 1, max_tokens - around.size)
         kept = ids[start : start + max_tokens - around.size]

@@ -67,6 +67,36 @@ def read_rows(path: Path, encoding: str | None = None) -> list[Row]:
     return _table(path, text)
 
 
+def read_parts(path: Path, names: Mapping[str, str], encoding: str | None = None) -> dict[str, list[Row]]:
+    """Rows by part of a JSON object with a list for each, as CLINC150 has; empty for any other file.
+
+    `names` maps what parts are called to their names; those called `oos_…` belong to the part behind that.
+    """
+    if path.suffix.lower() != ".json":
+        return {}
+    try:
+        data = json.loads(read_text(path, encoding))
+    except ValueError:
+        return {}
+    if not isinstance(data, dict) or not all(isinstance(one, list) for one in data.values()):
+        return {}
+    parts: dict[str, list[Row]] = {}
+    for name, rows in data.items():
+        meant = names.get(name.lower().removeprefix("oos_"))
+        if meant is not None:
+            parts.setdefault(meant, []).extend(
+                _object(_pair(one), f"{path}: {name}[{at}]") for at, one in enumerate(rows)
+            )
+    return parts if "train" in parts else {}
+
+
+def _pair(value: object) -> object:
+    """A text and its label in a list, as an object."""
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(one, str) for one in value):
+        return {"text": value[0], "label": value[1]}
+    return value
+
+
 def read_datasets(path: Path) -> dict[str, list[Row]]:
     """The splits of a folder that `datasets` saved, by name; whole numbers of a class become its name."""
     if importlib.util.find_spec("datasets") is None:
@@ -182,17 +212,17 @@ def _table(path: Path, text: str) -> list[Row]:
 def has_header(lines: Sequence[Sequence[str]]) -> bool:
     """Whether the first row names the columns: it has a known name, or no value that turns up again below."""
     first = [cell.strip().lower() for cell in lines[0]]
-    if any(cell in KNOWN for cell in first):
-        return True
-    below = [[cells[place].strip().lower() for cells in lines[1:]] for place in range(len(first))]
+    below = [{cells[place].strip().lower() for cells in lines[1:]} for place in range(len(first))]
     repeats = any(cell in column for cell, column in zip(first, below, strict=True))
+    if any(cell in KNOWN for cell in first) and not repeats:
+        return True
     named = all(0 < len(cell) <= 30 and not cell.replace(".", "").isdigit() for cell in first)
     return len(lines) > 2 and named and not repeats and all(len(cell.split()) <= 3 for cell in first)
 
 
 def _delimiter(text: str) -> str:
     head = text.split("\n", 1)[0]
-    return max(",;\t|", key=head.count) if any(one in head for one in ",;\t|") else ","
+    return "\t" if "\t" in head else max(",;|", key=head.count)
 
 
 def _is_quoted(text: str) -> bool:

@@ -14,7 +14,7 @@ from tuner.tasks.metrics import RESAMPLES, Scores, entities
 from tuner.tasks.predictions import Entities
 from tuner.tasks.records import Tagged, TaskName
 from tuner.tasks.schemes import OUTSIDE, chunks, may_follow
-from tuner.tasks.windows import Batch, Window
+from tuner.tasks.windows import Batch, Window, balanced
 from tuner.tasks.words import spans_of
 
 if TYPE_CHECKING:
@@ -88,6 +88,9 @@ class TagTask:
         self, examples: Sequence[Tagged], predictions: Sequence[Entities], *, resamples: int = RESAMPLES
     ) -> Scores:
         return entities([one.tags for one in examples], [one.tags for one in predictions], resamples=resamples)
+
+    def class_weights(self, windows: Sequence[Window]) -> torch.Tensor:
+        return balanced([target for one in windows for target in one.targets], self.outputs)
 
     def _windows(
         self, number: int, one: Tagged, tokenizer: Any, before: tuple[int, ...], behind: tuple[int, ...], room: int

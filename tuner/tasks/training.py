@@ -283,14 +283,3 @@ def _groups(model: TaskModel) -> list[dict[str, Any]]:
         decay = 0.0 if any(part in name.lower() for part in UNDECAYED) else settings.weight_decay
         made.setdefault((rate, decay), []).append(one)
     return [{"params": found, "lr": rate, "base": rate, "weight_decay": decay} for (rate, decay), found in made.items()]
-
-
-def balanced(windows: Sequence[Window], classes: int) -> torch.Tensor:
-    """Weights by which every class that is there counts the same over all windows; their mean over targets is 1."""
-    counts = torch.zeros(classes)
-    for window in windows:
-        for target in window.targets:
-            if target >= 0:
-                counts[int(target)] += 1
-    there = counts > 0
-    return torch.where(there, counts.sum() / (there.sum() * counts.clamp_min(1)), torch.ones(()))

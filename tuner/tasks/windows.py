@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from tuner.tasks.align import IGNORED
 
 if TYPE_CHECKING:
     import torch
@@ -82,3 +85,15 @@ def batch(windows: Sequence[Window], padding: int, *, numbers: Sequence[int] = (
         mask[row, : len(one.ids)] = 1
         types[row, one.second : len(one.ids)] = 1
     return Batch(tuple(windows), ids.to(device), mask.to(device), types.to(device), tuple(numbers))
+
+
+def balanced(targets: Sequence[float], classes: int) -> torch.Tensor:
+    """Weights by which every class that is there counts the same over all targets, of mean 1; IGNORED ones aside."""
+    import torch
+
+    counts = torch.zeros(classes)
+    for target, count in Counter(targets).items():
+        if target != IGNORED:
+            counts[int(target)] = count
+    there = counts > 0
+    return torch.where(there, counts.sum() / (there.sum() * counts.clamp_min(1)), torch.ones(()))

@@ -90,6 +90,16 @@ def test_single_labels_have_accuracy_and_macro_f1() -> None:
     assert scores.confusion == {"a": {"a": 1, "b": 1}, "b": {"b": 1}, "c": {"b": 1}}
 
 
+def test_macro_f1_is_that_of_scikit_learn() -> None:
+    from sklearn.metrics import f1_score
+
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        gold, said = (list(generator.choice(["a", "b", "c", "d"], size=30)) for _ in range(2))
+        found = single_label(gold, said, ["a", "b", "c", "d"]).figures["macro_f1"].mean
+        assert found == pytest.approx(f1_score(gold, said, average="macro"))
+
+
 def test_sets_of_labels_have_micro_f1() -> None:
     scores = multi_label([("a", "b"), ("c",), ()], [("a",), ("b", "c"), ()], ["a", "b", "c"])
     assert scores.value == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))

@@ -192,6 +192,19 @@ def test_a_folder_has_a_file_for_each_split(tmp_path: Path) -> None:
         read("classify", tmp_path)
 
 
+def test_one_file_may_hold_all_splits_and_what_is_out_of_scope(tmp_path: Path) -> None:
+    data = {name: [["hi", "greet"], ["yo", "greet"]] for name in ("train", "val", "test")}
+    data["oos_train"] = [["is it raining", "oos"]]
+    found = read("classify", write(tmp_path, "all.json", json.dumps(data))).splits
+    assert {name: len(some) for name, some in found.items()} == {"train": 3, "validation": 2, "test": 2}
+    assert [one.labels for one in found["train"] if isinstance(one, Classified)][-1] == ("oos",)
+
+
+def test_a_class_that_is_called_like_a_column_makes_no_header(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", "question,How are you?\nclaim,I am fine\nquestion,Who is it?\nclaim,It is me\n")
+    assert pairs(path)[0] == ("How are you?", ("question",))
+
+
 def test_a_saved_datasets_folder_without_the_library_says_what_to_install(tmp_path: Path) -> None:
     import importlib.util
 
