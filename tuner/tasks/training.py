@@ -1,8 +1,7 @@
-"""One loop that trains any task: AdamW, warm-up and decay, early stopping on the validation figure; the same seed,
-data and machine give the same tensors.
+"""One loop that trains any task: AdamW, warm-up and decay, early stopping on the validation figure.
 
-A head alone is fitted by `tuner.tasks.frozen`. Training against changed embeddings follows `tuner.adversarial`: FGM
-(Miyato et al., 2017), FreeLB (Zhu et al., 2020).
+The same seed, data, precision and machine give the same tensors. A head alone is fitted by `tuner.tasks.frozen`.
+Training against changed embeddings follows `tuner.adversarial`: FGM (Miyato et al., 2017), FreeLB (Zhu et al., 2020).
 """
 
 from __future__ import annotations
@@ -80,8 +79,7 @@ def train_model(
 ) -> TrainedTask:
     """Train a model in place; it is left with the epoch whose validation figure is best.
 
-    To be called in a team of threads of its own, see
-    `agent.teams`. Raises LivenessError.
+    To be called in a team of threads of its own, see `agent.teams`. Raises LivenessError.
     """
     started = time.monotonic()
     with torch.random.fork_rng(devices=[]):
