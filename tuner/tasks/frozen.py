@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 LOOSENESS = (1.0, 10.0, 100.0, 1000.0)
 """What logistic regression calls C: each target weighs this much against half the square of the weights."""
+STEPS = 200
+"""Of one fit, at most, where the encoder is trained afterwards."""
 CHUNK = 512
 """Windows of one product."""
 
@@ -79,7 +81,7 @@ def fit_head(
     validation: Sequence[Window],
     *,
     class_weights: torch.Tensor | None = None,
-    told: Callable[[int, int, float, Scores], None],
+    told: Callable[[int, int, float, Scores], None] = lambda number, steps, loss, found: None,
 ) -> tuple[list[tuple[int, float]], list[tuple[int, float]], int]:
     """Fit the head in place. Returns loss and validation figure by steps, and which looseness was best (-1: none).
 
@@ -124,9 +126,8 @@ def _minimise(
     total = sum(targets for _, _, targets in chunks)
     cost = size**2 / (2 * looseness * total)
     head = model.head
-    optimizer = torch.optim.LBFGS(
-        head.parameters(), max_iter=model.settings.epochs, history_size=10, line_search_fn="strong_wolfe"
-    )
+    steps = model.settings.epochs if model.settings.method == "head" else STEPS
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
     mean = math.nan
 
     def closure() -> torch.Tensor:
@@ -142,5 +143,4 @@ def _minimise(
         return penalty.detach() + mean
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    steps = int(optimizer.state[head.weight].get("n_iter", 0))
-    return steps, mean
+    return int(optimizer.state[head.weight].get("n_iter", 0)), mean

@@ -42,6 +42,9 @@ class TaskSettings:
     """Length that a step's gradient is cut to."""
     frozen_layers: int = 0
     """Layers from the bottom, with the embeddings, that are left as they are."""
+    head_first: bool = False
+    """Fit the head to the encoder as it is before both are trained, and end no worse than that on the validation.
+    Source: Kumar et al., "Fine-Tuning can Distort Pretrained Features" (2022)."""
     class_weights: bool = False
     """Let rare classes weigh as much as common ones."""
     adversarial: str = "none"
@@ -78,6 +81,7 @@ def choose(
         learning_rate=rates[method],
         head_rate=1e-3,
         batch=_batch(examples),
+        head_first=task == "classify" and method != "head",
         max_tokens=_max_tokens(task, longest, encoder["positions"]),
     )
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})

@@ -47,7 +47,7 @@ class TrainedTask:
     epochs: int
     """Of a head alone, how many fits, from tight to loose."""
     best_epoch: int
-    """From 0. Of a head alone, which of the fits."""
+    """From 0; -1 where none was better than the head that was fitted first. Of a head alone, which of the fits."""
     loss: float
     """Mean over the last epoch."""
     validation: float
@@ -92,7 +92,7 @@ def train_model(
         epochs=len(made.curve),
         best_epoch=made.best_epoch,
         loss=made.curve[-1][1],
-        validation=max(value for _, value in made.checked[1:]),
+        validation=max(value for _, value in made.checked[made.best_epoch >= 0 :]),
         parameters=sum(one.numel() for one in model.trained().values()),
         seconds=time.monotonic() - started,
         peak_bytes=peak_bytes(),
@@ -140,8 +140,14 @@ def _fit_all(
     class_weights: torch.Tensor | None,
     tell: Tell,
 ) -> _Fitted:
+    best = -math.inf
+    if model.settings.head_first:
+        _, figures, _ = fit_head(model, windows, check, validation, class_weights=class_weights)
+        best = max(value for _, value in figures[1:])
+    # Leaving a head that was fitted first makes it worse before it gets better.
+    certain = model.settings.epochs // 2 if model.settings.head_first else 0
     run = _Run(model, windows, check, validation, class_weights)
-    best, best_epoch, kept = -math.inf, -1, model.state()
+    best_epoch, better_epoch, kept = -1, -1, model.state()
     curve: list[tuple[int, float]] = []
     checked: list[tuple[int, float]] = [(0, run.figure().value)]
     for epoch in range(model.settings.epochs):
@@ -149,8 +155,10 @@ def _fit_all(
         curve.append((run.step, loss))
         checked.append((run.step, found.value))
         if found.value > best:
+            better_epoch = epoch
+        if found.value >= best:
             best, best_epoch, kept = found.value, epoch, model.state()
-        elif epoch - best_epoch >= model.settings.patience:
+        if epoch - better_epoch >= model.settings.patience and epoch + 1 >= certain:
             break
     model.load_state(kept)
     return _Fitted(curve, checked, best_epoch)

@@ -44,7 +44,11 @@ def made(encoder: str, tmp_path_factory: pytest.TempPathFactory) -> TaskResult:
     return train("classify", data, model=encoder, out=folder / "verbs", **QUICK)
 
 
-QUICK: dict[str, Any] = {"method": "full", "epochs": 12, "learning_rate": 5e-3, "precision": "float32"}
+QUICK: dict[str, Any] = {
+    **{"method": "full", "epochs": 12, "learning_rate": 5e-3, "precision": "float32", "patience": 12},
+    # There is nothing to fit a head to on an encoder of random weights.
+    "head_first": False,
+}
 
 
 def test_what_was_trained_is_right_of_texts_it_has_not_seen_and_was_not_before(made: TaskResult) -> None:
@@ -97,6 +101,16 @@ def test_an_adapter_and_a_head_alone_are_trained_and_come_back(method: str, enco
     assert made.scores.value > made.before.value
     asked = [str(row["text"]) for row in texts()[::7]]
     assert load(made.folder).predict(asked) == made.predictor.predict(asked)
+
+
+def test_a_head_that_was_fitted_first_stays_where_training_on_makes_it_worse(encoder: str, tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "texts.jsonl", texts())
+    head = train("classify", data, model=encoder, out=tmp_path / "head", method="head")
+    ruinous = {**QUICK, "head_first": True, "learning_rate": 0.9, "head_rate": 0.9, "epochs": 2}
+    made = train("classify", data, model=encoder, out=tmp_path / "full", **ruinous)
+    assert made.trained.best_epoch == -1
+    assert made.trained.validation == head.trained.validation
+    assert made.scores.value == pytest.approx(head.scores.value)
 
 
 @pytest.mark.parametrize("kind", ["fgm", "freelb"])
