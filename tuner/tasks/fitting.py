@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 MEASURED = 2000
 """Examples by which the length of windows is chosen."""
 
+UNREAD = 0.05
+"""Share of unknown tokens from which that is told."""
+
 
 def fit(
     name: TaskName,
@@ -56,6 +59,9 @@ def fit(
         torch.manual_seed(settings.seed)
         model = TaskModel(encoder, _task(name, splits, encoder, columns), settings)
     say(f"{name} on {base.name}: {settings.method}, {settings.epochs} epochs at most, {len(splits.train)} examples")
+    notes = (*splits.notes, *_unread(splits, encoder, base.name))
+    for note in notes[len(splits.notes) :]:
+        say(f"noticed: {note}")
     before = model.task.measure(splits.test, predict_with(model, splits.test))
     trained = _train(model, splits, tell)
     predictions = predict_with(model, splits.test)
@@ -64,7 +70,7 @@ def fit(
     outcome = Outcome(name, base.name, counts, splits.notes, settings, trained, before, after, splits.test, predictions)
     report = {"report.html": write_page(outcome).encode(), "metrics.json": write_figures(outcome).encode()}
     save(model, folder, Sealed(base, dataset_hash(splits), tuning, timestamp()), lambda id: card(id, outcome), report)
-    return TaskResult(TaskPredictor(model, folder), folder, before, after, trained, splits.notes)
+    return TaskResult(TaskPredictor(model, folder), folder, before, after, trained, notes)
 
 
 def _train(model: TaskModel, splits: Splits, tell: Callable[[TaskProgress], None]) -> Any:
@@ -104,6 +110,18 @@ def _longest(name: TaskName, splits: Splits, encoder: Encoder) -> int:
     step = max(1, len(splits.train) // MEASURED)
     lengths = sorted(len(text_ids(encoder.tokenizer, _read(one))[0]) + 8 for one in splits.train[::step])
     return lengths[min(len(lengths) - 1, int(len(lengths) * 0.995))]
+
+
+def _unread(splits: Splits, encoder: Encoder, name: str) -> list[str]:
+    """A note where the encoder does not know much of what the texts are written in."""
+    step = max(1, len(splits.train) // MEASURED)
+    ids = [id for one in splits.train[::step] for id in text_ids(encoder.tokenizer, _read(one))[0]]
+    share = ids.count(encoder.tokenizer.unk_token_id) / max(1, len(ids))
+    if share < UNREAD:
+        return []
+    return [
+        f"{name} does not know {share:.0%} of the tokens of these texts; name an encoder of their language (--model)"
+    ]
 
 
 def _read(one: Any) -> str:

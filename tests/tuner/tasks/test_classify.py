@@ -161,6 +161,13 @@ def test_several_labels_a_text_are_learnt_from_columns_of_0_and_1(encoder: str, 
     assert [set(one.labels) for one in said if isinstance(one, Labelled)] == [{"red", "tent"}, set()]
 
 
+def test_an_encoder_of_another_language_is_told(encoder: str, tmp_path: Path) -> None:
+    rows = [{"text": f"{'去北京' * (at % 4 + 1)} {at}", "label": "ab"[at % 2]} for at in range(40)]
+    data = write_lines(tmp_path / "texts.jsonl", rows)
+    made = train("classify", data, model=encoder, out=tmp_path / "out", method="head")
+    assert any("does not know" in note and "(--model)" in note for note in made.notes)
+
+
 def test_a_full_folder_is_not_written_over(made: TaskResult, encoder: str, tmp_path: Path) -> None:
     data = write_lines(tmp_path / "texts.jsonl", texts())
     with pytest.raises(DatasetError, match="is there already"):
