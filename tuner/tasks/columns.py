@@ -35,8 +35,9 @@ def find(rows: Sequence[Row], role: str, named: str | None, file: str) -> str:
     column = find_maybe(rows, role, named, file)
     if column is None:
         columns = ", ".join(map(repr, rows[0].values)) or "none"
+        option = "label" if role in ("tags", "spans") else role
         raise DatasetError(
-            f"{file} has the columns {columns}, and none is known to be the {role}; say it with --{role}"
+            f"{file} has the columns {columns}, and none is known for {role}; say which it is with --{option}"
         )
     return column
 

@@ -96,6 +96,7 @@ def test_utf_16_is_read_and_another_encoding_when_it_is_named(tmp_path: Path) ->
             r"overlaps the one that ends at 4",
         ),
         ("tag", "a.jsonl", '{"tokens": ["a"], "tags": ["O", "O"]}\n', r"1 words and 2 tags"),
+        ("tag", "a.csv", "text,mood\nAnna,good\nOmar,bad\n", "none is known for spans; say which it is with --label"),
         ("relate", "a.txt", '1\t"The <e1>cat</e1> sat."\nOther\n', r"a\.txt:1: no <e2>"),
         ("relate", "a.txt", '1\t"The <e1>cat</e1> <e2>sat</e2>."\n\n', r"a\.txt:1: no relation in the line below"),
         (
