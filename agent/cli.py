@@ -74,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_tuner_commands,
         _add_adapter_commands,
         _add_encoder_commands,
+        _add_task_commands,
     ):
         add(commands)
     _add_project_commands(commands)
@@ -245,6 +246,24 @@ def _encoder(arguments: argparse.Namespace, session: Session) -> int:
     from tuner import encoder_cli as tuner
 
     return tuner.encoder(arguments, session.project)
+
+
+def _add_task_commands(commands: Commands) -> None:
+    from tuner.tasks import cli as tuner
+
+    task = _command(commands, "task", "classify, tag, relate or answer, learnt from a file", _task, as_json=False)
+    actions = task.add_subparsers(dest="action", metavar="ACTION", required=True)
+    tuner.add_train(_command(actions, "train", "train a head, and the encoder below it, from a file", _task))
+    tuner.add_eval(_command(actions, "eval", "measure a trained task on a file", _task))
+    tuner.add_predict(
+        _command(actions, "predict", "ask a trained task; a line of JSON for each text", _task, as_json=False)
+    )
+
+
+def _task(arguments: argparse.Namespace, session: Session) -> int:
+    from tuner.tasks import cli as tuner
+
+    return tuner.task(arguments, session.project)
 
 
 def _merge(arguments: argparse.Namespace, session: Session) -> int:

@@ -25,13 +25,15 @@ MANIFEST_VERSION = 1
 LORA, VIRTUAL, FULL = "LORA", ("PROMPT_TUNING", "PREFIX_TUNING"), "LN_TUNING"
 """The kinds of adapter that are served, as PEFT spells them. LN_TUNING acts with a copy of whole modules in place of
 the base's, which is how the outcome of full fine-tuning is kept."""
-CONFIG, WEIGHTS, MANIFEST, CARD, REPORT = (
+CONFIG, WEIGHTS, MANIFEST, TASK, CARD, REPORT = (
     "adapter_config.json",
     "adapter_model.safetensors",
     "manifest.json",
+    "task.json",
     "README.md",
     "report",
 )
+"""`task.json` lies in the folder of a classic task alone, and says what its head is for."""
 REPORT_SUFFIXES = (".json", ".md", ".html", ".png", ".svg")
 """What a file in `report/` may be; it is shown to people and never loaded."""
 
@@ -138,7 +140,7 @@ def verify(folder: Path) -> Manifest:
     """
     files = _list_files(folder)
     manifest = _read_manifest(folder, files)
-    for name in (CONFIG, WEIGHTS):
+    for name in (CONFIG, WEIGHTS, *([TASK] if TASK in files else [])):
         if name not in manifest.files:
             raise AdapterError(f"the manifest of {folder} does not name {name}; train the adapter again")
     for name, digest in manifest.files.items():
@@ -207,10 +209,10 @@ def _list_files(folder: Path) -> list[str]:
 
 
 def _check_name(folder: Path, name: str) -> None:
-    if name in (CONFIG, WEIGHTS, MANIFEST) or _is_document(name):
+    if name in (CONFIG, WEIGHTS, MANIFEST, TASK) or _is_document(name):
         return
     raise AdapterError(
-        f"{folder / name} may not be in an adapter; allowed are {CONFIG}, {WEIGHTS}, {MANIFEST}, {CARD} "
+        f"{folder / name} may not be in an adapter; allowed are {CONFIG}, {WEIGHTS}, {MANIFEST}, {TASK}, {CARD} "
         f"and {REPORT}/ with {' '.join(REPORT_SUFFIXES)}; remove it if you trust the rest"
     )
 

@@ -331,6 +331,11 @@ class Home:
         return self.root / "encoders"
 
     @property
+    def tasks(self) -> Path:
+        """The folders of trained classic tasks."""
+        return self.root / "tasks"
+
+    @property
     def tunings(self) -> Path:
         return self.root / "tunings"
 

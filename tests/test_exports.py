@@ -48,6 +48,8 @@ PUBLIC: dict[str, tuple[str, ...]] = {
         "resolve_model",
     ),
     "agent.doctor": ("Finding", "diagnose"),
+    "tuner.tasks.api": ("load", "train"),
+    "tuner.tasks.records": ("Answer", "Asked", "Classified", "Related", "Span", "Tagged"),
     "tools.context": ("Passage", "Retriever", "ToolContext"),
 }
 

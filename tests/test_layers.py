@@ -52,6 +52,8 @@ MAY_BE_HEAVY = frozenset(
         "agent.llm.local",
         "agent.llm.bank",
         "tuner.mixed",
+        "tuner.tasks.heads",
+        "tuner.tasks.training",
         "tuner.train",
     }
 )

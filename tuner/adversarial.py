@@ -51,34 +51,34 @@ def adversarial_backward(
             backward(model, pack, weight / share, precision, noise=replace(noise, shifts=shifts)) for pack in packs
         )
 
-    def climb(shifts: dict[int, torch.Tensor], stride: float) -> dict[int, torch.Tensor]:
-        return {key: _climb(shift, lengths[key], stride) for key, shift in shifts.items()}
+    def climbed(shifts: dict[int, torch.Tensor], stride: float) -> dict[int, torch.Tensor]:
+        return {key: climb(shift, lengths[key], stride) for key, shift in shifts.items()}
 
     shifts = {key: torch.zeros_like(one) for key, one in embeddings.items()}
     if kind == "fgm":
         total = run(shifts, 0.5)
-        run(climb(shifts, 1.0), 0.5)
+        run(climbed(shifts, 1.0), 0.5)
     elif kind == "pgd":
         total = run(shifts, 0.5)
         clean = [None if one.grad is None else one.grad.clone() for one in parameters]
-        shifts = climb(shifts, 1 / CLIMBS)
+        shifts = climbed(shifts, 1 / CLIMBS)
         for _ in range(CLIMBS - 1):
             run(shifts, 0.5)
-            shifts = climb(shifts, 1 / CLIMBS)
+            shifts = climbed(shifts, 1 / CLIMBS)
         # The passes on the way there only showed the direction.
         for parameter, gradient in zip(parameters, clean, strict=True):
             parameter.grad = gradient
         run(shifts, 0.5)
     else:
-        shifts = {key: _random(one, lengths[key]) for key, one in shifts.items()}
+        shifts = {key: random_change(one, lengths[key]) for key, one in shifts.items()}
         total = run(shifts, 1 / CLIMBS)
         for _ in range(CLIMBS - 1):
-            shifts = climb(shifts, 1 / CLIMBS)
+            shifts = climbed(shifts, 1 / CLIMBS)
             run(shifts, 1 / CLIMBS)
     return total
 
 
-def _climb(shift: torch.Tensor, most: torch.Tensor, stride: float) -> torch.Tensor:
+def climb(shift: torch.Tensor, most: torch.Tensor, stride: float) -> torch.Tensor:
     """A step of `stride` times `most` along each token's gradient, cut back to the length `most` [T, 1]."""
     gradient = shift.grad
     if gradient is None:
@@ -89,7 +89,7 @@ def _climb(shift: torch.Tensor, most: torch.Tensor, stride: float) -> torch.Tens
     return changed
 
 
-def _random(like: torch.Tensor, most: torch.Tensor) -> torch.Tensor:
+def random_change(like: torch.Tensor, most: torch.Tensor) -> torch.Tensor:
     """A random direction for each token, of a random part of the length `most`."""
     import torch
 

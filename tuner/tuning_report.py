@@ -19,6 +19,7 @@ RESULT = "result.json"
 MOST_SHOWN = 40
 _WIDTH, _HEIGHT, _EDGE = 720, 260, 44
 _COLOURS = {"loss": "var(--active)", "held_out_loss": "var(--candidate)"}
+_OTHER = "var(--candidate)"
 
 
 def write_tuning_report(
@@ -61,7 +62,7 @@ def write_tuning_report(
         Table("Data", ("", ""), tuple((name, short(str(value), 300)) for name, value in manifest.items())),
     ]
     body = f"<h1>Tuning {html.escape(folder.name)}</h1>\n<p>Adapter {html.escape(adapter)}</p>\n"
-    body += _svg(folder / "metrics.jsonl") + "".join(map(html_table, tables))
+    body += curves_svg(loss_curves(folder / "metrics.jsonl")) + "".join(map(html_table, tables))
     write_whole(folder / "report.html", page(f"Tuning {folder.name}", body))
     return folder / "report.html"
 
@@ -104,9 +105,9 @@ def _pair(decode: Callable[[Sequence[int]], str], wanted: int, said: int) -> str
     return f"{decode([wanted])!r} → {decode([said])!r}"
 
 
-def _svg(metrics: Path) -> str:
-    """Both losses over the steps, on axes from 0."""
-    curves = {name: points for name, points in loss_curves(metrics).items() if points}
+def curves_svg(every: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Curves over the steps by name, on axes from 0; those of `loss_curves`, or any others."""
+    curves = {name: points for name, points in every.items() if points}
     last = max(step for points in curves.values() for step, _ in points) or 1
     top = max(loss for points in curves.values() for _, loss in points) or 1
     parts = [
@@ -120,9 +121,10 @@ def _svg(metrics: Path) -> str:
     parts.append(f'<text x="{_WIDTH - 8}" y="{_HEIGHT - 4}" text-anchor="end">step {last:.0f}</text>')
     for place, (name, points) in enumerate(curves.items()):
         line = " ".join(f"{_along(step / last)},{_up(loss / top)}" for step, loss in points)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{_COLOURS[name]}" stroke-width="2"/>')
-        label = {"loss": "training", "held_out_loss": "held out"}[name]
-        parts.append(f'<text x="{_EDGE + 8 + 90 * place}" y="14" style="fill:{_COLOURS[name]}">{label}</text>')
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{_COLOURS.get(name, _OTHER)}" stroke-width="2"/>')
+        label = html.escape({"loss": "training", "held_out_loss": "held out"}.get(name, name))
+        colour = _COLOURS.get(name, _OTHER)
+        parts.append(f'<text x="{_EDGE + 8 + 90 * place}" y="14" style="fill:{colour}">{label}</text>')
     return "\n".join([*parts, "</svg>\n"])
 
 

@@ -73,6 +73,17 @@ def test_a_sealed_folder_verifies(tmp_path: Path) -> None:
     assert manifest.merged == {}
 
 
+def test_a_task_is_sealed_along_and_one_that_came_later_is_refused(tmp_path: Path) -> None:
+    folder = make(tmp_path, "a1")
+    (folder / "task.json").write_text("{}")
+    seal_as(folder, "a1")
+    assert "task.json" in verify(folder).files
+    other = sealed(tmp_path, "a2")
+    (other / "task.json").write_text("{}")
+    with pytest.raises(AdapterError, match=r"does not name task\.json"):
+        verify(other)
+
+
 def test_documents_are_taken_out_and_the_folder_still_verifies(tmp_path: Path) -> None:
     folder = sealed(tmp_path, "a1")
     add_documents(folder, {"report/gate.md": b"won", "report/gate.json": b"{}"})

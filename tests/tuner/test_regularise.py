@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from tests.tuner.test_packing import packs_of
 from tests.tuner.test_train import adapter_hash, loss_under, trained
 from tests.tuner.tiny import QUICK, adapted_model, copying_examples, random_tree
-from tuner.adversarial import _climb, adversarial_backward
+from tuner.adversarial import adversarial_backward, climb
 from tuner.loss import SILENCE, Noise, backward, log_probabilities, mean_loss
 from tuner.packing import Example, build_pack, weight_in
 
@@ -63,7 +63,7 @@ def test_the_change_makes_the_loss_worse_and_is_no_longer_than_allowed(model: An
     for pack in packs:
         for one in pack.all():
             most = 0.05 * embed(torch.from_numpy(one.ids)).norm(dim=-1, keepdim=True)
-            moved[id(one)] = _climb(shifts[id(one)], most, 3.0)
+            moved[id(one)] = climb(shifts[id(one)], most, 3.0)
             assert bool((moved[id(one)].norm(dim=-1, keepdim=True) <= most * 1.001).all())
     worse = sum(backward(model, pack, weight, noise=Noise(shifts=moved)) for pack in packs)
     assert worse > clean

@@ -1,0 +1,142 @@
+"""Batches, class weights, settings and what a head reads: the small parts of a training."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.errors import DatasetError
+from tests.tuner.tasks.tiny_encoder import save_encoder
+from tuner.tasks.align import IGNORED
+from tuner.tasks.answer import AnswerTask
+from tuner.tasks.classify import ClassifyTask
+from tuner.tasks.records import Answer, Asked, Related
+from tuner.tasks.relate import RelateTask
+from tuner.tasks.settings import choose
+from tuner.tasks.tag import TagTask
+from tuner.tasks.windows import Window, balanced, batch, batches
+
+ENCODER = {"hidden": 384, "positions": 512}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from transformers import AutoTokenizer
+
+    folder: Path = save_encoder(tmp_path_factory.mktemp("encoder") / "tiny", ["the", "keys", "of", "piano", "fell"])
+    return AutoTokenizer.from_pretrained(str(folder))
+
+
+def window(length: int, *targets: float) -> Window:
+    return Window(0, tuple(range(length)), length, targets)
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=60), st.integers(1, 9), st.integers(0, 3))
+def test_batches_hold_every_window_once_whatever_their_order(lengths: list[int], size: int, seed: int) -> None:
+    windows = [window(length) for length in lengths]
+    for chance in (None, random.Random(seed)):
+        found = list(batches(windows, size, 0, chance=chance))
+        assert sorted(number for one in found for number in one.numbers) == list(range(len(lengths)))
+        for one in found:
+            assert one.ids.shape == one.mask.shape == (len(one.windows), max(len(each.ids) for each in one.windows))
+            assert one.mask.sum(dim=1).tolist() == [len(each.ids) for each in one.windows]
+
+
+def test_balanced_weights_let_each_class_count_the_same() -> None:
+    targets = [0.0] * 6 + [1.0] * 2 + [IGNORED] * 9
+    weights = balanced(targets, 3)
+    assert (6 * weights[0]).item() == pytest.approx((2 * weights[1]).item()) == pytest.approx(4.0)
+    assert weights[2] == 1.0
+
+
+def test_a_rare_label_among_several_weighs_what_its_absence_outnumbers_it_by() -> None:
+    task = ClassifyTask(("a", "b"), multi=True)
+    weights = task.class_weights([window(3, 1, 0), window(3, 0, 0), window(3, 0, 0), window(3, 1, 1)])
+    assert weights.tolist() == [1.0, 3.0]
+
+
+def test_padding_changes_no_loss() -> None:
+    short, long = window(3, IGNORED, 1, IGNORED), window(5, IGNORED, 0, 2, IGNORED, IGNORED)
+    task = TagTask(("O", "B-X", "I-X"))
+    scores = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    together = task.loss(scores, batch([short, long], 0), None)
+    alone = task.loss(scores[:1, :3], batch([short], 0), None)
+    other = task.loss(scores[1:], batch([long], 0), None)
+    assert together.item() == pytest.approx((alone.item() + 2 * other.item()) / 3)
+
+
+@pytest.mark.parametrize("room", [64, 24])
+def test_a_relation_is_read_at_the_signs_and_the_entities_between_them(tokenizer: Any, room: int) -> None:
+    text = f"{'the ' * 30}keys of the piano fell{' of' * 30}"
+    first, second = (text.index("piano"), text.index("piano") + 5), (text.index("keys"), text.index("keys") + 4)
+    task = RelateTask(("A", "B"))
+    (found,) = task.windows([Related(text, first, second, "B")], tokenizer, room)
+    tokens = tokenizer.convert_ids_to_tokens(found.ids)
+    assert len(tokens) <= room
+    assert (tokens[0], tokens[-1]) == ("[CLS]", "[SEP]")
+    starts, ends = found.marks[::2], found.marks[1::2]
+    assert [tokens[start : end + 1] for start, end in zip(starts, ends, strict=True)] == [
+        ["@", "piano", "@"],
+        ["#", "keys", "#"],
+    ]
+    assert found.targets == (1,)
+
+
+@pytest.mark.parametrize("room", [16, 24, 64])
+def test_the_answer_is_the_target_of_each_window_that_holds_it_whole(tokenizer: Any, room: int) -> None:
+    context = f"{'the of ' * 20}piano keys{' fell' * 20}"
+    asked = Asked("the keys", context, (Answer("piano keys", context.index("piano")),))
+    windows = AnswerTask().windows([asked], tokenizer, room)
+    held = 0
+    for one in windows:
+        tokens = tokenizer.convert_ids_to_tokens(one.ids)
+        start, end = map(int, one.targets)
+        whole = "piano keys" in " ".join(tokens[one.second :])
+        assert (tokens[start : end + 1] == ["piano", "keys"]) == whole
+        assert whole or (start, end) == (0, 0)
+        held += whole
+    assert held >= 1
+
+
+def test_the_margin_is_the_one_with_the_best_figure() -> None:
+    import numpy as np
+
+    task = AnswerTask(none=True)
+    questions = [Asked("q", "yes", (Answer("yes", 0),)), Asked("q", "yes", ()), Asked("q", "yes", ())]
+    windows = [Window(at, (1, 2), 1, (0, 0), offsets=((0, 3),)) for at in range(3)]
+    scores = [np.array([[0.0, 0.0], [lead, lead]], dtype=np.float32) for lead in (3.0, 1.0, 2.0)]
+    task.fit_margin(questions, windows, scores)
+    assert 4.0 < task.margin < 6.0
+    assert [one.text for one in task.predict(questions, windows, scores)] == ["yes", "", ""]
+
+
+def test_more_examples_have_fewer_epochs_and_few_texts_a_head_alone() -> None:
+    few, many = (choose("tag", count, 40, ENCODER, {}) for count in (200, 15_000))
+    assert few.epochs > many.epochs >= 4
+    assert choose("classify", 60, 40, ENCODER, {}).method == "head"
+    assert choose("classify", 6000, 40, ENCODER, {}).method == "full"
+    assert choose("answer", 600, 3000, ENCODER, {}).max_tokens == 384
+
+
+@pytest.mark.parametrize(
+    ("given_settings", "said"),
+    [
+        ({"method": "lore"}, "there is no method 'lore'; expected one of full, lora, head"),
+        ({"epoch": 3}, "there is no setting 'epoch'"),
+        ({"epochs": 0}, "epochs is 0; expected 1 or more"),
+        ({"learning_rate": 2.0}, "learning_rate is 2.0"),
+        ({"max_tokens": 1000}, "this encoder reads 16 to 512"),
+        ({"method": "head", "adversarial": "fgm"}, "take method lora or full"),
+        ({"adversarial": "pgd"}, "expected one of none, fgm, freelb"),
+        ({"precision": "int8"}, "expected one of auto, float32, mixed"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(given_settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(DatasetError, match=said):
+        choose("classify", 500, 40, ENCODER, given_settings)

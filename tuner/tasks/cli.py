@@ -1,0 +1,194 @@
+"""The commands of the classic tasks: `task train`, `task eval` and `task predict`. Imported by `agent.cli`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tuner.tasks.columns import Columns
+from tuner.tasks.records import TASKS
+from tuner.tasks.settings import ADVERSARIAL, METHODS
+
+if TYPE_CHECKING:
+    from agent.settings import Project
+    from tuner.tasks.training import TaskProgress
+
+BATCH = 64
+"""Texts that are predicted together when they come from a file or stdin."""
+SETTINGS = ("method", "epochs", "learning_rate", "batch", "max_tokens", "frozen_layers", "adversarial", "seed")
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", choices=TASKS, help="what is learnt")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="PATH", help="a file, or a folder with one called train, …"
+    )
+    parser.add_argument("--test", type=Path, metavar="FILE", help="to measure with (default: a tenth of the data)")
+    parser.add_argument(
+        "--validation", type=Path, metavar="FILE", help="to watch the training with (default: a tenth of the rest)"
+    )
+    parser.add_argument("--model", metavar="NAME", help="an encoder, as model.encoder in ratchet.toml (the default)")
+    parser.add_argument(
+        "--method", choices=METHODS, help="all weights, an adapter, or the head alone (default: by data)"
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="a new folder (default: in the project's home)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="at most (default: by data)")
+    parser.add_argument("--rate", type=float, metavar="X", dest="learning_rate", help="learning rate of the encoder")
+    parser.add_argument("--batch", type=int, metavar="N")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="of a window (default: by data)")
+    parser.add_argument("--freeze", type=int, metavar="N", dest="frozen_layers", help="layers left as they are")
+    parser.add_argument("--adversarial", choices=ADVERSARIAL, help="train against changed embeddings as well")
+    parser.add_argument("--class-weights", action="store_true", help="rare classes weigh as much as common ones")
+    parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--leakage",
+        choices=("refuse", "drop", "keep"),
+        default="refuse",
+        help="what to do with a training text that is in the test as well (default: refuse)",
+    )
+    _add_columns(parser)
+
+
+def add_eval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of a trained task")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="PATH", help="a file, or a folder with one called test"
+    )
+    _add_columns(parser)
+
+
+def add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of a trained task")
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="what to read (default: lines of --file, or of stdin)")
+    parser.add_argument("--file", type=Path, metavar="FILE", help="a text a line, or JSON lines")
+    parser.add_argument("--context", metavar="TEXT", help="what questions are answered from")
+    parser.add_argument("--pair", metavar="TEXT", help="the other text of each pair")
+
+
+def task(args: argparse.Namespace, project: Project) -> int:
+    return {"train": _train, "eval": _evaluate, "predict": _predict}[args.action](args, project)
+
+
+def _train(args: argparse.Namespace, project: Project) -> int:
+    from tuner.tasks.api import train
+    from tuner.tasks.report import as_data, text_report
+
+    settings = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    if args.class_weights:
+        settings["class_weights"] = True
+    made = train(
+        args.task,
+        args.data,
+        test=args.test,
+        validation=args.validation,
+        model=args.model,
+        out=args.out,
+        columns=_columns(args),
+        leakage=args.leakage,
+        project=project,
+        say=_note,
+        on_progress=_progress,
+        **settings,
+    )
+    if args.json:
+        _print({"folder": str(made.folder), "notes": list(made.notes), **as_data(made.scores)})
+        return 0
+    _print(text_report(made.scores))
+    _print(f"\nfolder: {made.folder}\nreport: {made.folder / 'report' / 'report.html'}")
+    _print(f'next: ratchet task predict {made.folder} "…"')
+    return 0
+
+
+def _evaluate(args: argparse.Namespace, project: Project) -> int:
+    from tuner.tasks.api import load
+    from tuner.tasks.report import as_data, text_report
+
+    scores = load(args.folder, project=project).evaluate_file(args.data, _columns(args), say=_note)
+    _print(as_data(scores) if args.json else text_report(scores))
+    return 0
+
+
+def _predict(args: argparse.Namespace, project: Project) -> int:
+    from tuner.tasks.api import load
+
+    predictor = load(args.folder, project=project)
+    second = args.context if predictor.task == "answer" else args.pair
+    waiting: list[Any] = []
+    for text in _texts(args):
+        waiting.append(text if second is None or isinstance(text, tuple) else (text, second))
+        if len(waiting) == BATCH:
+            _tell(predictor, waiting)
+            waiting = []
+    if waiting:
+        _tell(predictor, waiting)
+    return 0
+
+
+def _tell(predictor: Any, texts: list[Any]) -> None:
+    for text, one in zip(texts, predictor.predict(texts), strict=True):
+        shown = {"text": text} if isinstance(text, str) else {"text": text[0], "other": text[1]}
+        print(json.dumps({**shown, **one.to_dict()}, ensure_ascii=False), flush=True)
+
+
+def _texts(args: argparse.Namespace) -> Iterator[str | tuple[str, str]]:
+    """The texts of the arguments, of a file or of stdin; a line of JSON has `text` and perhaps a second one."""
+    from agent.errors import DatasetError
+    from tuner.tasks.sources import read_text
+
+    if args.texts:
+        yield from args.texts
+        return
+    lines = read_text(args.file).split("\n") if args.file else (line.rstrip("\n") for line in sys.stdin)
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        if not line.startswith("{"):
+            yield line
+            continue
+        try:
+            found = json.loads(line)
+            first = found.get("text") or found["question"]
+        except (ValueError, KeyError):
+            raise DatasetError(f"line {number} is no JSON object with text or question: {line[:60]!r}") from None
+        second = found.get("pair") or found.get("context")
+        yield first if second is None else (first, second)
+
+
+def _add_columns(parser: argparse.ArgumentParser) -> None:
+    for name, what in (
+        ("text", "of the texts (in CoNLL files its number, from 1)"),
+        ("label", "of the labels; several of 0 and 1 with commas between (in CoNLL files its number)"),
+        ("pair", "of the second texts"),
+        ("question", "of the questions"),
+        ("context", "of the contexts"),
+        ("answer", "of the answers"),
+    ):
+        parser.add_argument(f"--{name}", metavar="COLUMN", help=f"column {what}")
+    parser.add_argument("--multi-label", action="store_true", help="a field may hold several labels")
+    parser.add_argument("--separator", metavar="SIGN", help="what stands between them (default: | or ; or a comma)")
+    parser.add_argument("--encoding", metavar="NAME", help="of the files (default: UTF-8)")
+
+
+def _columns(args: argparse.Namespace) -> Columns:
+    return Columns(**{one.name: getattr(args, one.name) for one in fields(Columns)})
+
+
+def _progress(progress: TaskProgress) -> None:
+    if progress.validation is not None:
+        said = f"validation {progress.validation.main} {progress.validation.value:.4f}"
+        _note(f"epoch {progress.epoch + 1}, step {progress.step}/{progress.steps}: loss {progress.loss:.3f}, {said}")
+    elif progress.step % 50 == 0:
+        _note(f"step {progress.step}/{progress.steps}: loss {progress.loss:.3f}")
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _print(data: Any) -> None:
+    print(data if isinstance(data, str) else json.dumps(data, indent=1, ensure_ascii=False))

@@ -1,0 +1,70 @@
+"""What a trained task says of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tuner.tasks.records import Span
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labels of a text or of a pair of entities."""
+
+    labels: tuple[str, ...]
+    """One, or those above the threshold in a multi-label task."""
+    score: float
+    """Probability of the likeliest."""
+    scores: Mapping[str, float]
+    """Probability by label."""
+
+    @property
+    def label(self) -> str:
+        return self.labels[0] if self.labels else ""
+
+    def to_dict(self, *, most: int = 5) -> dict[str, Any]:
+        best = sorted(self.scores.items(), key=lambda item: -item[1])[:most]
+        return {
+            "labels": list(self.labels),
+            "score": round(self.score, 4),
+            "scores": {name: round(value, 4) for name, value in best},
+        }
+
+
+@dataclass(frozen=True)
+class Entities:
+    """Stretches of a text, in its own characters."""
+
+    text: str
+    spans: tuple[Span, ...]
+    tags: tuple[str, ...]
+    """IOB2, one a word."""
+    score: float
+    """Mean probability of the words' tags."""
+
+    def to_dict(self) -> dict[str, Any]:
+        found = [
+            {"start": one.start, "end": one.end, "label": one.label, "text": self.text[one.start : one.end]}
+            for one in self.spans
+        ]
+        return {"entities": found, "score": round(self.score, 4)}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A stretch of the context, or none."""
+
+    text: str
+    """Empty where the context does not say."""
+    start: int
+    end: int
+    score: float
+    """Sum of the logits of both ends, above that of no answer."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"answer": self.text, "start": self.start, "end": self.end, "score": round(self.score, 4)}
+
+
+Prediction = Labelled | Entities | Found

@@ -1,0 +1,113 @@
+"""A trained task that can be asked and measured, and what a training made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent.errors import DatasetError
+from agent.teams import in_own_team
+from tuner.tasks.columns import Columns
+from tuner.tasks.marked import related
+from tuner.tasks.metrics import Scores
+from tuner.tasks.predictions import Prediction
+from tuner.tasks.readers import read, read_file
+from tuner.tasks.records import Asked, Classified, Example, Related, Tagged, TaskName
+from tuner.tasks.words import split_words
+
+if TYPE_CHECKING:
+    from tuner.tasks.heads import TaskModel
+    from tuner.tasks.training import TrainedTask
+
+Say = Callable[[str], None]
+Text = str | tuple[str, str] | Example
+"""A text, a pair of texts (for `answer` question and context), or a record without labels."""
+
+
+def silent(_: object) -> None:
+    """Tells nobody."""
+
+
+class TaskPredictor:
+    """A trained task, ready to be asked."""
+
+    def __init__(self, model: TaskModel, folder: Path) -> None:
+        self._model = model
+        self.folder = folder
+
+    @property
+    def task(self) -> TaskName:
+        return self._model.task.name
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self._model.task.labels
+
+    def predict(self, texts: Sequence[Text]) -> list[Prediction]:
+        """A prediction for each text. For `relate` a text has `<e1>…</e1>` and `<e2>…</e2>`; raises DatasetError."""
+        examples = [as_example(self.task, one) for one in texts]
+        return in_own_team(lambda: predict_with(self._model, examples)) if examples else []
+
+    def evaluate(self, examples: Sequence[Example]) -> Scores:
+        """Held against the labels of examples, which may not be empty."""
+        if not examples:
+            raise DatasetError("there are no examples to measure with")
+        return in_own_team(lambda: self._model.task.measure(examples, predict_with(self._model, examples)))
+
+    def evaluate_file(self, path: str | Path, columns: Columns | None = None, *, say: Say = silent) -> Scores:
+        """Held against a file, or the test part of a folder."""
+        path = Path(path)
+        if path.is_dir():
+            splits = read(self.task, path, columns, say=say).splits
+            if "test" not in splits:
+                raise DatasetError(f"{path} has the parts {', '.join(splits)}; expected one called test")
+            return self.evaluate(splits["test"])
+        return self.evaluate(read_file(self.task, path, columns, say=say))
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What a training made."""
+
+    predictor: TaskPredictor
+    folder: Path
+    before: Scores
+    """On the test, with the head as it was made."""
+    scores: Scores
+    """On the test, after training."""
+    trained: TrainedTask
+    notes: tuple[str, ...]
+    """What was noticed of the data."""
+
+
+def predict_with(model: TaskModel, examples: Sequence[Any]) -> list[Any]:
+    """What a model says of examples, in their order."""
+    from tuner.tasks.heads import score
+
+    windows = model.task.windows(examples, model.tokenizer, model.settings.max_tokens)
+    return model.task.predict(examples, windows, score(model, windows))
+
+
+def as_example(task: TaskName, text: Text) -> Example:
+    """A text as the task's record without labels. Raises DatasetError for what is not of the task."""
+    if isinstance(text, Classified | Tagged | Related | Asked):
+        return text
+    first, second = text if isinstance(text, tuple) else (text, None)
+    if not first.strip():
+        raise DatasetError("the text is empty; expected something to read")
+    if task == "answer":
+        if second is None:
+            raise DatasetError("a question needs its context; give both, the question first")
+        return Asked(first, second)
+    if task == "classify":
+        return Classified(first, pair=second)
+    if second is not None:
+        raise DatasetError(f"task {task} reads one text; two were given")
+    if task == "tag":
+        return Tagged(first, split_words(first))
+    try:
+        return related(first, "")
+    except ValueError as fault:
+        raise DatasetError(f"{fault}; mark them in the text: the <e1>engine</e1> of the <e2>car</e2>") from None

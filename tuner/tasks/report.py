@@ -1,0 +1,226 @@
+"""The page and the model card of a trained task: figures before and after, by class, the confused and the worst."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tuner.evaluate import Interval
+from tuner.pages import Table, html_table, page, short
+from tuner.report import markdown_table, with_interval
+from tuner.tasks.metrics import ClassRow, Scores
+from tuner.tasks.predictions import Entities, Found, Labelled, Prediction
+from tuner.tasks.records import Asked, Classified, Example, Related, Tagged, shown
+from tuner.tasks.settings import TaskSettings
+from tuner.tasks.training import TrainedTask
+from tuner.tasks.words import spans_of
+from tuner.tuning_report import curves_svg
+
+WORST = 40
+CONFUSED = 25
+"""Classes of a confusion matrix that are shown; beyond that the commonest mix-ups are listed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training came to, for page and card."""
+
+    task: str
+    base: str
+    counts: Mapping[str, int]
+    """Examples by part."""
+    notes: Sequence[str]
+    settings: TaskSettings
+    trained: TrainedTask
+    before: Scores
+    """On the test, with the head as it was made."""
+    after: Scores
+    examples: Sequence[Example]
+    """Of the test."""
+    predictions: Sequence[Prediction]
+
+
+def told(interval: Interval) -> str:
+    """A share with its interval."""
+    return with_interval(interval.mean, interval.low, interval.high)
+
+
+def write_page(outcome: Outcome) -> str:
+    """`report.html`: one page that needs nothing else."""
+    before, after = outcome.before, outcome.after
+    rows = [
+        (name, told(before.figures[name]), told(one)) for name, one in after.figures.items() if name in before.figures
+    ]
+    tables = [
+        Table("Figures on the test set", ("", "before training", "after"), tuple(rows)),
+        Table("Noticed", ("",), tuple((note,) for note in outcome.notes)),
+        _class_table("By class", after.classes),
+        *([_class_table("By tag of a word", after.tokens)] if after.tokens else []),
+        *([_confusion_table(after)] if after.confusion else []),
+        _worst_table(outcome),
+        Table(
+            "Settings", ("setting", "value"), tuple((name, str(one)) for name, one in asdict(outcome.settings).items())
+        ),
+        Table("Training", ("", ""), tuple(_facts(outcome).items())),
+    ]
+    title = f"Task {outcome.task} on {outcome.base}"
+    body = f"<h1>{html.escape(title)}</h1>\n<h2>Learning curves</h2>"
+    body += curves_svg({"loss": outcome.trained.curve})
+    body += curves_svg({f"validation {after.main}": outcome.trained.validation_curve})
+    return page(title, body + "".join(map(html_table, tables)))
+
+
+def write_figures(outcome: Outcome) -> str:
+    """`metrics.json`: all figures with their intervals."""
+    trained = asdict(outcome.trained)
+    data = {
+        "before": as_data(outcome.before),
+        "after": as_data(outcome.after),
+        "examples": dict(outcome.counts),
+        "notes": list(outcome.notes),
+        "training": trained,
+    }
+    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+
+
+def as_data(scores: Scores) -> dict[str, Any]:
+    """Scores as JSON, without those of single examples."""
+    return {
+        "main": scores.main,
+        "figures": {name: asdict(one) for name, one in scores.figures.items()},
+        "classes": [asdict(one) for one in scores.classes],
+        "tokens": [asdict(one) for one in scores.tokens],
+        "confusion": {name: dict(row) for name, row in scores.confusion.items()},
+    }
+
+
+def text_report(scores: Scores) -> str:
+    """Figures, and reports by class and tag in scikit-learn's form, for a terminal."""
+    parts = [markdown_table(("figure", "value"), [(name, told(one)) for name, one in scores.figures.items()])]
+    parts += [classification_text(rows) for rows in (scores.classes, scores.tokens) if rows]
+    return "\n\n".join(parts)
+
+
+def classification_text(rows: Sequence[ClassRow]) -> str:
+    """Precision, recall, F1 and support of each class, in columns as scikit-learn prints them."""
+    width = max(12, *(len(one.name) for one in rows))
+    lines = [f"{'':>{width}} {'precision':>9} {'recall':>9} {'f1-score':>9} {'support':>9}", ""]
+    for one in rows:
+        lines.append(f"{one.name:>{width}} {one.precision:>9.4f} {one.recall:>9.4f} {one.f1:>9.4f} {one.support:>9}")
+    return "\n".join(lines)
+
+
+def card(id: str, outcome: Outcome) -> str:
+    """The model card, Markdown with front matter."""
+    counts = outcome.counts
+    figures = [(name, told(one)) for name, one in outcome.after.figures.items()]
+    notes = "\n".join(f"- {note}" for note in outcome.notes) or "- nothing"
+    return f"""---
+base_model: {outcome.base}
+library_name: peft
+tags: [{outcome.settings.method}, {outcome.task}, ratchet]
+---
+
+# {id}
+
+A head for the task `{outcome.task}` on the encoder {outcome.base}, trained by Ratchet (method
+{outcome.settings.method}) from {counts["train"]} examples, watched with {counts["validation"]}, measured with
+{counts["test"]} that it has not seen.
+
+{markdown_table(("figure on the test set", "95 % interval in brackets"), figures)}
+
+{outcome.trained.steps} steps in {outcome.trained.seconds / 60:.1f} minutes, {outcome.trained.parameters} trained
+parameters, best epoch {outcome.trained.best_epoch + 1} of {outcome.trained.epochs}.
+
+What was noticed of the data:
+
+{notes}
+
+It tells apart what its examples told apart, in texts like theirs. Nothing is known of it for others, and its
+probabilities were not calibrated. Look at the worst examples in `report/` before you trust it with people.
+
+{markdown_table(("setting", "value"), list(asdict(outcome.settings).items()))}
+"""
+
+
+def _facts(outcome: Outcome) -> dict[str, str]:
+    trained = outcome.trained
+    return {
+        **{f"examples, {name}": str(count) for name, count in outcome.counts.items()},
+        "steps": str(trained.steps),
+        "best epoch": f"{trained.best_epoch + 1} of {trained.epochs}",
+        "training loss at the end": f"{trained.loss:.4f}",
+        f"validation {outcome.after.main}": f"{trained.validation:.4f}",
+        "trained parameters": str(trained.parameters),
+        "minutes": f"{trained.seconds / 60:.1f}",
+        "peak memory of the process": f"{trained.peak_bytes / 2**30:.1f} GiB",
+    }
+
+
+def _class_table(title: str, rows: Sequence[ClassRow]) -> Table:
+    cells = tuple(
+        (one.name, f"{one.precision:.3f}", f"{one.recall:.3f}", f"{one.f1:.3f}", str(one.support)) for one in rows
+    )
+    return Table(title, ("", "precision", "recall", "F1", "examples"), cells)
+
+
+def _confusion_table(scores: Scores) -> Table:
+    names = sorted({*scores.confusion, *(other for row in scores.confusion.values() for other in row)})
+    if len(names) <= CONFUSED:
+        rows = tuple((name, *(str(scores.confusion.get(name, {}).get(other, 0)) for other in names)) for name in names)
+        return Table("Confusion: right label down, predicted across", ("", *names), rows)
+    pairs = [
+        (count, one, other) for one, row in scores.confusion.items() for other, count in row.items() if one != other
+    ]
+    best = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:WORST]
+    return Table(
+        f"Commonest mix-ups of {len(names)} classes",
+        ("right label", "predicted", "times"),
+        tuple((one, other, str(count)) for count, one, other in best),
+    )
+
+
+def _worst_table(outcome: Outcome) -> Table:
+    """The wrong ones it was surest of."""
+    wrong = [at for at, right in enumerate(outcome.after.right) if right < 1]
+    wrong.sort(key=lambda at: (outcome.after.right[at], -outcome.predictions[at].score))
+    rows = tuple(
+        (
+            short(shown(outcome.examples[at]), 240),
+            short(_wanted(outcome.examples[at])),
+            short(_said(outcome.predictions[at])),
+            f"{outcome.predictions[at].score:.2f}",
+        )
+        for at in wrong[:WORST]
+    )
+    title = f"Worst: {len(rows)} of {len(wrong)} that are not wholly right, those it was surest of first"
+    return Table(title, ("text", "right", "predicted", "score"), rows)
+
+
+def _wanted(example: Example) -> str:
+    match example:
+        case Classified(labels=labels):
+            return ", ".join(labels)
+        case Related(label=label):
+            return label
+        case Tagged():
+            return _spans_text(example.text, spans_of(example.offsets, example.tags))
+        case Asked(answers=answers):
+            return " / ".join(one.text for one in answers) or "(none)"
+
+
+def _said(prediction: Prediction) -> str:
+    match prediction:
+        case Labelled(labels=labels):
+            return ", ".join(labels)
+        case Entities():
+            return _spans_text(prediction.text, prediction.spans)
+        case Found(text=text):
+            return text or "(none)"
+
+
+def _spans_text(text: str, spans: Sequence[Any]) -> str:
+    return "; ".join(f"{text[one.start : one.end]} ({one.label})" for one in spans) or "(none)"

@@ -1,0 +1,127 @@
+"""What a training of a task is told, and what is chosen where nothing was said: by task, amount of data and encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from agent.errors import DatasetError
+from tuner.tasks.records import TaskName
+
+Method = Literal["full", "lora", "head"]
+METHODS: tuple[Method, ...] = ("full", "lora", "head")
+ADVERSARIAL = ("none", "fgm", "freelb")
+PRECISIONS = ("auto", "float32", "mixed")
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """How a head, and the encoder below it, are trained."""
+
+    method: Method
+    """All weights, a LoRA adapter beside the linear layers, or the head alone on a frozen encoder."""
+    epochs: int
+    """Passes over the data, at most; of a head alone, steps of each fit."""
+    learning_rate: float
+    """Of the encoder's weights or adapter."""
+    head_rate: float
+    """Of the head, unless it is trained alone."""
+    batch: int
+    """Windows of a step."""
+    max_tokens: int
+    """Of a window."""
+    patience: int = 3
+    """Epochs without a better validation figure, behind which it stops."""
+    weight_decay: float = 0.01
+    """Not of biases and norms."""
+    warmup: float = 0.1
+    """Share of the steps in which the rate rises; behind them it falls to nothing."""
+    dropout: float = 0.1
+    clip: float = 1.0
+    """Length that a step's gradient is cut to."""
+    frozen_layers: int = 0
+    """Layers from the bottom, with the embeddings, that are left as they are."""
+    head_first: bool = False
+    """Fit the head to the encoder as it is before both are trained, and end no worse than that on the validation.
+    Source: Kumar et al., "Fine-Tuning can Distort Pretrained Features" (2022)."""
+    class_weights: bool = False
+    """Let rare classes weigh as much as common ones."""
+    adversarial: str = "none"
+    """"fgm" or "freelb": train against the worst small change of the embeddings as well."""
+    adversarial_size: float = 0.2
+    """Its length, as a share of each embedding's."""
+    negatives: int = 2
+    """Windows without the answer that each question brings, at most."""
+    precision: str = "auto"
+    """Of the products of training: "float32", "mixed" (see `agent.llm.precision`), or "auto", the faster here."""
+    r: int = 16
+    alpha: int = 32
+    seed: int = 0
+
+
+def choose(
+    task: TaskName, examples: int, longest: int, encoder: Mapping[str, int], given: Mapping[str, Any]
+) -> TaskSettings:
+    """Settings for so many training examples of so many tokens; `given` goes before what is chosen.
+
+    `encoder` has its `hidden` size and its `positions`. Raises DatasetError for what cannot be.
+    """
+    unknown = sorted(given.keys() - {one.name for one in fields(TaskSettings)})
+    if unknown:
+        raise DatasetError(f"there is no setting {unknown[0]!r}; see TaskSettings for those there are")
+    method = given.get("method") or _method(task, examples)
+    if method not in METHODS:
+        raise DatasetError(f"there is no method {method!r}; expected one of {', '.join(METHODS)}")
+    small = encoder["hidden"] <= 512
+    rates = {"full": 2e-4 if small else 3e-5, "lora": 1e-3 if small else 3e-4, "head": 0.0}
+    settings = TaskSettings(
+        method=method,
+        epochs=_epochs(method, examples),
+        learning_rate=rates[method],
+        head_rate=1e-3,
+        batch=_batch(examples),
+        head_first=task == "classify" and method != "head",
+        max_tokens=_max_tokens(task, longest, encoder["positions"]),
+    )
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    _check(settings, encoder)
+    return settings
+
+
+def _method(task: TaskName, examples: int) -> Method:
+    return "head" if task == "classify" and examples < 100 else "full"
+
+
+def _epochs(method: Method, examples: int) -> int:
+    """More passes over fewer examples, so that a training has some hundred steps at least."""
+    if method == "head":
+        return 200
+    return max(4, min(20, 40_000 // max(1, examples)))
+
+
+def _batch(examples: int) -> int:
+    return 32 if examples > 4000 else 16 if examples > 500 else 8
+
+
+def _max_tokens(task: TaskName, longest: int, positions: int) -> int:
+    most = {"classify": 256, "tag": 256, "relate": 192, "answer": 384}[task]
+    # Never short: what is asked later may be longer than what was learnt from, and windows cost only what is in them.
+    return min(most, positions, max(128, -(-longest // 16) * 16))
+
+
+def _check(settings: TaskSettings, encoder: Mapping[str, int]) -> None:
+    if settings.precision not in PRECISIONS:
+        raise DatasetError(f"precision is {settings.precision!r}; expected one of {', '.join(PRECISIONS)}")
+    if settings.adversarial not in ADVERSARIAL:
+        raise DatasetError(f"adversarial is {settings.adversarial!r}; expected one of {', '.join(ADVERSARIAL)}")
+    if settings.adversarial != "none" and settings.method == "head":
+        raise DatasetError("adversarial training needs the encoder in each step; take method lora or full")
+    if not 16 <= settings.max_tokens <= encoder["positions"]:
+        raise DatasetError(f"max_tokens is {settings.max_tokens}; this encoder reads 16 to {encoder['positions']}")
+    for name in ("epochs", "batch", "patience"):
+        if getattr(settings, name) < 1:
+            raise DatasetError(f"{name} is {getattr(settings, name)}; expected 1 or more")
+    for name in ("learning_rate", "head_rate"):
+        if not 0 <= getattr(settings, name) < 1:
+            raise DatasetError(f"{name} is {getattr(settings, name)}; expected a number from 0 to 1")
