@@ -117,7 +117,7 @@ def test_log_and_show_tell_everything_that_is_kept(ratchet: Ratchet, capsys: pyt
     shown = capsys.readouterr().out
     for expected in (
         "task: Where is order 1?",
-        "made by: base scripted; no adapter; prompt 3-",
+        "made by: base scripted; no adapter; prompt 4-",
         "step 0: 0 tokens",
         '  call: look {"order": 1}',
         "  result: Order 1 is on its way.",
