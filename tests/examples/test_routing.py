@@ -93,12 +93,14 @@ def test_the_example_turns_on_a_file_it_has_not_met(tmp_path: Path, models_folde
     out = tmp_path / "results.json"
     words = ["--train", str(path), "--label-column", "topic_label", "--reviewed", "0", "8", "--seeds", "0"]
     words += ["--epochs", "1", "--home", str(tmp_path / "routing"), "--out", str(out)]
+    words += ["--by", "memory", "weights", "both"]
     assert routing.main(words) == 0
     rows = json.loads(out.read_text("utf-8"))
-    assert [row["corrections"] for row in rows] == [0, 8]
+    assert [row["corrections"] for row in rows] == [0, 8, 8, 8]
+    assert [row["by"] for row in rows] == ["weights", "memory", "weights", "both"]
     assert all(row["tasks"] == 4 and 0 <= row["accuracy"] <= 1 for row in rows)
-    assert rows[1]["accuracy"] >= rows[0]["accuracy"]
-    assert rows[1]["tuning_seconds"] > 0
+    assert rows[2]["accuracy"] >= rows[0]["accuracy"]
+    assert [row["tuning_seconds"] > 0 for row in rows] == [False, False, True, True]
 
 
 def test_the_arguments_have_the_numbers_of_the_benchmark() -> None:
