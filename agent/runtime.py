@@ -289,7 +289,7 @@ class Runtime:
         chosen = self.project.settings.memory
         if not chosen.recall:
             return ()
-        tools = self.frame().tools
+        tools = () if chosen.recall_as == "text" else self.frame().tools
         found = self.recall.search(task.text, chosen.recall, tools=tools, leave_out=task.id, same_wording=same_wording)
         if chosen.recall_as == "odds":
             return tuple(replace(one, shown=False) for one in found)
