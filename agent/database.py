@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
 from agent.errors import StoreError
+
+T = TypeVar("T")
 
 _BUSY_SECONDS = 30
 _WRITE = "ratchet_write"
@@ -89,6 +91,11 @@ def scour(engine: sa.Engine) -> bool:
         connection.exec_driver_sql("VACUUM")
         busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar()
     return not busy
+
+
+def parts_of(items: Sequence[T], size: int = 500) -> list[Sequence[T]]:
+    """Items in parts that a statement can hold: SQLite binds a limited number of values."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def prepare_schema(

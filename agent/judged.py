@@ -97,6 +97,12 @@ def rulings(store: Store) -> dict[str, Ruling]:
     return {one.id: _ruling(one, said.get(one.id, []), newest[one.run, one.step].id, exceptions) for one in corrections}
 
 
+def source(store: Store, judged: Judged, index: int) -> str | None:
+    """The id of the correction that a step comes from, as it counts now; None for a step that the model said."""
+    correction = judged.corrections.get(index)
+    return origin(store, judged.trajectory, index) if correction is None else correction.id
+
+
 def origin(store: Store, trajectory: Trajectory, index: int) -> str | None:
     """The id of the correction that a step of a branch was taken from; None for a step that the model said."""
     step = trajectory.steps[index]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from agent.database import erasing, open_engine, prepare_schema, reading, scour, writing
+from agent.database import erasing, open_engine, parts_of, prepare_schema, reading, scour, writing
 from agent.errors import FeedbackError, RecordError, StoreError
 from agent.trajectory import (
     RECORD_VERSION,
@@ -337,7 +337,7 @@ class Store:
         """
         with erasing(self.engine) as connection:
             mark = _forgetting_mark(connection, forgetting.runs)
-            for part in _parts(forgetting.runs):
+            for part in parts_of(forgetting.runs):
                 for table in (_feedback, _intents, _steps):
                     connection.execute(table.delete().where(table.c.run.in_(part)))
                 connection.execute(_runs.delete().where(_runs.c.id.in_(part)))
@@ -472,11 +472,6 @@ def _forgetting_mark(connection: sa.Connection, runs: Sequence[str]) -> int:
 def _forgetting(record: dict[str, Any]) -> Forgetting:
     datasets = {name: tuple(runs) for name, runs in record["datasets"].items()}
     return Forgetting(**{**record, "runs": tuple(record["runs"]), "datasets": datasets})
-
-
-def _parts(ids: Sequence[str], size: int = 500) -> Iterator[Sequence[str]]:
-    """SQLite binds a limited number of values."""
-    return (ids[start : start + size] for start in range(0, len(ids), size))
 
 
 def _load(connection: sa.Connection, ids: Sequence[str]) -> list[Trajectory]:

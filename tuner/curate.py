@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from agent.judged import Judged, Ruling, judged_runs, origin, rulings
+from agent.judged import Judged, Ruling, judged_runs, rulings, source
 from agent.store import Store
 from agent.trajectory import Step, Trajectory
 
@@ -73,11 +73,8 @@ def curate(store: Store) -> Curated:
 
 def _held_back(store: Store, judged: Judged, ruled: Mapping[str, Ruling]) -> set[int]:
     """The steps of a run, by index, that come from corrections which are not trained."""
-    sources = {index: correction.id for index, correction in judged.corrections.items()}
-    for index, step in enumerate(judged.trajectory.steps):
-        if index not in sources and step.author == "correction":
-            sources[index] = origin(store, judged.trajectory, index) or ""
-    return {index for index, id in sources.items() if id in ruled and not ruled[id].is_trained}
+    sources = {index: source(store, judged, index) for index in range(len(judged.trajectory.steps))}
+    return {index for index, id in sources.items() if id is not None and id in ruled and not ruled[id].is_trained}
 
 
 def _accepted(judged: Judged, held_back: Collection[int]) -> TrainingRow | None:

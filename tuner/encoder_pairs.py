@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import DatasetError
+from agent.judged import Judged as JudgedRun
+from agent.judged import judged_runs
 from agent.llm.grammar import ToolSpec
 from agent.memory.fusion import alike
 from agent.memory.splitting import Chunk, chunk_id
 from agent.memory.wording import plain
 from agent.store import Store
-from agent.trajectory import Correction, Outcome, Trajectory
+from agent.trajectory import Outcome, Trajectory
 from tools.context import Passage
 from tuner.encoder_lessons import PARTS, Judged, LabelledTask, Lessons, Part, folded, make_lessons, part_of
 from tuner.encoder_tasks import labelled_tasks, too_few
@@ -62,9 +64,9 @@ def gather(
     chunk of `known` says is that chunk. With `search` further negatives are taken from what it finds.
     """
     book = _Book(chunks)
-    for trajectory, fixes, accepted in _judged_runs(store):
-        for index, cited in _answers(trajectory, fixes, accepted):
-            book.take_run(trajectory, index, cited)
+    for run in judged_runs(store):
+        for index, cited in _answers(run):
+            book.take_run(run.trajectory, index, cited)
     if pairs is not None:
         book.take_pairs(pairs, known)
     judged, tasks = _kept_apart(tuple(book.judged()), labelled_tasks(store, tools))
@@ -186,27 +188,15 @@ class _Book:
         return [passage.id]
 
 
-def _judged_runs(store: Store) -> Iterator[tuple[Trajectory, dict[int, Correction], bool]]:
-    """Runs with feedback, oldest first: their newest corrections, and whether the newest rating is up."""
-    verdicts = {rating.run: rating.verdict for rating in store.ratings()}
-    corrections: dict[str, dict[int, Correction]] = {}
-    for correction in store.corrections():
-        corrections.setdefault(correction.run, {})[correction.step] = correction
-    judged = {*verdicts, *corrections}
-    for trajectory in store.trajectories(one.id for one in reversed(store.runs(limit=None)) if one.id in judged):
-        yield trajectory, corrections.get(trajectory.id, {}), verdicts.get(trajectory.id) == "up"
-
-
-def _answers(
-    trajectory: Trajectory, fixes: Mapping[int, Correction], accepted: bool
-) -> Iterator[tuple[int, Sequence[int]]]:
+def _answers(run: JudgedRun) -> Iterator[tuple[int, Sequence[int]]]:
     """The steps that answer and that people stand behind, each with the labels it cites."""
+    trajectory, fixes = run.trajectory, run.corrections
     for index, fix in sorted(fixes.items()):
         cited = fix.call.arguments.get("citations")
         if cited and index < len(trajectory.steps):
             yield index, cited
     # What followed a corrected step is stale.
-    if accepted and not fixes and trajectory.outcome is Outcome.ANSWERED and trajectory.steps:
+    if run.accepted and not fixes and trajectory.outcome is Outcome.ANSWERED and trajectory.steps:
         last = trajectory.steps[-1].call
         if last is not None and last.arguments.get("citations"):
             yield len(trajectory.steps) - 1, last.arguments["citations"]

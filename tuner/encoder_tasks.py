@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from agent.judged import Judged, Ruling, judged_runs, origin, rulings
+from agent.judged import Judged, Ruling, judged_runs, rulings, source
 from agent.llm.grammar import ToolSpec, chosen
 from agent.memory.recall import choice_name
 from agent.memory.wording import plain
@@ -81,9 +81,8 @@ def too_few(tasks: Sequence[LabelledTask]) -> str | None:
 
 def _is_held_back(store: Store, judged: Judged, ruled: Mapping[str, Ruling]) -> bool:
     """Whether the first step comes from a correction that is not trained."""
-    correction = judged.corrections.get(0)
-    source = origin(store, judged.trajectory, 0) if correction is None else correction.id
-    return source is not None and source in ruled and not ruled[source].is_trained
+    correction = source(store, judged, 0)
+    return correction is not None and correction in ruled and not ruled[correction].is_trained
 
 
 def _labelled(text: str, call: ToolCall, tools: Sequence[ToolSpec]) -> LabelledTask:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from agent.judged import judged_runs, origin, rulings
+from agent.judged import judged_runs, rulings, source
 from agent.llm.grammar import ToolSpec, chosen
 from agent.llm.render import recalled_text
 from agent.memory.cases import Case, asked_the_same, case_of, superseded
@@ -146,12 +146,12 @@ class Recall:
             if step is None or step.call is None:
                 continue
             correction = judged.corrections.get(0)
-            source = origin(self._store, trajectory, 0) if correction is None else correction.id
             shown = Recalled(plain(trajectory.task.text), step.call.name, step.plan, trajectory.id)
-            fresh.append((trajectory, step.call, shown, case_of(trajectory, 0, step, correction), source))
+            case = case_of(trajectory, 0, step, correction)
+            fresh.append((trajectory, step.call, shown, case, source(self._store, judged, 0)))
         vectors = self._encoder().encode([shown.text for _, _, shown, _, _ in fresh]) if fresh else ()
-        for (trajectory, call, shown, case, source), vector in zip(fresh, vectors, strict=True):
-            self._known[trajectory.id] = _Known(trajectory.task.id, call, shown, vector, case, source)
+        for (trajectory, call, shown, case, fix), vector in zip(fresh, vectors, strict=True):
+            self._known[trajectory.id] = _Known(trajectory.task.id, call, shown, vector, case, fix)
         while len(self._known) > MOST:
             del self._known[next(iter(self._known))]
         self._seen, self._fitted = newest, None

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import sqlalchemy as sa
 
-from agent.database import erasing, reading, writing
+from agent.database import erasing, parts_of, reading, writing
 from agent.errors import MemoryIndexError
 from agent.memory.encoder import Vectors
 from agent.memory.splitting import Chunk
@@ -84,7 +84,7 @@ class Shelf:
         """All documents by name, or those of these names."""
         columns = documents_table.c
         statement = sa.select(documents_table).where(columns.tenant == self.tenant).order_by(columns.name)
-        parts = [None] if names is None else _parts(names)
+        parts = [None] if names is None else parts_of(names)
         with reading(self._engine) as connection:
             return tuple(
                 _stored(row)
@@ -96,7 +96,7 @@ class Shelf:
         """The texts of documents, their chunks behind each other."""
         found: dict[str, list[str]] = {}
         with reading(self._engine) as connection:
-            for part in _parts(names):
+            for part in parts_of(names):
                 rows = connection.execute(
                     self._select_chunks().where(documents_table.c.name.in_(part)).order_by(chunks_table.c.ordinal)
                 )
@@ -109,7 +109,7 @@ class Shelf:
         with reading(self._engine) as connection:
             return {
                 row.id: _chunk(row)
-                for part in _parts(ids)
+                for part in parts_of(ids)
                 for row in connection.execute(self._select_chunks().where(chunks_table.c.id.in_(part)))
             }
 
@@ -118,7 +118,7 @@ class Shelf:
         with reading(self._engine) as connection:
             return tuple(
                 _chunk(row)
-                for part in _parts(names)
+                for part in parts_of(names)
                 for row in connection.execute(self._select_chunks().where(documents_table.c.name.in_(part)))
             )
 
@@ -157,7 +157,7 @@ class Shelf:
         with reading(self._engine) as connection:
             return {
                 row.id: Vector(row.data, row.encoder)
-                for part in _parts(ids)
+                for part in parts_of(ids)
                 for row in connection.execute(self._select_vectors().where(chunks_table.c.id.in_(part)))
             }
 
@@ -199,7 +199,7 @@ class Shelf:
         columns = chunks_table.c
         found: set[str] = set()
         with reading(self._engine) as connection:
-            for part in _parts(ids):
+            for part in parts_of(ids):
                 rows = connection.execute(
                     sa.select(columns.id).where(
                         columns.tenant == self.tenant,
@@ -249,7 +249,7 @@ class Shelf:
         columns = documents_table.c
         gone: set[str] = set()
         with (erasing if for_good else writing)(self._engine) as connection:
-            for part in _parts(names):
+            for part in parts_of(names):
                 those = sa.select(columns.key).where(columns.tenant == self.tenant, columns.name.in_(part))
                 for key in connection.execute(those).scalars().all():
                     rows = self._rows(connection, key)
@@ -282,7 +282,7 @@ class Shelf:
         """Note that documents are now found in another folder."""
         columns = documents_table.c
         with writing(self._engine) as connection:
-            for part in _parts(names):
+            for part in parts_of(names):
                 connection.execute(
                     sa.update(documents_table)
                     .where(columns.tenant == self.tenant, columns.name.in_(part))
@@ -423,7 +423,7 @@ class Shelf:
 
     def _drop_chunks(self, connection: sa.Connection, rows: Sequence[Any]) -> None:
         self._words.take_out(connection, [(row.key, row.heading, row.text) for row in rows])
-        for part in _parts([row.key for row in rows]):
+        for part in parts_of([row.key for row in rows]):
             connection.execute(sa.delete(vectors_table).where(vectors_table.c.chunk.in_(part)))
             connection.execute(sa.delete(chunks_table).where(chunks_table.c.key.in_(part)))
 
@@ -449,8 +449,3 @@ def _stored(row: sa.Row[Any]) -> StoredDocument:
 
 def _chunk(row: sa.Row[Any]) -> Chunk:
     return Chunk(row.id, row.name, row.heading, row.ordinal, row.text)
-
-
-def _parts(items: Sequence[Any], size: int = 500) -> list[Sequence[Any]]:
-    """SQLite binds a limited number of values."""
-    return [items[start : start + size] for start in range(0, len(items), size)]

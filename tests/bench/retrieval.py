@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -27,6 +26,7 @@ from tests.bench.encoder_gain import encoder_gain
 from tests.bench.results import RESULTS, ROOT, commit, machine, write_result
 from tests.bench.retrieval_sets import Question, RetrievalSet, retrieval_sets
 from tests.bench.retrieval_sides import SIDES, corpus
+from tuner.encoder_gate import ndcg
 from tuner.evaluate import bootstrap_mean
 
 DATA = ROOT.parent / "shared" / "data"
@@ -122,10 +122,8 @@ def answers(search: Callable[[str], list[str]], one: RetrievalSet) -> list[Row]:
 
 def scores(ranked: Sequence[str], question: Question) -> dict[str, float]:
     """nDCG@10 with each answer counting the same, and the share of the answers among the first 5 and 10."""
-    gains = [1.0 / math.log2(rank + 2) for rank, name in enumerate(ranked[:10]) if name in question.answers]
-    ideal = sum(1.0 / math.log2(rank + 2) for rank in range(min(10, len(question.answers))))
     recall = {n: len(question.answers & set(ranked[:n])) / len(question.answers) for n in (5, 10)}
-    return {"ndcg": sum(gains) / ideal, "recall5": recall[5], "recall10": recall[10]}
+    return {"ndcg": ndcg(ranked, question.answers), "recall5": recall[5], "recall10": recall[10]}
 
 
 def summary(name: str, side: str, sides: Mapping[str, Sequence[Row]]) -> Row:
