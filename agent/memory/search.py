@@ -200,8 +200,9 @@ class Memory:
         """Forget these documents.
 
         `for_good` leaves nothing of them in the indexes, which otherwise keep words and vectors of what was removed
-        for a while: the full-text index is merged and that of vectors made anew. The file itself is for
-        `agent.database.scour`. Where vectors are of another encoder, `rebuild` makes the index anew.
+        for a while: the full-text index is merged and that of vectors emptied, to be made anew by the next use. Made
+        here it could hold what this process read of them: Chroma writes memory to its files that it never set. The
+        file itself is for `agent.database.scour`.
         """
         if not names:
             return
@@ -210,9 +211,9 @@ class Memory:
                 self._open_index()
                 self._forget(names)
                 return
-            self._shelf.remove(names, for_good=True)
-            if set(self._shelf.state().encoders) <= {self._encoder.name}:
-                self._reindex()
+            state, _ = self._shelf.remove(names, for_good=True)
+            self._generation = None
+            self._index.rebuild((), Stamp(state.generation, 0, self._encoder.name))
 
     def search(self, query: str, k: int, *, where: Filter | None = None, join: bool = True) -> builtins.list[Passage]:
         """The k passages that fit the query best, best first; none for a blank query.

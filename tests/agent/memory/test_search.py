@@ -423,3 +423,22 @@ def test_a_search_can_ask_for_metadata_and_trust(open_memory: OpenMemory, folder
     assert memory.search("tents", 9, where={"from": "nobody"}) == []
     assert memory.add_folder(outside).unchanged == ("mail.md",)
     assert memory.add_folder(outside, trust="own").changed == ("mail.md",)
+
+
+def test_what_is_removed_for_good_leaves_an_empty_index_that_the_next_search_makes_anew(
+    open_memory: OpenMemory, folder: Path, tmp_path: Path
+) -> None:
+    memory = open_memory()
+    memory.add_folder(folder)
+    memory.remove_all(["returns.md"], for_good=True)
+    index = ChromaIndex(next(tmp_path.rglob("chroma.sqlite3")).parent.parent)
+    empty = index.open()
+    assert empty is not None
+    assert empty.chunks == 0
+    index.close()
+    hits = memory.search("tent stove parcel", 10)
+    assert {passage.document for passage in hits} == {"shipping.md", "stoves.txt"}
+    made = index.open()
+    assert made is not None
+    assert made.chunks == 2
+    index.close()
