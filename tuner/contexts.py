@@ -232,6 +232,7 @@ class _Others:
         self._one = one
         self._chance = chance
         self._number = number
+        self._first = random.Random(f"{one.row.run} {one.index}").randrange(1000)
         self._kept = kept
 
     def beside(self, kept: Sequence[Passage]) -> _Others:
@@ -239,7 +240,11 @@ class _Others:
         return _Others(self._find, self._one, self._chance, self._number, kept)
 
     def search(self, query: str, k: int) -> Sequence[Passage]:
-        """The best-ranked others, one rank deeper for each number, in any order; nothing if what is kept is gone."""
+        """The best-ranked others, one rank deeper for each number, in any order; nothing if what is kept is gone.
+
+        The first of what is kept stands anywhere for number 0, then one place further on for each number, so that no
+        label is learnt by heart.
+        """
         found = self._find(query, DEEPER * k)
         there = {id for passage in found for id in _pieces(passage)}
         if any(not _pieces(passage) <= there for passage in self._kept):
@@ -248,6 +253,9 @@ class _Others:
         others = [passage for passage in found if not self._says_the_same(passage)][: room + self._number]
         shown = [*self._kept, *self._chance.sample(others, min(room, len(others)))]
         self._chance.shuffle(shown)
+        if self._kept:
+            turn = (shown.index(self._kept[0]) - self._first - self._number) % len(shown)
+            shown = shown[turn:] + shown[:turn]
         return shown
 
     def _says_the_same(self, passage: Passage) -> bool:
