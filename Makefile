@@ -41,11 +41,14 @@ lint: $(READY) ## format, lint and types
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+# Two processes with a thread each take a third less time than one with two; two threads each take several times as long.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --benchmark-disable
+
 test: lint ## lint and every test, those with the real model too
-	$(PY) -m pytest
+	$(PYTEST)
 
 check: lint ## lint and the fast tests
-	$(PY) -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 bench: bench-desk bench-banking77 bench-tuning bench-inference bench-retrieval bench-grounding bench-memory ## every benchmark (hours); writes docs/results
 

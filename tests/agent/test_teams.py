@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from agent.teams import give_back_memory, in_own_team, on_one_core
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    """However many the process was given."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def threads_of_this_process() -> int:
