@@ -241,7 +241,7 @@ def whole_search(
     """The ids in the order in which `Memory.search` finds them, by their vectors and by their words."""
     cosines = dict(zip(ids, (matrix @ vector).tolist(), strict=True))
     near = nearest(ids, matrix, vector, CANDIDATES)
-    by_words = dict(words.word_hits(query, CANDIDATES, also=near))
+    by_words = dict(words.word_hits(query, CANDIDATES, also=lambda: near))
     found = {*near, *by_words}
     return fuse({id: cosines[id] for id in found}, by_words, read=read)
 

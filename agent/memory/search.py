@@ -16,6 +16,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -119,6 +120,8 @@ class Memory:
         self._now = now
         self._matrix: tuple[int, tuple[str, ...], Vectors] | None = None
         self._matrix_lock = threading.Lock()
+        self._beside = ThreadPoolExecutor(thread_name_prefix="ratchet-search")
+        """Looks for meaning while the searching thread looks for words."""
 
     @classmethod
     def open(cls, database: Path, index: Path, encoder: Encoder, **options: Any) -> Memory:
@@ -258,6 +261,7 @@ class Memory:
         with self._lock.held(seconds=5.0):
             self._index.close()
             self._generation = None
+        self._beside.shutdown()
         self._engine.dispose()
 
     @property
@@ -395,10 +399,10 @@ class Memory:
         """One attempt. Raises _Changed where the vectors are no longer of the encoder that they were of."""
         self._follow(state)
         self._check_encoder(state)
-        vector = self._encoder.encode_queries([query])[0]
         wide = max(CANDIDATES, 2 * k)
-        cosines = {hit.id: hit.score for hit in self._near(vector, wide, where)}
-        by_words = dict(self._shelf.word_hits(query, wide, where=where, also=cosines))
+        meaning = self._beside.submit(self._by_meaning, query, wide, where)
+        by_words = dict(self._shelf.word_hits(query, wide, where=where, also=lambda: meaning.result()[1]))
+        vector, cosines = meaning.result()
         cosines |= self._cosines(by_words.keys() - cosines.keys(), vector)
         ranked = fuse(cosines, by_words, read=self._encoder.reads(query))
         if self._reranker is not None and ranked:
@@ -410,6 +414,11 @@ class Memory:
         if self._shelf.state().encoders != state.encoders:
             raise _Changed
         return [passage(group, cosines) for group in groups]
+
+    def _by_meaning(self, query: str, k: int, where: Filter | None) -> tuple[Vectors, dict[str, float]]:
+        """The vector of the query, and the k chunks nearest to it with their cosines."""
+        vector = self._encoder.encode_queries([query])[0]
+        return vector, {hit.id: hit.score for hit in self._near(vector, k, where)}
 
     def _reranked(self, query: str, ranked: Sequence[str], reranker: Reranker) -> builtins.list[str]:
         """The first of them in the reranker's order, then the rest as it was."""

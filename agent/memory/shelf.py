@@ -8,7 +8,7 @@ Holds no lock: who writes holds the index's.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -184,11 +184,17 @@ class Shelf:
             yield tuple(row.id for row in rows), to_matrix([row.data for row in rows])
 
     def word_hits(
-        self, query: str, k: int, *, where: Filter | None = None, also: Collection[str] = ()
+        self,
+        query: str,
+        k: int,
+        *,
+        where: Filter | None = None,
+        also: Callable[[], Collection[str]] | None = None,
     ) -> list[tuple[str, float]]:
         """Ids of the k chunks that the query's words fit best, and how well (BM25, higher is better).
 
-        With them those chunks of `also` that the words fit, unless far too many fit better.
+        With them those chunks of `also` that the words fit, unless far too many fit better. It is called when the words
+        are looked up, so that it may wait for what is found meanwhile.
         """
         documents = self._matching(where) if where else None
         with reading(self._engine) as connection:

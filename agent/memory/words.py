@@ -16,7 +16,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import sqlalchemy as sa
 
@@ -154,12 +154,12 @@ class WordIndex:
         k: int,
         state: ShelfState,
         documents: sa.Select[tuple[int]] | None,
-        also: Collection[str] = (),
+        also: Callable[[], Collection[str]] | None = None,
     ) -> list[tuple[str, float]]:
         """Ids of the k chunks that the query's words fit best, and how well (BM25, higher is better).
 
-        With them those of `also` that are among the best `SCORED`. `documents` selects the keys of those that are
-        searched.
+        With them those of `also` that are among the best `SCORED`; it is asked when all are scored. `documents` selects
+        the keys of those that are searched.
         """
         asked = match_terms(query)
         if len(asked) > MOST_TERMS:
@@ -170,10 +170,11 @@ class WordIndex:
         scores = self._scores(connection, expression, max(k, SCORED) if also else k, documents)
         columns = chunks_table.c
         named = sa.select(columns.key, columns.id)
-        wanted = named.where(columns.tenant == self._tenant, columns.id.in_(also))
         # These are the tenant's own; with a condition on the tenant SQLite reads all of its chunks.
-        best = named.where(columns.key.in_(list(scores)[:k]))
-        names = {row.key: row.id for part in ([best, wanted] if also else [best]) for row in connection.execute(part)}
+        parts = [named.where(columns.key.in_(list(scores)[:k]))]
+        if also is not None:
+            parts.append(named.where(columns.tenant == self._tenant, columns.id.in_(also())))
+        names = {row.key: row.id for part in parts for row in connection.execute(part)}
         found = [(name, scores[key]) for key, name in names.items() if key in scores]
         return sorted(found, key=lambda hit: (-hit[1], hit[0]))
 

@@ -182,7 +182,7 @@ def test_a_long_question_repeats_a_word_in_other_forms_of_it(tmp_path: Path) -> 
 
 def test_the_words_of_what_was_found_otherwise_are_known_too(tmp_path: Path) -> None:
     shelf = shelf_of(tmp_path, ["tents", "tents and much more than tents", "stoves", "boats", "kites", "maps"])
-    hits = shelf.word_hits("tents", 1, also=["c1", "c2", "gone"])
+    hits = shelf.word_hits("tents", 1, also=lambda: ["c1", "c2", "gone"])
     assert [key for key, _ in hits] == ["c0", "c1"]
     assert hits == shelf.word_hits("tents", 2)
 
