@@ -153,8 +153,8 @@ class MemorySettings:
     recall: int = _whole(3, 0, 20)
     """Solved tasks like the new one whose beginnings the model is shown, out of the log; 0 shows none."""
     recall_as: str = _choice("text", "text", "odds", "both")
-    """How they count: as text in the prompt, as odds that the model's own are multiplied with where it chooses its
-    first call, or both. With odds, calls that chose otherwise from what a tool lists are other beginnings."""
+    """How they count: as text in the prompt, as odds beside the model's own where it chooses its first call,
+    or both. With odds, calls that chose otherwise from what a tool lists are other beginnings."""
     recall_tokens: int = _whole(8192, 16, 1_000_000)
     """Tokens of the prompt that these may take together, at most; the likeliest are kept."""
     folders: tuple[str, ...] = _names(())

@@ -105,15 +105,16 @@ class Chooser:
         return place if choices is None else int(choices[place])
 
     def _expecting(self, session: Session, prior: Prior, allowed: np.ndarray, scores: torch.Tensor) -> torch.Tensor:
-        """The scores of the admitted ids, with what memory expects of them added."""
+        """The scores of the admitted ids as memory and the model weigh them together."""
         import torch
 
         tokenizer = self._tokenizers[session.request.end]
         begun = prior.ahead(tokenizer.decode_bytes(session.said))
         if begun is None:
             return scores
-        odds = prior.log_odds(begun, [tokenizer.decode_bytes([id]) for id in allowed.tolist()])
-        return scores + torch.from_numpy(odds).to(scores)
+        pieces = [tokenizer.decode_bytes([id]) for id in allowed.tolist()]
+        weighed = prior.weighed(begun, pieces, scores.double().cpu().numpy())
+        return torch.from_numpy(weighed).to(scores)
 
     def _allowed(self, session: Session, size: int) -> np.ndarray | None:
         """The ids the grammar admits next, of `size` in all; None for all."""

@@ -1,9 +1,9 @@
-"""What a step is expected to say before the model is asked: odds that its own are multiplied with.
+"""What a step is expected to say before the model is asked: a memory beside the model, each with its odds.
 
-Behind a mark some texts are expected, each with a share. A token that may still become one of them gets its part of
-that share, all others have what is left in common. So memory counts at once, before any weight has learnt it, and the
-model decides where memory is not sure. Sources: products of experts (Hinton, 2002); a memory beside a language model,
-kNN-LM (Khandelwal et al., 2020).
+Behind a mark some texts are expected, each with a share; what the shares leave over to one is the model's to spend.
+So memory counts at once, before any weight has learnt it, and the model decides where memory is not sure. Sources: a
+memory beside a language model, kNN-LM (Khandelwal et al., 2020); products of experts (Hinton, 2002), with an exponent
+for the one that is surer of itself than it is right.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from agent.llm.grammar import canonical
 from agent.trajectory import Recalled
 
 LEFT_OVER = 0.02
-"""What is at least left for all that is not expected: memory alone rules nothing out."""
+"""What is at least left to the model alone: memory rules nothing out."""
+
+MODEL_COUNTS = 0.2
+"""Exponent of the model's own odds among what is expected: a small model that was tuned is far surer than it is right."""
 
 MARK = b'"tool":"'
 """Stands once in a step: within its texts a quotation mark is escaped."""
@@ -36,19 +39,31 @@ class Prior:
         _, mark, begun = said.partition(self.after)
         return begun if mark and any(_may_follow(text, begun) for text, _ in self.expected) else None
 
-    def log_odds(self, begun: bytes, pieces: Sequence[bytes]) -> np.ndarray:
-        """The natural logarithm of how likely each of these is to come next [len(pieces)], they alone being possible.
+    def weighed(self, begun: bytes, pieces: Sequence[bytes], own: np.ndarray) -> np.ndarray:
+        """How likely each of these is to come next [len(pieces)], they alone being possible; as natural logarithms.
 
-        `begun` is what `ahead` gave.
+        `begun` is what `ahead` gave, `own` the logarithms of how likely the model holds them [len(pieces)]. Among the
+        pieces that what is expected goes on with, the shares are multiplied with the model's odds to the power of
+        `MODEL_COUNTS`; what the shares leave over is spent as the model alone would.
         """
         left = max(LEFT_OVER, 1.0 - sum(share for _, share in self.expected))
-        possible = [(text[len(begun) :], share) for text, share in self.expected if _may_follow(text, begun)]
         mass = np.zeros(len(pieces))
-        for rest, share in possible:
-            mass += share * np.array([rest.startswith(piece) or piece.startswith(rest) for piece in pieces])
-        whole = sum(share for _, share in possible)
-        result: np.ndarray = np.log((1 - left) * mass / whole + left / len(pieces))
+        for text, share in self.expected:
+            if _may_follow(text, begun):
+                rest = text[len(begun) :]
+                mass += share * np.array([rest.startswith(piece) or piece.startswith(rest) for piece in pieces])
+        model = _normal(own)
+        if mass.any():
+            both = mass * np.exp(MODEL_COUNTS * (own - own.max()))
+            model = (1 - left) * both / both.sum() + left * model
+        result: np.ndarray = np.log(np.maximum(model, np.finfo(float).tiny))
         return result
+
+
+def _normal(logarithms: np.ndarray) -> np.ndarray:
+    odds = np.exp(logarithms - logarithms.max())
+    result: np.ndarray = odds / odds.sum()
+    return result
 
 
 def prior_of(recalled: Sequence[Recalled]) -> Prior | None:

@@ -1,4 +1,4 @@
-"""What memory expects multiplies the model's odds, where something is chosen and nowhere else."""
+"""What memory expects is weighed with the model's odds, where something is chosen and nowhere else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from agent.llm.engine import Engine
 from agent.llm.grammar import StepShape, ToolSpec, parse_step, step_grammar
-from agent.llm.prior import LEFT_OVER, Prior, prior_of
+from agent.llm.prior import LEFT_OVER, MODEL_COUNTS, Prior, prior_of
 from agent.llm.session import Request
 from agent.trajectory import Recalled
 
@@ -34,16 +34,30 @@ def test_it_waits_for_its_mark_and_for_as_long_as_what_is_expected_may_follow() 
     assert prior.ahead(b'{"tool":"route","args":{"desk":"fe') is None
 
 
-def test_the_odds_are_those_of_what_may_still_follow_and_the_rest_is_shared() -> None:
+def test_what_may_still_follow_has_its_shares_and_what_they_leave_over_is_the_models() -> None:
     prior = Prior(b":", ((b"cards", 0.5), (b"cash", 0.2), (b"fees", 0.2)))
-    odds = np.exp(prior.log_odds(b"", [b"ca", b"fe", b"lo", b"tr"]))
+    even = np.zeros(4)
+    odds = np.exp(prior.weighed(b"", [b"ca", b"fe", b"lo", b"tr"], even))
     assert odds == pytest.approx([0.9 * 0.7 / 0.9 + 0.025, 0.9 * 0.2 / 0.9 + 0.025, 0.025, 0.025])
     # Behind what was begun only two of them are left; a piece may go on beyond what is expected.
-    odds = np.exp(prior.log_odds(b"ca", [b"r", b'rds"}', b"sh"]))
-    whole = 0.9 / 0.7
+    odds = np.exp(prior.weighed(b"ca", [b"r", b'rds"}', b"sh"], np.zeros(3)))
+    whole = 0.9 / 1.2
     assert odds == pytest.approx([whole * 0.5 + 0.1 / 3, whole * 0.5 + 0.1 / 3, whole * 0.2 + 0.1 / 3])
     sure = Prior(b":", ((b"cash", 1.0),))
-    assert math.exp(sure.log_odds(b"", [b"lo", b"ca"])[0]) == pytest.approx(LEFT_OVER / 2)
+    assert math.exp(sure.weighed(b"", [b"lo", b"ca"], np.zeros(2))[0]) == pytest.approx(LEFT_OVER / 2)
+
+
+def test_the_model_counts_less_than_memory_where_memory_knows_and_alone_where_it_does_not() -> None:
+    pieces, sure = [b"ca", b"fe", b"lo"], np.log([0.01, 0.04, 0.95])
+    knows = Prior(b":", ((b"cash", 0.5), (b"fees", 0.48)))
+    cash, fees, _ = np.exp(knows.weighed(b"", pieces, sure))
+    ratio = (0.5 * 0.01**MODEL_COUNTS) / (0.48 * 0.04**MODEL_COUNTS)
+    assert cash == pytest.approx(0.98 * ratio / (1 + ratio) + 0.02 * 0.01)
+    assert fees == pytest.approx(0.98 / (1 + ratio) + 0.02 * 0.04)
+    guesses = Prior(b":", ((b"cash", 0.1),))
+    assert guesses.weighed(b"", pieces, sure).argmax() == 2, "where memory hardly knows, the model goes its own way"
+    # Nothing admitted is expected: the model's odds stay as they are.
+    assert np.exp(knows.weighed(b"", [b"lo", b"tr"], np.log([0.7, 0.3]))) == pytest.approx([0.7, 0.3])
 
 
 def test_beginnings_that_differ_in_their_plan_alone_are_one_and_without_shares_there_is_none() -> None:
