@@ -21,7 +21,7 @@ LEFT_OVER = 0.02
 """What is at least left to the model alone: memory rules nothing out."""
 
 MODEL_COUNTS = 0.2
-"""Exponent of the model's own odds among what is expected: a small model that was tuned is far surer than it is right."""
+"""Exponent of the model's own odds among what is expected: a small tuned model is far surer than it is right."""
 
 MARK = b'"tool":"'
 """Stands once in a step: within its texts a quotation mark is escaped."""
