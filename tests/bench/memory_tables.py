@@ -15,10 +15,7 @@ _PARTS = {"banking77": "Messages of BANKING77 routed:", "desk": "Held-out ticket
 def memory(data: Mapping[str, Any]) -> str:
     """Messages routed and tickets solved, by what counts and by how many corrections."""
     tables = []
-    for part, told in (
-        ("banking77", "Messages of BANKING77 routed:"),
-        ("desk", "Held-out tickets of the desk solved:"),
-    ):
+    for part, told in _PARTS.items():
         rows = [row for row in data["rows"] if row["part"] == part]
         if rows:
             tables.append(f"{told}\n\n{_ways(rows)}")
