@@ -18,6 +18,9 @@ from agent.commands.session import OpenRuntime, Session, UsageError
 from agent.errors import RatchetError
 
 if TYPE_CHECKING:
+    from agent.runtime import Runtime
+    from agent.settings import Project
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -34,7 +37,7 @@ def main(argv: Sequence[str] | None = None, *, open_runtime: OpenRuntime | None 
     except SystemExit as end:  # how argparse ends after --help, --version and wrong usage
         return end.code if isinstance(end.code, int) else USAGE
     try:
-        code: int = arguments.handler(arguments, Session(arguments, open_runtime))
+        code: int = arguments.handler(arguments, Session(arguments, open_runtime or _open_runtime))
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -79,6 +82,12 @@ def build_parser() -> argparse.ArgumentParser:
         add(commands)
     _add_project_commands(commands)
     return parser
+
+
+def _open_runtime(project: Project, progress: Callable[[str], None]) -> Runtime:
+    from tuner.opening import open_runtime
+
+    return open_runtime(project, progress)
 
 
 class _Version(argparse.Action):
@@ -258,6 +267,7 @@ def _add_task_commands(commands: Commands) -> None:
     tuner.add_predict(
         _command(actions, "predict", "ask a trained task; a line of JSON for each text", _task, as_json=False)
     )
+    _command(actions, "list", "list the trained tasks, their tools and what is served", _task)
 
 
 def _task(arguments: argparse.Namespace, session: Session) -> int:

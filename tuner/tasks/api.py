@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from agent.errors import DatasetError
 from agent.settings import Project, find_project
+from agent.task_folders import find_task, served_folder
 from agent.teams import give_back_memory, in_own_team
 from tuner.tasks.columns import Columns
 from tuner.tasks.predictor import Say, TaskPredictor, TaskResult, silent
@@ -77,12 +78,20 @@ def train(
 
 
 def load(folder: str | Path, *, project: Project | None = None) -> TaskPredictor:
-    """A trained task from its folder, verified. Raises AdapterError, WeightsError."""
+    """A trained task from its folder, verified: of what was tuned on from it, the version that is served.
+
+    `folder` may also be its name in the project's home, or that of a tool. Raises AdapterError, WeightsError.
+    """
+    project = project or find_project(Path.cwd())
+    return load_version(served_folder(find_task(project, str(folder))), project=project)
+
+
+def load_version(folder: Path, *, project: Project) -> TaskPredictor:
+    """The very folder, verified. Raises AdapterError, WeightsError."""
     from tuner.tasks.folders import open_folder
 
-    project = project or find_project(Path.cwd())
-    model, _ = in_own_team(lambda: open_folder(Path(folder), project.home.models))
-    return TaskPredictor(model, Path(folder))
+    model, _ = in_own_team(lambda: open_folder(folder, project.home.models))
+    return TaskPredictor(model, folder)
 
 
 def _read_splits(

@@ -71,7 +71,10 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
 
 
 def task(args: argparse.Namespace, project: Project) -> int:
-    return {"train": _train, "eval": _evaluate, "predict": _predict}[args.action](args, project)
+    from tuner.tasks import keeping
+
+    actions = {"train": _train, "eval": _evaluate, "predict": _predict, "list": keeping.list_tasks}
+    return actions[args.action](args, project)
 
 
 def _train(args: argparse.Namespace, project: Project) -> int:

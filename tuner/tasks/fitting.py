@@ -44,8 +44,13 @@ def fit(
     say: Callable[[str], None],
     tell: Callable[[TaskProgress], None],
     given: Mapping[str, Any],
+    *,
+    kept: Mapping[str, Any] | None = None,
 ) -> TaskResult:
-    """Train on `splits.train`, watch with `splits.validation`, measure with `splits.test`, and save."""
+    """Train on `splits.train`, watch with `splits.validation`, measure with `splits.test`, and save.
+
+    `kept` goes into `task.json`, for whoever trains again.
+    """
     import torch
 
     base = encoder_weights(
@@ -69,7 +74,9 @@ def fit(
     counts = {part: len(getattr(splits, part)) for part in ("train", "validation", "test")}
     outcome = Outcome(name, base.name, counts, splits.notes, settings, trained, before, after, splits.test, predictions)
     report = {"report.html": write_page(outcome).encode(), "metrics.json": write_figures(outcome).encode()}
-    save(model, folder, Sealed(base, dataset_hash(splits), tuning, timestamp()), lambda id: card(id, outcome), report)
+    told = {"pairs": any(getattr(one, "pair", None) is not None for one in splits.train), **(kept or {})}
+    sealed = Sealed(base, dataset_hash(splits), tuning, timestamp(), told=told)
+    save(model, folder, sealed, lambda id: card(id, outcome), report)
     return TaskResult(TaskPredictor(model, folder), folder, before, after, trained, notes)
 
 

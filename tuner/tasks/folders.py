@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,10 @@ class Sealed:
     dataset_hash: str
     tuning: str
     created_at: str
+    parent: str | None = None
+    """Id of the training that this one goes on from."""
+    told: Mapping[str, Any] = field(default_factory=dict)
+    """Further entries of `task.json`, for whoever trains again."""
 
 
 def save(
@@ -54,7 +58,7 @@ def save(
         base=sealed.base.name,
         base_revision=sealed.base.revision,
         dataset_hash=sealed.dataset_hash,
-        parent=None,
+        parent=sealed.parent,
         tuning=sealed.tuning,
         created_at=sealed.created_at,
         code_version=code_version(),
@@ -117,6 +121,7 @@ def _write(model: TaskModel, folder: Path, sealed: Sealed) -> None:
         "base": sealed.base.name,
         "revision": sealed.base.revision,
         "settings": settings,
+        **sealed.told,
     }
     (folder / TASK).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     tensors = {name: one.contiguous().cpu() for name, one in model.state().items()}
