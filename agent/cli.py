@@ -175,6 +175,12 @@ def _add_feedback_commands(commands: Commands) -> None:
     correct.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="one argument of it")
     correct.add_argument("--answer", metavar="TEXT", help="the step should have answered this")
     correct.add_argument("--cite", action="append", type=int, metavar="N", help="a passage the answer cites")
+    correct.add_argument(
+        "--output",
+        metavar="TEXT",
+        help="the trained task that was asked should have given this: a label, labels with | between, entities as "
+        'JSON ([{"text": "Ada", "label": "PER"}]), or an answer',
+    )
     correct.add_argument("--kind", choices=KINDS, help="where it belongs (default: what the rule says)")
     listing = _command(
         commands, "corrections", "list the corrections and say where each belongs", _lazy("feedback", "corrections")
@@ -259,6 +265,7 @@ def _encoder(arguments: argparse.Namespace, session: Session) -> int:
 
 def _add_task_commands(commands: Commands) -> None:
     from tuner.tasks import cli as tuner
+    from tuner.tasks import keeping
 
     task = _command(commands, "task", "classify, tag, relate or answer, learnt from a file", _task, as_json=False)
     actions = task.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -268,6 +275,8 @@ def _add_task_commands(commands: Commands) -> None:
         _command(actions, "predict", "ask a trained task; a line of JSON for each text", _task, as_json=False)
     )
     _command(actions, "list", "list the trained tasks, their tools and what is served", _task)
+    keeping.add_tune(_command(actions, "tune", "learn from corrections of its output; served if better", _task))
+    keeping.add_rollback(_command(actions, "rollback", "serve the version that was served before", _task))
 
 
 def _task(arguments: argparse.Namespace, session: Session) -> int:

@@ -26,7 +26,7 @@ from agent.memory.tables import tenant_names
 from agent.memory.wording import plain
 from agent.settings import Home
 from agent.store import Forgetting, Store
-from agent.trajectory import Arbitration, Correction, Rating, Recalled, Step, Trajectory
+from agent.trajectory import Arbitration, Correction, OutputCorrection, Rating, Recalled, Step, Trajectory
 
 if TYPE_CHECKING:
     from agent.memory.search import Memory
@@ -35,7 +35,7 @@ Reason = Literal["fact", "task", "step", "feedback", "passage", "branch"]
 """Where the ID stands in a run. `passage`: the run was shown one of a document that is the subject's. `branch`: it
 shares its task with a run that is."""
 
-Feedback = Rating | Correction | Arbitration
+Feedback = Rating | Correction | OutputCorrection | Arbitration
 
 Place = Literal["owner", "metadata", "name", "text"]
 """Where the ID stands in a document. `owner`: a value of its metadata is the ID, so that it is the subject's."""
@@ -255,7 +255,12 @@ def forget(
 def find_runs(store: Store, subject: Subject, owned: Collection[str] = ()) -> FoundRuns:
     """What of the log is the subject's; `owned` are names of documents that are."""
     said: dict[str, list[Feedback]] = {}
-    every: list[Feedback] = [*store.ratings(), *store.corrections(), *store.arbitrations()]
+    every: list[Feedback] = [
+        *store.ratings(),
+        *store.corrections(),
+        *store.output_corrections(),
+        *store.arbitrations(),
+    ]
     for one in every:
         said.setdefault(one.run, []).append(one)
     intended: dict[str, list[Step]] = {}
@@ -341,6 +346,8 @@ def _texts_of_step(step: Step) -> list[Any]:
 def _texts_of_feedback(feedback: Feedback) -> list[Any]:
     if isinstance(feedback, Correction):
         return [feedback.call.arguments, feedback.thought, feedback.plan, feedback.reason]
+    if isinstance(feedback, OutputCorrection):
+        return [feedback.output, feedback.reason]
     return [feedback.reason]
 
 

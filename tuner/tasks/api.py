@@ -10,7 +10,7 @@ print(load("intents").predict(["Where is my parcel?"]))
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,12 @@ from agent.settings import Project, find_project
 from agent.task_folders import find_task, served_folder
 from agent.teams import give_back_memory, in_own_team
 from tuner.tasks.columns import Columns
+from tuner.tasks.origin import Origin
 from tuner.tasks.predictor import Say, TaskPredictor, TaskResult, silent
 from tuner.tasks.readers import read, read_file
 from tuner.tasks.records import TASKS, TaskName
 from tuner.tasks.splits import Leakage, Splits, part
+from tuner.tasks.start import REPLAYED, Start, open_start, replayed
 
 if TYPE_CHECKING:
     from tuner.tasks.training import TaskProgress
@@ -40,6 +42,9 @@ def train(
     out: str | Path | None = None,
     columns: Columns | None = None,
     leakage: Leakage = "refuse",
+    start: str | Path | None = None,
+    replay: str | Path | None = None,
+    replay_share: float = REPLAYED,
     project: Project | None = None,
     say: Say = silent,
     on_progress: Callable[[TaskProgress], None] = silent,
@@ -49,17 +54,47 @@ def train(
 
     `model` names an encoder as `ratchet.toml` does, else the project's is taken; `settings` are those of
     `TaskSettings`, chosen by the data where they are left out. `out` must be new or empty; left out, it is a new
-    folder in the project's home. Raises DatasetError, WeightsError, LivenessError.
+    folder in the project's home. `start` is an earlier training to go on from, on its encoder; of the examples of
+    `replay` a share is learnt again. Raises DatasetError, AdapterError, WeightsError, LivenessError.
     """
     if task not in TASKS:
         raise DatasetError(f"there is no task {task!r}; expected one of {', '.join(TASKS)}")
     project = project or find_project(Path.cwd())
-    splits = _read_splits(task, Path(data), test, validation, columns or Columns(), leakage, settings, say)
+    origin = Origin.of(project, data, test, validation, columns, leakage, settings)
+    splits = read_splits(task, origin, project, say)
+    earlier = None if start is None else open_start(served_folder(find_task(project, str(start))))
+    if replay is not None:
+        older = read(task, Path(replay), columns, say=say).train
+        splits = replayed(splits, older, replay_share, origin.seed)
     for note in splits.notes:
         say(f"noticed: {note}")
+    if model is None and earlier is not None:
+        model = earlier.manifest.base
     name = f"{task}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:6]}"
     folder = Path(out) if out is not None else project.home.tasks / name
     _check_free(folder)
+    kept = {"origin": origin.to_dict()}
+    return fit_in_team(
+        task, splits, model, folder, name, project, columns, say, on_progress, settings, kept=kept, start=earlier
+    )
+
+
+def fit_in_team(
+    task: TaskName,
+    splits: Splits,
+    model: str | None,
+    folder: Path,
+    name: str,
+    project: Project,
+    columns: Columns | None,
+    say: Say,
+    on_progress: Callable[[TaskProgress], None],
+    settings: Mapping[str, Any],
+    *,
+    kept: Mapping[str, Any],
+    start: Start | None = None,
+) -> TaskResult:
+    """`fitting.fit` in a team of threads of its own, which Ctrl-C ends behind a step."""
     stopped = threading.Event()
 
     def tell(progress: TaskProgress) -> None:
@@ -70,7 +105,8 @@ def train(
     def work() -> TaskResult:
         from tuner.tasks.fitting import fit
 
-        return fit(task, splits, model, folder, name, project, columns or Columns(), say, tell, settings)
+        given = columns or Columns()
+        return fit(task, splits, model, folder, name, project, given, say, tell, settings, kept=kept, start=start)
 
     made = in_own_team(work, on_interrupt=stopped.set)
     give_back_memory()
@@ -94,26 +130,19 @@ def load_version(folder: Path, *, project: Project) -> TaskPredictor:
     return TaskPredictor(model, folder)
 
 
-def _read_splits(
-    task: TaskName,
-    data: Path,
-    test: str | Path | None,
-    validation: str | Path | None,
-    columns: Columns,
-    leakage: Leakage,
-    settings: dict[str, Any],
-    say: Say,
-) -> Splits:
-    found = dict(read(task, data, columns, say=say).splits)
-    for name, path in (("test", test), ("validation", validation)):
+def read_splits(task: TaskName, origin: Origin, project: Project, say: Say) -> Splits:
+    """The examples of a training, in its three parts; the same files give the same parts. Raises DatasetError."""
+    columns = origin.read_columns()
+    found = dict(read(task, project.resolve(origin.data), columns, say=say).splits)
+    for name, path in (("test", origin.test), ("validation", origin.validation)):
         if path is not None:
-            found[name] = read_file(task, Path(path), columns, say=say)
+            found[name] = read_file(task, project.resolve(path), columns, say=say)
     return part(
         found.get("train", []),
         found.get("validation", []),
         found.get("test", []),
-        seed=int(settings.get("seed") or 0),
-        leakage=leakage,
+        seed=origin.seed,
+        leakage=origin.leakage,
     )
 
 

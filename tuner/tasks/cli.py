@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from tuner.tasks.columns import Columns
 from tuner.tasks.records import TASKS
 from tuner.tasks.settings import ADVERSARIAL, METHODS
+from tuner.tasks.telling import note, result, show_progress
 
 if TYPE_CHECKING:
     from agent.settings import Project
-    from tuner.tasks.training import TaskProgress
 
 BATCH = 64
 """Texts that are predicted together when they come from a file or stdin."""
@@ -45,6 +45,11 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adversarial", choices=ADVERSARIAL, help="train against changed embeddings as well")
     parser.add_argument("--class-weights", action="store_true", help="rare classes weigh as much as common ones")
     parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
+    parser.add_argument("--from", metavar="FOLDER", dest="start", help="go on from an earlier training, on its encoder")
+    parser.add_argument("--replay", type=Path, metavar="PATH", help="older examples, of which a share is learnt again")
+    parser.add_argument(
+        "--replay-share", type=float, metavar="X", default=0.2, help="of the older examples, 0 to 1 (default: 0.2)"
+    )
     parser.add_argument(
         "--leakage",
         choices=("refuse", "drop", "keep"),
@@ -73,7 +78,7 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
 def task(args: argparse.Namespace, project: Project) -> int:
     from tuner.tasks import keeping
 
-    actions = {"train": _train, "eval": _evaluate, "predict": _predict, "list": keeping.list_tasks}
+    actions = {"train": _train, "eval": _evaluate, "predict": _predict, **keeping.ACTIONS}
     return actions[args.action](args, project)
 
 
@@ -93,17 +98,20 @@ def _train(args: argparse.Namespace, project: Project) -> int:
         out=args.out,
         columns=_columns(args),
         leakage=args.leakage,
+        start=args.start,
+        replay=args.replay,
+        replay_share=args.replay_share,
         project=project,
-        say=_note,
-        on_progress=_progress,
+        say=note,
+        on_progress=show_progress,
         **settings,
     )
     if args.json:
-        _print({"folder": str(made.folder), "notes": list(made.notes), **as_data(made.scores)})
+        result({"folder": str(made.folder), "notes": list(made.notes), **as_data(made.scores)})
         return 0
-    _print(text_report(made.scores))
-    _print(f"\nfolder: {made.folder}\nreport: {made.folder / 'report' / 'report.html'}")
-    _print(f'next: ratchet task predict {made.folder} "…"')
+    result(text_report(made.scores))
+    result(f"\nfolder: {made.folder}\nreport: {made.folder / 'report' / 'report.html'}")
+    result(f'next: ratchet task predict {made.folder} "…"')
     return 0
 
 
@@ -111,8 +119,8 @@ def _evaluate(args: argparse.Namespace, project: Project) -> int:
     from tuner.tasks.api import load
     from tuner.tasks.report import as_data, text_report
 
-    scores = load(args.folder, project=project).evaluate_file(args.data, _columns(args), say=_note)
-    _print(as_data(scores) if args.json else text_report(scores))
+    scores = load(args.folder, project=project).evaluate_file(args.data, _columns(args), say=note)
+    result(as_data(scores) if args.json else text_report(scores))
     return 0
 
 
@@ -179,19 +187,3 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
 
 def _columns(args: argparse.Namespace) -> Columns:
     return Columns(**{one.name: getattr(args, one.name) for one in fields(Columns)})
-
-
-def _progress(progress: TaskProgress) -> None:
-    if progress.validation is not None:
-        said = f"validation {progress.validation.main} {progress.validation.value:.4f}"
-        _note(f"epoch {progress.epoch + 1}, step {progress.step}/{progress.steps}: loss {progress.loss:.3f}, {said}")
-    elif progress.step % 50 == 0:
-        _note(f"step {progress.step}/{progress.steps}: loss {progress.loss:.3f}")
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _print(data: Any) -> None:
-    print(data if isinstance(data, str) else json.dumps(data, indent=1, ensure_ascii=False))

@@ -21,6 +21,7 @@ from tuner.tasks.records import Asked, Classified, TaskName, shown
 from tuner.tasks.report import Outcome, card, write_figures, write_page
 from tuner.tasks.settings import choose
 from tuner.tasks.splits import Splits, dataset_hash
+from tuner.tasks.start import Start, begin, continued
 from tuner.tasks.training import TaskProgress, train_model
 
 if TYPE_CHECKING:
@@ -46,23 +47,29 @@ def fit(
     given: Mapping[str, Any],
     *,
     kept: Mapping[str, Any] | None = None,
+    start: Start | None = None,
 ) -> TaskResult:
     """Train on `splits.train`, watch with `splits.validation`, measure with `splits.test`, and save.
 
-    `kept` goes into `task.json`, for whoever trains again.
+    `kept` goes into `task.json`, for whoever trains again; `start` is what it goes on from.
     """
     import torch
 
     base = encoder_weights(
         project.named(encoder_name or project.settings.model.encoder), project.home.models, progress=say
     )
+    given = given if start is None else start.settings(given)
     encoder = load_encoder(base, device=_device(project.settings.model.device))
     settings = choose(name, len(splits.train), _longest(name, splits, encoder), encoder.facts, given)
     if settings.precision == "auto":
         settings = replace(settings, precision=faster_precision(str(encoder.model.device)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = TaskModel(encoder, _task(name, splits, encoder, columns), settings)
+        task = _task(name, splits, encoder, columns)
+        model = TaskModel(encoder, task if start is None else continued(task, start), settings)
+    if start is not None:
+        known = begin(model, start, base)
+        say(f"goes on from {start.manifest.id}, of whose head {known} of {model.task.outputs} outputs stay")
     say(f"{name} on {base.name}: {settings.method}, {settings.epochs} epochs at most, {len(splits.train)} examples")
     notes = (*splits.notes, *_unread(splits, encoder, base.name))
     for note in notes[len(splits.notes) :]:
@@ -75,7 +82,8 @@ def fit(
     outcome = Outcome(name, base.name, counts, splits.notes, settings, trained, before, after, splits.test, predictions)
     report = {"report.html": write_page(outcome).encode(), "metrics.json": write_figures(outcome).encode()}
     told = {"pairs": any(getattr(one, "pair", None) is not None for one in splits.train), **(kept or {})}
-    sealed = Sealed(base, dataset_hash(splits), tuning, timestamp(), told=told)
+    parent = None if start is None else start.manifest.id
+    sealed = Sealed(base, dataset_hash(splits), tuning, timestamp(), parent, told)
     save(model, folder, sealed, lambda id: card(id, outcome), report)
     return TaskResult(TaskPredictor(model, folder), folder, before, after, trained, notes)
 
