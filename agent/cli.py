@@ -267,7 +267,9 @@ def _add_task_commands(commands: Commands) -> None:
     from tuner.tasks import cli as tuner
     from tuner.tasks import keeping
 
-    task = _command(commands, "task", "classify, tag, relate or answer, learnt from a file", _task, as_json=False)
+    task = _command(
+        commands, "task", "classify, tag, relate, answer or compare, learnt from a file", _task, as_json=False
+    )
     actions = task.add_subparsers(dest="action", metavar="ACTION", required=True)
     tuner.add_train(_command(actions, "train", "train a head, and the encoder below it, from a file", _task))
     tuner.add_eval(_command(actions, "eval", "measure a trained task on a file", _task))

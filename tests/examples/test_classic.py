@@ -14,6 +14,8 @@ SCRIPTS = sorted((REPOSITORY / "examples" / "classic").glob("*.py"))
 LEARNT = {
     "answer": ("Mina", "1975", "Graz", "(the text does not say)"),
     "classify": ("delivery", "repair", "refund"),
+    # The wish and not the place comes first, as it was taught.
+    "embed": ("Until when is the harbour open today?\n",),
     "relate": ("Part(e1,e2)", "Part(e2,e1)"),
     "tag": ("'text': 'Peter Moss'", "'text': 'Madrid'", "'text': 'Cape Town'"),
 }

@@ -17,7 +17,7 @@ from tuner.tasks.folders import Sealed, save
 from tuner.tasks.heads import Encoder, TaskModel, load_encoder
 from tuner.tasks.kinds import Task, task_of
 from tuner.tasks.predictor import TaskPredictor, TaskResult, predict_with
-from tuner.tasks.records import Asked, Classified, TaskName, shown
+from tuner.tasks.records import Asked, Classified, Similar, TaskName, shown
 from tuner.tasks.report import Outcome, card, write_figures, write_page
 from tuner.tasks.settings import choose
 from tuner.tasks.splits import Splits, dataset_hash
@@ -69,7 +69,8 @@ def fit(
         model = TaskModel(encoder, task if start is None else continued(task, start), settings)
     if start is not None:
         known = begin(model, start, base)
-        say(f"goes on from {start.manifest.id}, of whose head {known} of {model.task.outputs} outputs stay")
+        stays = f", of whose head {known} of {model.task.outputs} outputs stay" if model.task.outputs else ""
+        say(f"goes on from {start.manifest.id}{stays}")
     say(f"{name} on {base.name}: {settings.method}, {settings.epochs} epochs at most, {len(splits.train)} examples")
     notes = (*splits.notes, *_unread(splits, encoder, base.name))
     for note in notes[len(splits.notes) :]:
@@ -113,10 +114,10 @@ def _fit_margin(task: Any, splits: Splits, watched: list[Window], scores: list[A
 
 def _task(name: TaskName, splits: Splits, encoder: Encoder, columns: Columns) -> Task:
     options: dict[str, Any] = {}
-    if name == "classify":
+    if name in ("classify", "embed"):
         options["pooling"] = encoder.pooling
-        if columns.multi_label or (columns.label and "," in columns.label):
-            options["multi"] = True
+    if name == "classify" and (columns.multi_label or (columns.label and "," in columns.label)):
+        options["multi"] = True
     return task_of(name, splits.train, **options)
 
 
@@ -145,6 +146,8 @@ def _read(one: Any) -> str:
             return f"{question} {context}"
         case Classified(text=text, pair=pair):
             return text if pair is None else f"{text} {pair}"
+        case Similar(text=text, other=other):
+            return max(text, other, key=len)
         case _:
             return shown(one)
 

@@ -67,4 +67,17 @@ class Found:
         return {"answer": self.text, "start": self.start, "end": self.end, "score": round(self.score, 4)}
 
 
-Prediction = Labelled | Entities | Found
+@dataclass(frozen=True)
+class Alike:
+    """How alike two texts are."""
+
+    score: float
+    """Cosine of their vectors, -1 to 1."""
+    rank: int = 0
+    """Of pairs without scores that were asked about together: the place of this one's other among all, from 1."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"cosine": round(self.score, 4)}
+
+
+Prediction = Labelled | Entities | Found | Alike

@@ -14,7 +14,7 @@ from tuner.tasks.marked import related
 from tuner.tasks.metrics import Scores
 from tuner.tasks.predictions import Prediction
 from tuner.tasks.readers import read, read_file
-from tuner.tasks.records import Asked, Classified, Example, Related, Tagged, TaskName
+from tuner.tasks.records import Asked, Classified, Example, Related, Similar, Tagged, TaskName
 from tuner.tasks.words import split_words
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def predict_with(model: TaskModel, examples: Sequence[Any]) -> list[Any]:
 
 def as_example(task: TaskName, text: Text) -> Example:
     """A text as the task's record without labels. Raises DatasetError for what is not of the task."""
-    if isinstance(text, Classified | Tagged | Related | Asked):
+    if isinstance(text, Classified | Tagged | Related | Asked | Similar):
         return text
     first, second = text if isinstance(text, tuple) else (text, None)
     if not first.strip():
@@ -103,6 +103,10 @@ def as_example(task: TaskName, text: Text) -> Example:
         return Asked(first, second)
     if task == "classify":
         return Classified(first, pair=second)
+    if task == "embed":
+        if second is None or not second.strip():
+            raise DatasetError("how alike is asked of two texts; give both (--pair)")
+        return Similar(first, second)
     if second is not None:
         raise DatasetError(f"task {task} reads one text; two were given")
     if task == "tag":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import DatasetError
-from tuner.tasks import conll, marked, squad
+from tuner.tasks import conll, marked, similar, squad
 from tuner.tasks.columns import Columns, Say, find, find_maybe, guess_text_and_label
 from tuner.tasks.records import Asked, Classified, Example, Related, Span, TaskName
 from tuner.tasks.sources import JSON_LINES, TABLES, Row, is_datasets, read_datasets, read_parts, read_rows, read_text
@@ -110,6 +110,7 @@ def _from_rows(task: TaskName, rows: Sequence[Row], columns: Columns, file: str,
         "tag": lambda: _tagged(rows, columns, file),
         "relate": lambda: _related(rows, columns, file, say),
         "answer": lambda: _asked(rows, columns, file),
+        "embed": lambda: similar.reader(rows, columns, file, say),
     }
     return _each(rows, makers[task]())
 

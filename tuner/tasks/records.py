@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-TaskName = Literal["classify", "tag", "relate", "answer"]
-TASKS: tuple[TaskName, ...] = ("classify", "tag", "relate", "answer")
+TaskName = Literal["classify", "tag", "relate", "answer", "embed"]
+TASKS: tuple[TaskName, ...] = ("classify", "tag", "relate", "answer", "embed")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,24 @@ class Asked:
     source: str = ""
 
 
-Example = Classified | Tagged | Related | Asked
+@dataclass(frozen=True)
+class Similar:
+    """Two texts, and how alike they are; without a score they belong together."""
+
+    text: str
+    other: str
+    score: float | None = None
+    """On any scale, more for those more alike."""
+    negative: str | None = None
+    """A text that does not belong to the first."""
+    source: str = ""
+
+    @property
+    def label(self) -> str:
+        return "" if self.score is None else str(self.score)
+
+
+Example = Classified | Tagged | Related | Asked | Similar
 
 
 def key(example: Example) -> str:
@@ -95,11 +112,19 @@ def key(example: Example) -> str:
             return _normal([text, str(first), str(second)])
         case Asked(question=question, context=context):
             return _normal([question, context])
+        case Similar(text=text, other=other):
+            return _normal([text, other])
 
 
 def group(example: Example) -> str:
-    """What must not be torn apart by a split: the context of a question, else the text itself."""
-    return _normal([example.context]) if isinstance(example, Asked) else key(example)
+    """What must not be torn apart by a split: the context of a question, the pairs of a text, else the text itself."""
+    match example:
+        case Asked(context=context):
+            return _normal([context])
+        case Similar(text=text, score=None):
+            return _normal([text])
+        case _:
+            return key(example)
 
 
 def label_of(example: Example) -> str:
@@ -113,6 +138,8 @@ def label_of(example: Example) -> str:
             return label
         case Asked(answers=answers):
             return "answer" if answers else "none"
+        case Similar():
+            return ""
 
 
 def shown(example: Example) -> str:
@@ -126,6 +153,8 @@ def shown(example: Example) -> str:
             return _marked(example)
         case Asked(question=question):
             return question
+        case Similar(text=text, other=other):
+            return f"{text} / {other}"
 
 
 def _marked(example: Related) -> str:

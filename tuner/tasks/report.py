@@ -12,8 +12,8 @@ from tuner.evaluate import Interval
 from tuner.pages import Table, html_table, page, short
 from tuner.report import markdown_table, with_interval
 from tuner.tasks.metrics import ClassRow, Scores
-from tuner.tasks.predictions import Entities, Found, Labelled, Prediction
-from tuner.tasks.records import Asked, Classified, Example, Related, Tagged, shown
+from tuner.tasks.predictions import Alike, Entities, Found, Labelled, Prediction
+from tuner.tasks.records import Asked, Classified, Example, Related, Similar, Tagged, shown
 from tuner.tasks.settings import TaskSettings
 from tuner.tasks.training import TrainedTask
 from tuner.tasks.words import spans_of
@@ -118,6 +118,7 @@ def card(id: str, outcome: Outcome) -> str:
     counts = outcome.counts
     figures = [(name, told(one)) for name, one in outcome.after.figures.items()]
     notes = "\n".join(f"- {note}" for note in outcome.notes) or "- nothing"
+    what = "Vectors of texts" if outcome.task == "embed" else f"A head for the task `{outcome.task}`"
     return f"""---
 base_model: {outcome.base}
 library_name: peft
@@ -126,7 +127,7 @@ tags: [{outcome.settings.method}, {outcome.task}, ratchet]
 
 # {id}
 
-A head for the task `{outcome.task}` on the encoder {outcome.base}, trained by Ratchet (method
+{what} on the encoder {outcome.base}, trained by Ratchet (method
 {outcome.settings.method}) from {counts["train"]} examples, watched with {counts["validation"]}, measured with
 {counts["test"]} that it has not seen.
 
@@ -210,6 +211,8 @@ def _wanted(example: Example) -> str:
             return _spans_text(example.text, spans_of(example.offsets, example.tags))
         case Asked(answers=answers):
             return " / ".join(one.text for one in answers) or "(none)"
+        case Similar(score=score):
+            return "(together)" if score is None else f"{score:g}"
 
 
 def _said(prediction: Prediction) -> str:
@@ -220,6 +223,8 @@ def _said(prediction: Prediction) -> str:
             return _spans_text(prediction.text, prediction.spans)
         case Found(text=text):
             return text or "(none)"
+        case Alike(score=score, rank=rank):
+            return f"{score:.2f}{f', place {rank}' if rank else ''}"
 
 
 def _spans_text(text: str, spans: Sequence[Any]) -> str:

@@ -137,7 +137,7 @@ def arguments_of(told: Mapping[str, Any]) -> type[BaseModel]:
     """What a task is asked with."""
     if told["task"] == "answer":
         return QuestionArguments
-    return PairArguments if told.get("pairs") else TextArguments
+    return PairArguments if told.get("pairs") or told["task"] == "embed" else TextArguments
 
 
 def asked(arguments: Mapping[str, Any]) -> Text:
