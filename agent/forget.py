@@ -145,6 +145,28 @@ class LearntAdapter:
 
 
 @dataclass(frozen=True)
+class LearntTask:
+    """A version of a trained classic task that learnt of what is forgotten, may have, or has text that names the ID."""
+
+    folder: Path
+    id: str
+    tools: tuple[str, ...]
+    """Names of the agent's tools that ask the task."""
+    served: bool
+    """Whether the task's name stands for this version."""
+    runs: int
+    """Runs that are forgotten now, of which it learnt a corrected output, itself or where it goes on from."""
+    earlier: int
+    """The same for runs that were forgotten before."""
+    data: tuple[Path, ...]
+    """Files it was trained on that name the ID. They are the user's own and stay."""
+    unknown: bool
+    """It does not say what it was trained on, or that is gone, so that there may be more."""
+    pages: tuple[str, ...]
+    """Files of its sealed folder that name the ID. They stay unless it is asked for."""
+
+
+@dataclass(frozen=True)
 class Learnt:
     """What was made of the runs."""
 
@@ -152,10 +174,16 @@ class Learnt:
     files: tuple[Path, ...] = ()
     """Files and folders that hold text, or cannot be gone on with: of tunings and of evaluations."""
     adapters: tuple[LearntAdapter, ...] = ()
+    tasks: tuple[LearntTask, ...] = ()
     commands: tuple[str, ...] = ()
     """What serves and trains without the forgotten runs."""
     suite: Path | None = None
     """The held-out suite, where it names the ID. It is the user's own file and stays."""
+
+    @property
+    def pages(self) -> bool:
+        """Whether a sealed folder has pages that name the ID."""
+        return any(one.pages for one in self.adapters) or any(one.pages for one in self.tasks)
 
 
 class Tuned(Protocol):
@@ -186,7 +214,7 @@ class Found:
 
     def goes(self, *, pages: bool) -> bool:
         """Whether there is anything to remove."""
-        sealed = pages and any(one.pages for one in self.learnt.adapters)
+        sealed = pages and self.learnt.pages
         held = (self.runs.runs, self.runs.recalled, self.workspaces, self.documents)
         return sealed or any(held) or bool(self.learnt.datasets or self.learnt.files)
 

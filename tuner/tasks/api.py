@@ -21,12 +21,13 @@ from agent.settings import Project, find_project
 from agent.task_folders import find_task, served_folder
 from agent.teams import give_back_memory, in_own_team
 from tuner.tasks.columns import Columns
+from tuner.tasks.learnt import before
 from tuner.tasks.origin import Origin
 from tuner.tasks.predictor import Say, TaskPredictor, TaskResult, silent
 from tuner.tasks.readers import read, read_file
 from tuner.tasks.records import TASKS, TaskName
 from tuner.tasks.splits import Leakage, Splits, part
-from tuner.tasks.start import REPLAYED, Start, open_start, replayed
+from tuner.tasks.start import REPLAYED, open_start, replayed
 
 if TYPE_CHECKING:
     from tuner.tasks.training import TaskProgress
@@ -60,23 +61,25 @@ def train(
     if task not in TASKS:
         raise DatasetError(f"there is no task {task!r}; expected one of {', '.join(TASKS)}")
     project = project or find_project(Path.cwd())
-    origin = Origin.of(project, data, test, validation, columns, leakage, settings)
+    origin = Origin.of(
+        project,
+        data,
+        test=test,
+        validation=validation,
+        columns=columns,
+        leakage=leakage,
+        seed=int(settings.get("seed") or 0),
+        start=None if start is None else served_folder(find_task(project, str(start))),
+        replay=replay,
+        replay_share=replay_share,
+    )
     splits = read_splits(task, origin, project, say)
-    earlier = None if start is None else open_start(served_folder(find_task(project, str(start))))
-    if replay is not None:
-        older = read(task, Path(replay), columns, say=say).train
-        splits = replayed(splits, older, replay_share, origin.seed)
     for note in splits.notes:
         say(f"noticed: {note}")
-    if model is None and earlier is not None:
-        model = earlier.manifest.base
     name = f"{task}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:6]}"
     folder = Path(out) if out is not None else project.home.tasks / name
     _check_free(folder)
-    kept = {"origin": origin.to_dict()}
-    return fit_in_team(
-        task, splits, model, folder, name, project, columns, say, on_progress, settings, kept=kept, start=earlier
-    )
+    return fit_in_team(task, splits, model, folder, name, project, origin, say, on_progress, settings)
 
 
 def fit_in_team(
@@ -86,15 +89,17 @@ def fit_in_team(
     folder: Path,
     name: str,
     project: Project,
-    columns: Columns | None,
+    origin: Origin,
     say: Say,
     on_progress: Callable[[TaskProgress], None],
     settings: Mapping[str, Any],
     *,
-    kept: Mapping[str, Any],
-    start: Start | None = None,
+    kept: Mapping[str, Any] | None = None,
 ) -> TaskResult:
-    """`fitting.fit` in a team of threads of its own, which Ctrl-C ends behind a step."""
+    """`fitting.fit` in a team of threads of its own, which Ctrl-C ends behind a step; `kept` goes into `task.json`."""
+    start = None if origin.start is None else open_start(project.resolve(origin.start))
+    model = start.manifest.base if model is None and start is not None else model
+    told = {"origin": origin.to_dict(), **({} if start is None else {"before": before(start.told)}), **(kept or {})}
     stopped = threading.Event()
 
     def tell(progress: TaskProgress) -> None:
@@ -105,8 +110,8 @@ def fit_in_team(
     def work() -> TaskResult:
         from tuner.tasks.fitting import fit
 
-        given = columns or Columns()
-        return fit(task, splits, model, folder, name, project, given, say, tell, settings, kept=kept, start=start)
+        columns = origin.read_columns()
+        return fit(task, splits, model, folder, name, project, columns, say, tell, settings, kept=told, start=start)
 
     made = in_own_team(work, on_interrupt=stopped.set)
     give_back_memory()
@@ -137,13 +142,17 @@ def read_splits(task: TaskName, origin: Origin, project: Project, say: Say) -> S
     for name, path in (("test", origin.test), ("validation", origin.validation)):
         if path is not None:
             found[name] = read_file(task, project.resolve(path), columns, say=say)
-    return part(
+    splits = part(
         found.get("train", []),
         found.get("validation", []),
         found.get("test", []),
         seed=origin.seed,
         leakage=origin.leakage,
     )
+    if origin.replay is None:
+        return splits
+    older = read(task, project.resolve(origin.replay), columns, say=say).train
+    return replayed(splits, older, origin.replay_share, origin.seed)
 
 
 def _check_free(folder: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from agent.settings import Project
 from tuner.tasks.columns import Columns
 from tuner.tasks.splits import Leakage
+from tuner.tasks.start import REPLAYED
 
 
 @dataclass(frozen=True)
@@ -22,21 +23,31 @@ class Origin:
     columns: Mapping[str, Any]
     leakage: Leakage
     seed: int
+    start: str | None = None
+    """The folder of the earlier training that this one goes on from."""
+    replay: str | None = None
+    """Older examples, of which a share is learnt again."""
+    replay_share: float = REPLAYED
 
     @staticmethod
     def of(
         project: Project,
         data: str | Path,
-        test: str | Path | None,
-        validation: str | Path | None,
-        columns: Columns | None,
-        leakage: Leakage,
-        settings: Mapping[str, Any],
+        *,
+        test: str | Path | None = None,
+        validation: str | Path | None = None,
+        columns: Columns | None = None,
+        leakage: Leakage = "refuse",
+        seed: int = 0,
+        start: Path | None = None,
+        replay: str | Path | None = None,
+        replay_share: float = REPLAYED,
     ) -> Origin:
         """As a training is told. What says nothing of columns is left out."""
         named = {name: value for name, value in asdict(columns or Columns()).items() if value}
-        paths = [None if one is None else _kept(project, Path(one)) for one in (data, test, validation)]
-        return Origin(cast(str, paths[0]), paths[1], paths[2], named, leakage, int(settings.get("seed") or 0))
+        others = [None if one is None else _kept(project, Path(one)) for one in (test, validation, start, replay)]
+        first = _kept(project, Path(data))
+        return Origin(first, others[0], others[1], named, leakage, seed, others[2], others[3], replay_share)
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Origin:

@@ -145,11 +145,11 @@ def _tune(
         staged,
         f"tune-{staged.name[1:9]}",
         project,
-        origin.read_columns(),
+        origin,
         say,
         on_progress,
         told["settings"],
-        kept={"origin": origin.to_dict(), "corrections": _kept(learnt, held)},
+        kept={"corrections": _kept(learnt, held)},
     )
     corrected = [one.example for one in held]
     decision = decide(
@@ -205,15 +205,17 @@ def _check(found: Sequence[Taught], told: Mapping[str, Any], policy: TaskPolicy)
 def _origin(folder: Path, told: Mapping[str, Any], data: Path | None, project: Project) -> Origin:
     noted = told.get("origin")
     if data is not None:
-        before = Origin.from_dict(noted) if noted else None
-        columns, seed = (before.read_columns(), before.seed) if before else (None, 0)
-        return Origin.of(project, data, None, None, columns, before.leakage if before else "refuse", {"seed": seed})
+        fresh = Origin.of(project, data)
+        return replace(Origin.from_dict(noted), data=fresh.data, test=None, validation=None) if noted else fresh
     if noted is None:
         raise DatasetError(f"{folder} does not say what it was trained on; name the file with --data")
     origin = Origin.from_dict(noted)
-    for path in (origin.data, origin.test, origin.validation):
+    for path, mend in (
+        *((path, "name it with --data") for path in (origin.data, origin.test, origin.validation)),
+        *((path, "train anew with `ratchet task train`") for path in (origin.start, origin.replay)),
+    ):
         if path is not None and not project.resolve(path).exists():
-            raise DatasetError(f"{project.resolve(path)}, which {folder} was trained on, is gone; name it with --data")
+            raise DatasetError(f"{project.resolve(path)}, which {folder} was trained on, is gone; {mend}")
     return origin
 
 
