@@ -221,9 +221,9 @@ def _tasks(project: Project) -> Iterator[Finding]:
     from agent.sealing import verify
     from agent.task_folders import find_task, serving
 
-    for tool, name in project.settings.tools.tasks.items():
+    for tool in project.settings.tools.tasks:
         try:
-            folder = find_task(project, name)
+            folder = find_task(project, tool)
             found = serving(folder)
             version = folder if found.adapter is None else found.adapter.folder
             manifest = verify(version)

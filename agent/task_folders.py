@@ -23,8 +23,11 @@ def find_task(project: Project, name: str) -> Path:
 
     Raises AdapterError that says where was looked, and what there is.
     """
-    name = project.settings.tools.tasks.get(name, name)
-    for folder in (Path(name).expanduser(), project.resolve(name), project.home.tasks / name):
+    named = project.settings.tools.tasks.get(name)
+    # What the settings name is found whatever folder the command is called in.
+    places = [Path(name).expanduser()] if named is None else []
+    name = named or name
+    for folder in (*places, project.resolve(name), project.home.tasks / name):
         if (folder / TASK).is_file():
             return folder
     looked = " and ".join(dict.fromkeys((str(project.resolve(name)), str(project.home.tasks / name))))
@@ -54,6 +57,7 @@ def project_tasks(project: Project) -> Mapping[Path, tuple[str, ...]]:
 
 def versions(folder: Path) -> Registry:
     """What was trained on from a task."""
+    folder = folder.resolve()
     return Registry(folder.with_name(folder.name + VERSIONS), listed_by=LISTED_BY)
 
 

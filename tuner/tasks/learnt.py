@@ -79,8 +79,9 @@ def retraining_tasks(tasks: Sequence[LearntTask]) -> tuple[str, ...]:
 
 
 def _versions(folder: Path) -> Iterator[Path]:
+    """The folder and all that was tuned on from it, what an interruption left as well."""
     yield folder
-    yield from (one.folder for one in versions(folder).list() if (one.folder / TASK).is_file())
+    yield from sorted(one.parent for one in versions(folder).folder.glob(f"*/{TASK}"))
 
 
 def _served(folder: Path) -> Path | None:

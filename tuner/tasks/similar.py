@@ -15,12 +15,12 @@ from tuner.tasks.records import Similar
 from tuner.tasks.sources import Row
 
 FIRST = (
-    *("sentence1", "sentence_1", "sentence_a", "text1", "text_1", "anchor", "query", "question1", "question", "text"),
-    *("premise", "source"),
+    *("sentence1", "sentence_1", "sentence_a", "text1", "text_1", "anchor", "query", "question1", "question_1"),
+    *("question", "text", "premise", "source"),
 )
 SECOND = (
-    *("sentence2", "sentence_2", "sentence_b", "text2", "text_2", "positive", "passage", "question2", "answer", "pair"),
-    *("hypothesis", "other", "target"),
+    *("sentence2", "sentence_2", "sentence_b", "text2", "text_2", "positive", "passage", "question2", "question_2"),
+    *("answer", "pair", "hypothesis", "other", "target"),
 )
 SCORE = (
     *("score", "similarity", "similarity_score", "sim", "relatedness_score", "relatedness", "is_duplicate", "similar"),

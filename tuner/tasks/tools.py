@@ -70,7 +70,7 @@ class TaskTools:
 
     def _task(self, name: str) -> _Served:
         """What is served under a tool's name now; whoever has an earlier one keeps it."""
-        folder = find_task(self._project, self._project.settings.tools.tasks[name])
+        folder = find_task(self._project, name)
         found = serving(folder)
         if found.warning:
             self._say(found.warning)

@@ -6,13 +6,14 @@ held out, and stays so; only the gate sees it. The version before stays in its f
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from agent.adapters import Adapter, State
+from agent.adapters import Adapter, Registry, State
 from agent.errors import DatasetError, StoreError
 from agent.loop import timestamp
 from agent.sealing import add_documents, verify
@@ -131,13 +132,33 @@ def _tune(
     say: Say,
     on_progress: Callable[[TaskProgress], None],
 ) -> TaskTuning:
+
+    registry = versions(folder)
+    staged = registry.folder / f".{uuid4().hex}"
+    registry.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        decision, learnt = _trained(project, staged, served, told, origin, found, policy, say, on_progress)
+        return TaskTuning(_take_in(registry, staged, served, decision), decision, learnt)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _trained(
+    project: Project,
+    staged: Path,
+    served: Path,
+    told: Mapping[str, Any],
+    origin: Origin,
+    found: Sequence[Taught],
+    policy: TaskPolicy,
+    say: Say,
+    on_progress: Callable[[TaskProgress], None],
+) -> tuple[TaskDecision, int]:
+    """Train into a folder and hold it against what is served. Returns how many corrections it learnt, too."""
     from tuner.tasks.api import fit_in_team, load_version, read_splits
 
     splits, learnt, held = with_corrections(read_splits(told["task"], origin, project, say), found)
     before = load_version(served, project=project)
-    registry = versions(folder)
-    staged = registry.folder / f".{uuid4().hex}"
-    registry.folder.mkdir(parents=True, exist_ok=True)
     made = fit_in_team(
         told["task"],
         splits,
@@ -157,12 +178,11 @@ def _tune(
         (before.evaluate(corrected).right, made.predictor.evaluate(corrected).right),
         policy,
     )
-    return TaskTuning(_take_in(folder, staged, served, decision), decision, len(learnt))
+    return decision, len(learnt)
 
 
-def _take_in(folder: Path, staged: Path, served: Path, decision: TaskDecision) -> Adapter:
+def _take_in(registry: Registry, staged: Path, served: Path, decision: TaskDecision) -> Adapter:
     """The trained folder as a version, with the gate's word on it; served where that is to ship."""
-    registry = versions(folder)
     id = verify(staged).id
     add_documents(staged, write_report(decision, verify(served).id, id))
     staged.rename(registry.folder / id)

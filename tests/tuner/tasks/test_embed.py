@@ -118,7 +118,7 @@ def test_the_commands_train_measure_and_compare(
     ("header", "row", "expected"),
     [
         ("sentence1,sentence2,score", "a b,c d,0.5", Similar("a b", "c d", 0.5)),
-        ("id,question1,question2,is_duplicate", "7,a b,c d,1", Similar("a b", "c d", 1.0)),
+        ("id,question_1,question_2,is_duplicate", "7,a b,c d,1", Similar("a b", "c d", 1.0)),
         ("score,Sentence_A,Sentence_B", "3,a b,c d", Similar("a b", "c d", 3.0)),
         ("anchor,positive,negative", "a b,c d,e f", Similar("a b", "c d", None, "e f")),
         ("query,passage", "a b,c d", Similar("a b", "c d")),

@@ -16,6 +16,7 @@ from agent.llm.scripted import ScriptedModel, answer, call
 from agent.memory.encoder import HashEncoder
 from agent.runtime import Runtime
 from agent.settings import find_project, load_settings, settings_template
+from agent.task_folders import find_task
 from agent.trajectory import Task, Trajectory
 from tests.tuner.tasks.test_classify import QUICK, WORDS, texts
 from tests.tuner.tasks.tiny_encoder import save_encoder, write_lines
@@ -92,6 +93,17 @@ def test_a_task_in_the_home_is_found_by_its_name(folder: Path) -> None:
     shutil.move(folder / "verbs", folder / ".ratchet" / "tasks" / "verbs")
     done = run(folder, call("verb_of", text="i want a lamp"))
     assert json.loads(done.steps[0].observation)["labels"] == ["want"]
+
+
+def test_what_the_settings_name_is_not_looked_for_where_the_command_is_called(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.copytree(folder / "verbs", elsewhere / "verbs")
+    monkeypatch.chdir(elsewhere)
+    project = find_project(folder, {})
+    assert find_task(project, "verb_of") == folder / "verbs"
+    assert find_task(project, "verbs") == Path("verbs")
 
 
 def test_a_tool_cannot_have_the_name_of_another(folder: Path) -> None:

@@ -144,6 +144,7 @@ def test_corrections_that_contradict_the_data_are_refused_by_the_gate_and_nothin
     assert (code, "is not served" in said) == (4, True), said
     (version,) = versions(folder / "verbs").list()
     assert version.state == "rejected"
+    assert sorted(one.name for one in version.folder.parent.iterdir()) == [version.id, "registry.json", "registry.lock"]
     assert served_folder(folder / "verbs") == folder / "verbs"
 
 
