@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 from tuner.tasks.columns import Columns
 from tuner.tasks.records import TASKS
 from tuner.tasks.settings import ADVERSARIAL, METHODS
+from tuner.tasks.shots import CHOICES
 
 if TYPE_CHECKING:
     from agent.settings import Project
+    from tuner.tasks.predictor import TaskPredictor
+    from tuner.tasks.splits import Splits
     from tuner.tasks.training import TaskProgress
 
 BATCH = 64
@@ -32,7 +35,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--validation", type=Path, metavar="FILE", help="to watch the training with (default: a tenth of the rest)"
     )
-    parser.add_argument("--model", metavar="NAME", help="an encoder, as model.encoder in ratchet.toml (the default)")
+    parser.add_argument("--model", metavar="NAME", help="an encoder or a language model, named as in ratchet.toml")
     parser.add_argument(
         "--method", choices=METHODS, help="all weights, an adapter, or the head alone (default: by data)"
     )
@@ -42,6 +45,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, metavar="N")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="of a window (default: by data)")
     parser.add_argument("--freeze", type=int, metavar="N", dest="frozen_layers", help="layers left as they are")
+    parser.add_argument("--into", metavar="LANGUAGE", default="", help="to translate into (default: by the data)")
     parser.add_argument("--adversarial", choices=ADVERSARIAL, help="train against changed embeddings as well")
     parser.add_argument("--class-weights", action="store_true", help="rare classes weigh as much as common ones")
     parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
@@ -55,19 +59,23 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def add_eval(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of a trained task")
+    parser.add_argument("folder", type=Path, metavar="TASK", help="a trained task's folder, or the name of a task")
     parser.add_argument(
         "--data", type=Path, required=True, metavar="PATH", help="a file, or a folder with one called test"
     )
+    parser.add_argument("--most", type=int, metavar="N", help="measure with N examples at most, drawn by --seed")
+    _add_prompted(parser)
     _add_columns(parser)
 
 
 def add_predict(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of a trained task")
+    parser.add_argument("folder", type=Path, metavar="TASK", help="a trained task's folder, or the name of a task")
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="what to read (default: lines of --file, or of stdin)")
     parser.add_argument("--file", type=Path, metavar="FILE", help="a text a line, or JSON lines")
     parser.add_argument("--context", metavar="TEXT", help="what questions are answered from")
     parser.add_argument("--pair", metavar="TEXT", help="the other text of each pair")
+    parser.add_argument("--data", type=Path, metavar="PATH", help="by the name of a task: examples to show (--shots)")
+    _add_prompted(parser)
 
 
 def task(args: argparse.Namespace, project: Project) -> int:
@@ -90,6 +98,7 @@ def _train(args: argparse.Namespace, project: Project) -> int:
         out=args.out,
         columns=_columns(args),
         leakage=args.leakage,
+        into=args.into,
         project=project,
         say=_note,
         on_progress=_progress,
@@ -105,18 +114,29 @@ def _train(args: argparse.Namespace, project: Project) -> int:
 
 
 def _evaluate(args: argparse.Namespace, project: Project) -> int:
-    from tuner.tasks.api import load
+    from tuner.tasks import prompted
+    from tuner.tasks.api import load, read_splits
     from tuner.tasks.report import as_data, text_report
 
-    scores = load(args.folder, project=project).evaluate_file(args.data, _columns(args), say=_note)
+    if _is_prompted(args):
+        splits = read_splits(args.folder.name, args.data, columns=_columns(args), leakage="drop", say=_note)
+        scores = prompted.measure(_prompted(args, splits, project), splits, most=args.most, seed=args.seed)
+    else:
+        predictor = load(args.folder, project=project, say=_note)
+        scores = predictor.evaluate_file(args.data, _columns(args), most=args.most, seed=args.seed, say=_note)
     _print(as_data(scores) if args.json else text_report(scores))
     return 0
 
 
 def _predict(args: argparse.Namespace, project: Project) -> int:
-    from tuner.tasks.api import load
+    from tuner.tasks.api import load, read_splits
 
-    predictor = load(args.folder, project=project)
+    if _is_prompted(args):
+        task = args.folder.name
+        splits = None if args.data is None else read_splits(task, args.data, leakage="drop", say=_note)
+        predictor = _prompted(args, splits, project)
+    else:
+        predictor = load(args.folder, project=project, say=_note)
     second = args.context if predictor.task == "answer" else args.pair
     waiting: list[Any] = []
     for text in _texts(args):
@@ -127,6 +147,41 @@ def _predict(args: argparse.Namespace, project: Project) -> int:
     if waiting:
         _tell(predictor, waiting)
     return 0
+
+
+def _is_prompted(args: argparse.Namespace) -> bool:
+    """Whether a language model is to be asked as it is: by a task's name, where no folder is called so.
+
+    Raises DatasetError where a trained task is told what only an untrained one can be.
+    """
+    from agent.errors import DatasetError
+
+    if str(args.folder) in TASKS and not args.folder.is_dir():
+        return True
+    told = [name for name in ("model", "shots", "labels", "into") if getattr(args, name)]
+    if told:
+        raise DatasetError(
+            f"--{told[0]} is for a task by its name ({', '.join(TASKS)}); {args.folder} is a trained task's folder, "
+            "which has its own"
+        )
+    return False
+
+
+def _prompted(args: argparse.Namespace, splits: Splits | None, project: Project) -> TaskPredictor:
+    from tuner.tasks.prompted import prompted
+
+    return prompted(
+        args.folder.name,
+        splits,
+        model=args.model,
+        shots=args.shots,
+        choose=args.choose,
+        labels=[one.strip() for one in args.labels.split(",") if one.strip()],
+        into=args.into,
+        seed=args.seed,
+        project=project,
+        say=_note,
+    )
 
 
 def _tell(predictor: Any, texts: list[Any]) -> None:
@@ -159,6 +214,16 @@ def _texts(args: argparse.Namespace) -> Iterator[str | tuple[str, str]]:
         yield first if second is None else (first, second)
 
 
+def _add_prompted(parser: argparse.ArgumentParser) -> None:
+    """What a language model is told that was not trained for the task."""
+    parser.add_argument("--model", metavar="NAME", help="by the name of a task: a language model (default: the base)")
+    parser.add_argument("--shots", type=int, default=0, metavar="N", help="training examples to show it (default: 0)")
+    parser.add_argument("--choose", choices=CHOICES, default="similar", help="which ones (default: those most alike)")
+    parser.add_argument("--labels", default="", metavar="A,B", help="labels, where no data tells them")
+    parser.add_argument("--into", default="", metavar="LANGUAGE", help="to translate into, where no data tells it")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
+
+
 def _add_columns(parser: argparse.ArgumentParser) -> None:
     for name, what in (
         ("text", "of the texts (in CoNLL files its number, from 1)"),
@@ -167,8 +232,13 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
         ("question", "of the questions"),
         ("context", "of the contexts"),
         ("answer", "of the answers"),
+        ("target", "of translations or summaries; of parallel lines the other file, or how its name ends"),
+        ("rating", "of how good the answers were"),
     ):
         parser.add_argument(f"--{name}", metavar="COLUMN", help=f"column {what}")
+    parser.add_argument(
+        "--least-rating", type=float, metavar="X", help="leave lower rated answers out (default: up to the middle)"
+    )
     parser.add_argument("--multi-label", action="store_true", help="a field may hold several labels")
     parser.add_argument("--separator", metavar="SIGN", help="what stands between them (default: | or ; or a comma)")
     parser.add_argument("--encoding", metavar="NAME", help="of the files (default: UTF-8)")

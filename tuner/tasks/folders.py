@@ -38,12 +38,23 @@ def save(
     model: TaskModel, folder: Path, sealed: Sealed, card: Callable[[str], str], report: Mapping[str, bytes]
 ) -> Manifest:
     """Write a model's folder, whole or not at all; `card` is given its id. Raises AdapterError where one is there."""
+    return publish(folder, sealed, card, report, lambda staged: _write(model, staged, sealed))
+
+
+def publish(
+    folder: Path,
+    sealed: Sealed,
+    card: Callable[[str], str],
+    report: Mapping[str, bytes],
+    write: Callable[[Path], None],
+) -> Manifest:
+    """Seal what `write` puts into a folder with card and report, whole or not at all. As `save`."""
     if folder.exists() and any(folder.iterdir()):
         raise AdapterError(f"{folder} is not empty; name a new folder with --out, or remove it")
     staged = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(staged, ignore_errors=True)
     (staged / "report").mkdir(parents=True)
-    _write(model, staged, sealed)
+    write(staged)
     id = f"{sealed.created_at[:10].replace('-', '')}-{tensors_hash(staged / WEIGHTS)[:8]}"
     (staged / CARD).write_text(card(id), encoding="utf-8")
     for name, content in report.items():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import DatasetError
-from tuner.tasks import conll, marked, squad
+from tuner.tasks import chats, conll, marked, pairs, squad
 from tuner.tasks.columns import Columns, Say, find, find_maybe, guess_text_and_label
 from tuner.tasks.records import Asked, Classified, Example, Related, Span, TaskName
 from tuner.tasks.sources import JSON_LINES, TABLES, Row, is_datasets, read_datasets, read_parts, read_rows, read_text
@@ -53,6 +53,9 @@ def read(task: TaskName, path: Path, columns: Columns | None = None, *, say: Say
     if is_datasets(path):
         named = {SPLITS.get(name, name): rows for name, rows in read_datasets(path).items()}
         return Read({name: _from_rows(task, rows, columns, f"{path}/{name}", say) for name, rows in named.items()})
+    if task == "translate" and (lines := pairs.parallel_files(path, SPLITS, columns, say)):
+        found = {name: pairs.parallel_rows(*two, columns.encoding) for name, two in lines.items()}
+        return Read({name: _from_rows(task, rows, columns, f"{path}/{name}", say) for name, rows in found.items()})
     files = {SPLITS[one.stem.lower()]: one for one in sorted(path.iterdir()) if one.stem.lower() in SPLITS}
     if "train" not in files:
         found = ", ".join(one.name for one in sorted(path.iterdir())[:8]) or "nothing"
@@ -69,7 +72,10 @@ def read_file(
         raise DatasetError(f"{path} is a folder; expected a file here")
     suffix = path.suffix.lower()
     examples: Sequence[Example]
-    if suffix in TABLES or suffix in JSON_LINES:
+    other = pairs.other_file(path, columns) if task == "translate" else None
+    if other is not None:
+        examples = _from_rows(task, pairs.parallel_rows(path, other, columns.encoding), columns, str(path), say)
+    elif suffix in TABLES or suffix in JSON_LINES:
         examples = _from_rows(task, read_rows(path, columns.encoding), columns, str(path), say)
     elif suffix == ".json":
         examples = _from_json(task, path, columns, say)
@@ -110,7 +116,11 @@ def _from_rows(task: TaskName, rows: Sequence[Row], columns: Columns, file: str,
         "tag": lambda: _tagged(rows, columns, file),
         "relate": lambda: _related(rows, columns, file, say),
         "answer": lambda: _asked(rows, columns, file),
+        "translate": lambda: pairs.maker(rows, columns, file, say),
+        "summarise": lambda: pairs.maker(rows, columns, file, say),
     }
+    if task == "converse":
+        return chats.parse(rows, columns, file, say, _each)
     return _each(rows, makers[task]())
 
 

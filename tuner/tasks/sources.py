@@ -163,6 +163,8 @@ def _json_list(path: Path, text: str) -> list[Row]:
         raise DatasetError(f"{path} is not JSON ({fault}); expected a list of objects") from None
     if isinstance(data, dict) and isinstance(data.get("data"), list):
         data = data["data"]
+    if isinstance(data, dict) and data and all(isinstance(one, dict) for one in data.values()):
+        return [Row(one, f"{path}: {name}") for name, one in data.items()]
     if not isinstance(data, list):
         raise DatasetError(f"{path} holds {type(data).__name__}; expected a list of objects")
     return [_object(one, f"{path}[{number}]") for number, one in enumerate(data)]
@@ -179,21 +181,12 @@ def _table(path: Path, text: str) -> list[Row]:
     # A quote inside a field of a TSV is mostly just a character.
     plain = delimiter == "\t" and not _is_quoted(text)
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader(
-        io.StringIO(text, newline=""),
-        delimiter=delimiter,
-        quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL,
-        strict=True,
-    )
-    lines: list[tuple[int, list[str]]] = []
-    began = 1
     try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                lines.append((began, cells))
-            began = reader.line_num + 1
-    except csv.Error as fault:
-        raise DatasetError(f"{path}:{began}: not CSV ({fault}); expected fields in straight quotes") from None
+        lines = _cells(text, delimiter, plain=plain)
+    except _NotQuotedError as fault:
+        if delimiter != "\t":
+            raise DatasetError(f"{path}:{fault}; expected fields in straight quotes") from None
+        lines = _cells(text, delimiter, plain=True)
     width = Counter(len(cells) for _, cells in lines).most_common(1)[0][0]
     for number, cells in lines:
         if len(cells) != width:
@@ -207,6 +200,26 @@ def _table(path: Path, text: str) -> list[Row]:
         twice = next(name for name in names if names.count(name) > 1)
         raise DatasetError(f"{path}:1: two columns are called {twice!r}; give each a name of its own")
     return [Row(dict(zip(names, cells, strict=True)), f"{path}:{number}") for number, cells in lines[headed:]]
+
+
+class _NotQuotedError(Exception):
+    """A quote stands where none may; says in which line."""
+
+
+def _cells(text: str, delimiter: str, *, plain: bool) -> list[tuple[int, list[str]]]:
+    """The rows that hold anything, each with the line it begins in; with `plain` a quote is a character like any."""
+    quoting = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    lines: list[tuple[int, list[str]]] = []
+    began = 1
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                lines.append((began, cells))
+            began = reader.line_num + 1
+    except csv.Error as fault:
+        raise _NotQuotedError(f"{began}: not CSV ({fault})") from None
+    return lines
 
 
 def has_header(lines: Sequence[Sequence[str]]) -> bool:
