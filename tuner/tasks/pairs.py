@@ -8,7 +8,8 @@ from typing import Any
 
 from agent.errors import DatasetError
 from tuner.tasks.columns import Columns, Say, find_maybe
-from tuner.tasks.languages import language_named
+from tuner.tasks.languages import LANGUAGES, language_named
+from tuner.tasks.names import KNOWN
 from tuner.tasks.records import Written
 from tuner.tasks.sources import JSON_LINES, TABLES, Row, read_text
 
@@ -86,21 +87,23 @@ def parallel_files(folder: Path, splits: Mapping[str, str], columns: Columns, sa
     return made
 
 
+def header_names(columns: Columns) -> frozenset[str]:
+    """By what a first row is known for names: texts of any kind may stand there, so nothing else tells."""
+    named = (columns.text, columns.target, columns.question, columns.answer, columns.rating)
+    return KNOWN | LANGUAGES.keys() | {one.lower() for one in (*LANGUAGES.values(), *filter(None, named))}
+
+
 def _columns(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> tuple[str, str]:
     names = list(rows[0].values)
-    spoken = [name for name in names if language_named(name)]
-    # A file named as the target is not a column; that was dealt with before.
-    target_named = columns.target if columns.target in names or len(spoken) < 2 else None
-    target = find_maybe(rows, "target", target_named if target_named in names else None, file)
+    target = find_maybe(rows, "target", _column_named(columns.target, names), file)
     text = find_maybe(rows, "source", columns.text, file)
+    spoken = [name for name in names if language_named(name)]
     how = "by name"
-    if columns.target is not None and target_named is None and columns.target not in names:
-        target = next((name for name in spoken if language_named(name) == language_named(columns.target)), target)
-    if target is None and len(spoken) >= 2:
-        target = next(name for name in spoken[1:] if name != text)
-    if text is None and len(spoken) >= 2:
-        text = next(name for name in spoken if name != target)
-    if text is None and target is None and names[:2] == ["1", "2"]:
+    if target is None:
+        target = next((name for name in spoken if name not in (text, *spoken[:1])), None)
+    if text is None:
+        text = next((name for name in spoken if name != target), None)
+    if text is None and target is None and names[:2] == ["1", "2"] and _has_letters(rows):
         how, (text, target) = "by place", ("1", "2")
     if text is None or target is None or text == target:
         missing = "text" if text is None else "target"
@@ -111,6 +114,19 @@ def _columns(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> tupl
     if columns.text is None or columns.target is None:
         say(f"{file}: text is column {text!r}, target is column {target!r} (guessed {how}; else: --text, --target)")
     return text, target
+
+
+def _column_named(target: str | None, names: Sequence[str]) -> str | None:
+    """What was named as the target, or the column of its language where a file or its ending was named."""
+    if target is None or target in names:
+        return target
+    language = language_named(Path(target).suffix or target)
+    return next((name for name in names if language and language_named(name) == language), target)
+
+
+def _has_letters(rows: Sequence[Row]) -> bool:
+    """Whether both first columns hold texts, and not numbers."""
+    return all(any(map(str.isalpha, str(row.values[name]))) for row in rows[:50] for name in ("1", "2"))
 
 
 def _nested(rows: Sequence[Row]) -> str | None:

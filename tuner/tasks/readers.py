@@ -16,7 +16,7 @@ from typing import Any
 from agent.errors import DatasetError
 from tuner.tasks import chats, conll, marked, pairs, squad
 from tuner.tasks.columns import Columns, Say, find, find_maybe, guess_text_and_label
-from tuner.tasks.records import Asked, Classified, Example, Related, Span, TaskName
+from tuner.tasks.records import WRITTEN, Asked, Classified, Example, Related, Span, TaskName
 from tuner.tasks.sources import JSON_LINES, TABLES, Row, is_datasets, read_datasets, read_parts, read_rows, read_text
 from tuner.tasks.words import tagged
 
@@ -76,7 +76,7 @@ def read_file(
     if other is not None:
         examples = _from_rows(task, pairs.parallel_rows(path, other, columns.encoding), columns, str(path), say)
     elif suffix in TABLES or suffix in JSON_LINES:
-        examples = _from_rows(task, read_rows(path, columns.encoding), columns, str(path), say)
+        examples = _from_rows(task, _rows(task, path, columns), columns, str(path), say)
     elif suffix == ".json":
         examples = _from_json(task, path, columns, say)
     else:
@@ -94,7 +94,7 @@ def _from_json(task: TaskName, path: Path, columns: Columns, say: Say) -> list[E
             raise DatasetError(f"{path} is not JSON ({fault}); expected SQuAD's") from None
         if squad.fits(data):
             return list(squad.parse(data, str(path)))
-    return _from_rows(task, read_rows(path, columns.encoding), columns, str(path), say)
+    return _from_rows(task, _rows(task, path, columns), columns, str(path), say)
 
 
 def _from_text(task: TaskName, path: Path, columns: Columns, say: Say) -> list[Example]:
@@ -105,7 +105,11 @@ def _from_text(task: TaskName, path: Path, columns: Columns, say: Say) -> list[E
         return list(marked.parse(text, str(path)))
     if task == "classify" and text.lstrip().startswith("__label__"):
         return list(_fasttext(text, path))
-    return _from_rows(task, read_rows(path, columns.encoding), columns, str(path), say)
+    return _from_rows(task, _rows(task, path, columns), columns, str(path), say)
+
+
+def _rows(task: TaskName, path: Path, columns: Columns) -> list[Row]:
+    return read_rows(path, columns.encoding, headers=pairs.header_names(columns) if task in WRITTEN else None)
 
 
 def _from_rows(task: TaskName, rows: Sequence[Row], columns: Columns, file: str, say: Say) -> list[Example]:

@@ -12,7 +12,7 @@ import importlib.util
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,15 +56,18 @@ def read_text(path: Path, encoding: str | None = None) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_rows(path: Path, encoding: str | None = None) -> list[Row]:
-    """All rows of a table or of JSON. Raises DatasetError with file, line and reason."""
+def read_rows(path: Path, encoding: str | None = None, *, headers: Collection[str] | None = None) -> list[Row]:
+    """All rows of a table or of JSON. Raises DatasetError with file, line and reason.
+
+    With `headers`, in lower case, the first row of a table is one of names only if it has one of these.
+    """
     suffix = path.suffix.lower()
     text = read_text(path, encoding)
     if suffix in JSON_LINES:
         return _json_lines(path, text)
     if suffix == ".json":
         return _json_list(path, text)
-    return _table(path, text)
+    return _table(path, text, headers)
 
 
 def read_parts(path: Path, names: Mapping[str, str], encoding: str | None = None) -> dict[str, list[Row]]:
@@ -176,7 +179,7 @@ def _object(data: object, source: str) -> Row:
     return Row(data, source)
 
 
-def _table(path: Path, text: str) -> list[Row]:
+def _table(path: Path, text: str, headers: Collection[str] | None) -> list[Row]:
     delimiter = "\t" if path.suffix.lower() in (".tsv", ".tab") else _delimiter(text)
     # A quote inside a field of a TSV is mostly just a character.
     plain = delimiter == "\t" and not _is_quoted(text)
@@ -194,7 +197,10 @@ def _table(path: Path, text: str) -> list[Row]:
                 f"{path}:{number}: {len(cells)} fields where the others have {width}; put quotes around a field that "
                 f"holds {delimiter!r}"
             )
-    headed = has_header([cells for _, cells in lines[:HEADED]])
+    if headers is None:
+        headed = has_header([cells for _, cells in lines[:HEADED]])
+    else:
+        headed = any(cell.strip().lower() in headers for cell in lines[0][1])
     names = [cell.strip() for cell in lines[0][1]] if headed else [str(place + 1) for place in range(width)]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
