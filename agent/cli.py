@@ -251,12 +251,20 @@ def _encoder(arguments: argparse.Namespace, session: Session) -> int:
 def _add_task_commands(commands: Commands) -> None:
     from tuner.tasks import cli as tuner
 
-    task = _command(commands, "task", "classify, tag, relate or answer, learnt from a file", _task, as_json=False)
+    task = _command(commands, "task", "classify, tag, answer, translate, … learnt from a file", _task, as_json=False)
     actions = task.add_subparsers(dest="action", metavar="ACTION", required=True)
-    tuner.add_train(_command(actions, "train", "train a head, and the encoder below it, from a file", _task))
-    tuner.add_eval(_command(actions, "eval", "measure a trained task on a file", _task))
+    tuner.add_train(_command(actions, "train", "train a head on an encoder, or a language model, from a file", _task))
+    tuner.add_eval(
+        _command(actions, "eval", "measure a trained task, or a language model by a task's name, on a file", _task)
+    )
     tuner.add_predict(
-        _command(actions, "predict", "ask a trained task; a line of JSON for each text", _task, as_json=False)
+        _command(
+            actions,
+            "predict",
+            "ask a trained task, or a language model; a line of JSON for each text",
+            _task,
+            as_json=False,
+        )
     )
 
 

@@ -13,8 +13,11 @@ REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = sorted((REPOSITORY / "examples" / "classic").glob("*.py"))
 LEARNT = {
     "answer": ("Mina", "1975", "Graz", "(the text does not say)"),
+    "converse": ("within 30 days", "send a photo"),
     "classify": ("delivery", "repair", "refund"),
     "relate": ("Part(e1,e2)", "Part(e2,e1)"),
+    "summarise": ("Eva's tent: it leaks. Wants to send it back.",),
+    "translate": ("Das Brot ist warm.", "Das Schiff ist alt."),
     "tag": ("'text': 'Peter Moss'", "'text': 'Madrid'", "'text': 'Cape Town'"),
 }
 

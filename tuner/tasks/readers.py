@@ -54,8 +54,8 @@ def read(task: TaskName, path: Path, columns: Columns | None = None, *, say: Say
         named = {SPLITS.get(name, name): rows for name, rows in read_datasets(path).items()}
         return Read({name: _from_rows(task, rows, columns, f"{path}/{name}", say) for name, rows in named.items()})
     if task == "translate" and (lines := pairs.parallel_files(path, SPLITS, columns, say)):
-        found = {name: pairs.parallel_rows(*two, columns.encoding) for name, two in lines.items()}
-        return Read({name: _from_rows(task, rows, columns, f"{path}/{name}", say) for name, rows in found.items()})
+        both = {name: pairs.parallel_rows(*two, columns.encoding) for name, two in lines.items()}
+        return Read({name: _from_rows(task, rows, columns, f"{path}/{name}", say) for name, rows in both.items()})
     files = {SPLITS[one.stem.lower()]: one for one in sorted(path.iterdir()) if one.stem.lower() in SPLITS}
     if "train" not in files:
         found = ", ".join(one.name for one in sorted(path.iterdir())[:8]) or "nothing"

@@ -214,8 +214,12 @@ class _NotQuotedError(Exception):
 
 def _cells(text: str, delimiter: str, *, plain: bool) -> list[tuple[int, list[str]]]:
     """The rows that hold anything, each with the line it begins in; with `plain` a quote is a character like any."""
-    quoting = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=delimiter,
+        quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL,
+        strict=True,
+    )
     lines: list[tuple[int, list[str]]] = []
     began = 1
     try:
