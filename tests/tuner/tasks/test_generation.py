@@ -53,11 +53,8 @@ def files(folder: Path, made: Callable[[Sequence[str]], list[dict[str, str]]]) -
 @pytest.fixture(scope="module")
 def labels(base: str, tmp_path_factory: pytest.TempPathFactory) -> TaskResult:
     folder = tmp_path_factory.mktemp("labels")
-    # Random weights learn by heart at most: the epoch is chosen by what they are to know by heart.
-    data = files(folder, labelled)
-    (data / "validation.jsonl").write_bytes((data / "train.jsonl").read_bytes())
-    settings = {**QUICK, "batch": 5, "epochs": 15}
-    return train("classify", data, model=base, out=folder / "ways", leakage="keep", **settings)
+    settings = {**QUICK, "batch": 5, "epochs": 2}
+    return train("classify", files(folder, labelled), model=base, out=folder / "ways", **settings)
 
 
 @pytest.fixture(scope="module")
@@ -97,17 +94,30 @@ def test_two_tasks_beside_each_other_on_one_base_say_what_each_says_alone(
     assert all(isinstance(said, Said) for said in alone[1])
 
 
-def test_the_choice_of_a_label_is_learnt(labels: TaskResult, base: str) -> None:
-    known = labelled(THINGS[1:])
-    texts, wanted = [row["text"] for row in known], [row["label"] for row in known]
-    before = prompted("classify", model=base, labels=sorted(PLACES)).predict(texts)
-    after = labels.predictor.predict(texts)
-    right = [
-        sum(isinstance(one, Labelled) and one.label == label for one, label in zip(said, wanted, strict=True))
-        for said in (before, after)
-    ]
-    assert right[1] >= 18
-    assert right[0] < 12
+@pytest.mark.slow
+def test_the_real_base_learns_to_sort_messages_and_is_measured_before_and_after(
+    models_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / ".ratchet").mkdir()
+    (tmp_path / ".ratchet" / "models").symlink_to(models_folder)
+    kinds = {"refund": "I want my money back for the {}", "repair": "The {} is broken, can you mend it?"}
+    train_on, test_on = ("tent", "lamp", "stove", "rope", "bag", "coat", "boat", "pan"), ("kettle", "chair", "bike")
+    for name, things in (("train", train_on), ("validation", ("tarp", "sledge")), ("test", test_on)):
+        made = [{"text": text.format(one), "label": kind} for kind, text in kinds.items() for one in things]
+        write_lines(tmp_path / f"{name}.jsonl", made)
+    result = train(
+        "classify",
+        tmp_path,
+        model="smollm2-135m-instruct",
+        out=tmp_path / "kinds",
+        epochs=8,
+        batch=8,
+        project=find_project(tmp_path),
+    )
+    assert result.scores.figures["accuracy"].mean == 1.0
+    assert result.before.figures["accuracy"].mean < 1.0
+    again = load(tmp_path / "kinds", project=find_project(tmp_path))
+    assert again.predict(["I want my money back for the sofa"])[0].to_dict()["labels"] == ["refund"]
 
 
 def test_a_changed_folder_and_another_base_are_refused(places: TaskResult, tmp_path: Path, labels: TaskResult) -> None:
