@@ -104,7 +104,9 @@ class AskClassify:
     def measure(
         self, examples: Sequence[Classified], predictions: Sequence[Labelled], *, resamples: int = RESAMPLES
     ) -> Scores:
-        labels = sorted({*self.labels, *(label for one in examples for label in one.labels)})
+        # What was cut off is no label, and counts as wrong.
+        said_too = {one.label for one in predictions} if not self.multi else set()
+        labels = sorted({*self.labels, *said_too, *(label for one in examples for label in one.labels)})
         if self.multi:
             gold, said = [one.labels for one in examples], [one.labels for one in predictions]
             return multi_label(gold, said, labels, resamples=resamples)
@@ -196,8 +198,8 @@ class AskRelate:
     def measure(
         self, examples: Sequence[Related], predictions: Sequence[Labelled], *, resamples: int = RESAMPLES
     ) -> Scores:
-        labels = sorted({*self.labels, *(one.label for one in examples)})
         gold, said = [one.label for one in examples], [one.label for one in predictions]
+        labels = sorted({*self.labels, *gold, *said})
         return relations(gold, said, labels, resamples=resamples)
 
     def options(self) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.tasks.columns import Columns
 from tuner.tasks.records import TASKS
-from tuner.tasks.settings import ADVERSARIAL, METHODS
-from tuner.tasks.shots import CHOICES
+from tuner.tasks.settings import ADVERSARIAL, CHOICES, METHODS
 
 if TYPE_CHECKING:
     from agent.settings import Project

@@ -19,7 +19,8 @@ from tuner.tasks.kinds import KINDS
 from tuner.tasks.metrics import Scores
 from tuner.tasks.predictor import Say, TaskPredictor, drawn, silent
 from tuner.tasks.records import TASKS, WRITTEN, TaskName
-from tuner.tasks.shots import CHOICES, Choice, Coverage, Shots, Similar
+from tuner.tasks.settings import CHOICES, Choice
+from tuner.tasks.shots import Coverage, Shots, Similar
 from tuner.tasks.splits import Splits
 
 Way = Literal["head", "generation"]

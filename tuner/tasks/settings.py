@@ -13,6 +13,9 @@ Method = Literal["full", "lora", "head"]
 METHODS: tuple[Method, ...] = ("full", "lora", "head")
 ADVERSARIAL = ("none", "fgm", "freelb")
 PRECISIONS = ("auto", "float32", "mixed")
+Choice = Literal["similar", "coverage"]
+CHOICES: tuple[Choice, ...] = ("similar", "coverage")
+"""How the examples are chosen that a language model is shown; see `tuner.tasks.shots`."""
 
 
 @dataclass(frozen=True)

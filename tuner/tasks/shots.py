@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,6 @@ import numpy.typing as npt
 from agent.errors import DatasetError
 from agent.memory.encoder import Encoder
 from tuner.tasks.records import key, label_of, shown
-
-Choice = Literal["similar", "coverage"]
-CHOICES: tuple[Choice, ...] = ("similar", "coverage")
 
 
 class Shots(Protocol):
