@@ -49,7 +49,10 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     ),
     "agent.doctor": ("Finding", "diagnose"),
     "tuner.tasks.api": ("load", "train"),
-    "tuner.tasks.records": ("Answer", "Asked", "Classified", "Related", "Span", "Tagged"),
+    "tuner.tasks.prompted": ("measure", "prompted"),
+    "tuner.tasks.records": (
+        *("Answer", "Asked", "Classified", "Conversed", "Related", "Span", "Tagged", "Turn", "Written"),
+    ),
     "tools.context": ("Passage", "Retriever", "ToolContext"),
 }
 
