@@ -16,7 +16,7 @@ LEARNT = {
     "converse": ("within 30 days", "send a photo"),
     "classify": ("delivery", "repair", "refund"),
     "relate": ("Part(e1,e2)", "Part(e2,e1)"),
-    "summarise": ("Eva's tent: it leaks. Wants to send it back.",),
+    "summarise": ("it leaks. Wants to send it back.",),
     "translate": ("Das Brot ist warm.", "Das Schiff ist alt."),
     "tag": ("'text': 'Peter Moss'", "'text': 'Madrid'", "'text': 'Cape Town'"),
 }
