@@ -18,6 +18,9 @@ from agent.commands.session import OpenRuntime, Session, UsageError
 from agent.errors import RatchetError
 
 if TYPE_CHECKING:
+    from agent.runtime import Runtime
+    from agent.settings import Project
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -30,11 +33,11 @@ Handler = Callable[[argparse.Namespace, Session], int]
 def main(argv: Sequence[str] | None = None, *, open_runtime: OpenRuntime | None = None) -> int:
     """Run one command and return its exit code. `open_runtime` makes runtimes of another kind, for tests."""
     try:
-        arguments = build_parser().parse_args(argv)
+        arguments = _parsed(argv)
     except SystemExit as end:  # how argparse ends after --help, --version and wrong usage
         return end.code if isinstance(end.code, int) else USAGE
     try:
-        code: int = arguments.handler(arguments, Session(arguments, open_runtime))
+        code: int = arguments.handler(arguments, Session(arguments, open_runtime or _open_runtime))
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -55,6 +58,17 @@ def main(argv: Sequence[str] | None = None, *, open_runtime: OpenRuntime | None 
         said = f"{type(fault).__name__}: {fault}"
         print(f"ratchet: unexpected failure ({said}); run it again with --debug to see where", file=sys.stderr)
         return FAILED
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments. Texts may also stand behind options, which argparse does not allow in the command of a command."""
+    parser = build_parser()
+    arguments, more = parser.parse_known_args(argv)
+    if more and (getattr(arguments, "texts", None) != [] or any(one.startswith("-") for one in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        arguments.texts = more
+    return arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,6 +93,12 @@ def build_parser() -> argparse.ArgumentParser:
         add(commands)
     _add_project_commands(commands)
     return parser
+
+
+def _open_runtime(project: Project, progress: Callable[[str], None]) -> Runtime:
+    from tuner.opening import open_runtime
+
+    return open_runtime(project, progress)
 
 
 class _Version(argparse.Action):
@@ -166,6 +186,12 @@ def _add_feedback_commands(commands: Commands) -> None:
     correct.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="one argument of it")
     correct.add_argument("--answer", metavar="TEXT", help="the step should have answered this")
     correct.add_argument("--cite", action="append", type=int, metavar="N", help="a passage the answer cites")
+    correct.add_argument(
+        "--output",
+        metavar="TEXT",
+        help="the trained task that was asked should have given this: a label, labels with | between, entities as "
+        'JSON ([{"text": "Ada", "label": "PER"}]), or an answer',
+    )
     correct.add_argument("--kind", choices=KINDS, help="where it belongs (default: what the rule says)")
     listing = _command(
         commands, "corrections", "list the corrections and say where each belongs", _lazy("feedback", "corrections")
@@ -250,14 +276,26 @@ def _encoder(arguments: argparse.Namespace, session: Session) -> int:
 
 def _add_task_commands(commands: Commands) -> None:
     from tuner.tasks import cli as tuner
+    from tuner.tasks import keeping
 
-    task = _command(commands, "task", "classify, tag, relate or answer, learnt from a file", _task, as_json=False)
+    task = _command(commands, "task", "classify, tag, answer, translate, … learnt from a file", _task, as_json=False)
     actions = task.add_subparsers(dest="action", metavar="ACTION", required=True)
-    tuner.add_train(_command(actions, "train", "train a head, and the encoder below it, from a file", _task))
-    tuner.add_eval(_command(actions, "eval", "measure a trained task on a file", _task))
-    tuner.add_predict(
-        _command(actions, "predict", "ask a trained task; a line of JSON for each text", _task, as_json=False)
+    tuner.add_train(_command(actions, "train", "train a head on an encoder, or a language model, from a file", _task))
+    tuner.add_eval(
+        _command(actions, "eval", "measure a trained task, or a language model by a task's name, on a file", _task)
     )
+    tuner.add_predict(
+        _command(
+            actions,
+            "predict",
+            "ask a trained task, or a language model; a line of JSON for each text",
+            _task,
+            as_json=False,
+        )
+    )
+    _command(actions, "list", "list the trained tasks, their tools and what is served", _task)
+    keeping.add_tune(_command(actions, "tune", "learn from corrections of its output; served if better", _task))
+    keeping.add_rollback(_command(actions, "rollback", "serve the version that was served before", _task))
 
 
 def _task(arguments: argparse.Namespace, session: Session) -> int:

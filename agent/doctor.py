@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from agent.errors import WeightsError
+from agent.errors import AdapterError, WeightsError
 from agent.llm.catalog import CATALOG
 from agent.llm.convert import packaged_file
 from agent.llm.weights import list_models
@@ -71,6 +71,7 @@ def diagnose(project: Project) -> list[Finding]:
         *_packaged(),
         *_models(project),
         _settings(project),
+        *_tasks(project),
         _store(project.home.database),
         _sandbox(),
     ]
@@ -213,6 +214,24 @@ def _settings(project: Project) -> Finding:
     if project.settings_file is not None:
         return Finding("settings", str(project.settings_file), "ok")
     return Finding("settings", "no ratchet.toml; every setting has its default", "ok")
+
+
+def _tasks(project: Project) -> Iterator[Finding]:
+    """The trained tasks that tools are named for."""
+    from agent.sealing import verify
+    from agent.task_folders import find_task, serving
+
+    for tool in project.settings.tools.tasks:
+        try:
+            folder = find_task(project, tool)
+            found = serving(folder)
+            version = folder if found.adapter is None else found.adapter.folder
+            manifest = verify(version)
+        except AdapterError as error:
+            yield Finding(f"task {tool}", str(error).partition("; ")[0], "missing", str(error).partition("; ")[2])
+        else:
+            level: Level = "warn" if found.warning else "ok"
+            yield Finding(f"task {tool}", f"{manifest.id} on {manifest.base} in {version}", level, found.warning or "")
 
 
 def _store(path: Path) -> Finding:

@@ -8,7 +8,7 @@ times are arguments, and nothing is written here.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal, get_args
 
@@ -20,7 +20,16 @@ from agent.llm.grammar import MAX_PLAN_ITEM, MAX_PLAN_ITEMS, MAX_THOUGHT, Parsed
 from agent.llm.quotes import MAX_QUOTES, Quote, cited_by, quoted
 from agent.llm.render import Frame
 from agent.loop import describe
-from agent.trajectory import Arbitration, Correction, Kind, Rating, Step, ToolCall, Trajectory
+from agent.trajectory import (
+    Arbitration,
+    Correction,
+    Kind,
+    OutputCorrection,
+    Rating,
+    Step,
+    ToolCall,
+    Trajectory,
+)
 
 
 def make_rating(trajectory: Trajectory, verdict: str, *, reviewer: str, reason: str = "", id: str, at: str) -> Rating:
@@ -55,10 +64,7 @@ def make_correction(
     stands for a call of the tool that answers. `tools` and `frame` are those of the project. Raises
     FeedbackError, which names what was expected.
     """
-    if not 0 <= step < len(trajectory.steps):
-        has = f"steps 0 to {len(trajectory.steps) - 1}" if trajectory.steps else "no steps"
-        raise FeedbackError(f"run {trajectory.id} has no step {step}; it has {has}")
-    was, before = trajectory.steps[step], trajectory.steps[:step]
+    was, before = _step_of(trajectory, step), trajectory.steps[:step]
     known = {one.name: one for one in tools if _had(trajectory, one.name)}
     shape = frame.only(list(known)).shape(trajectory.task, before)
     if answer is not None or citations is not None:
@@ -81,6 +87,29 @@ def make_correction(
     _check_words(said, plan=shape.plan, thought=shape.thought)
     _check_grammar(said, step_grammar(shape), chosen)
     return Correction(id, trajectory.id, step, call, said.thought, said.plan, _reviewer(reviewer), reason, at)
+
+
+def make_output_correction(
+    trajectory: Trajectory,
+    step: int,
+    said: str,
+    *,
+    right_output: Callable[[str, Mapping[str, Any], str], Mapping[str, Any]],
+    reviewer: str,
+    reason: str = "",
+    id: str,
+    at: str,
+) -> OutputCorrection:
+    """What the trained task that a step asked should have given.
+
+    `right_output` (see `agent.runtime.TrainedTasks`) says how the tool would have given it. Raises FeedbackError.
+    """
+    was = _step_of(trajectory, step)
+    call = was.call
+    if call is None or was.error is not None:
+        raise FeedbackError(f"step {step} of run {trajectory.id} gave nothing, so there is no output to correct")
+    output = right_output(call.name, call.arguments, said)
+    return OutputCorrection(id, trajectory.id, step, call.name, output, _reviewer(reviewer), reason, at)
 
 
 def make_arbitration(
@@ -111,6 +140,13 @@ def expected_arguments(tool: BaseTool) -> str:
         note = ", ".join([*limits, *(["optional"] if name not in required else [])])
         names.append(f"{name}: {kind}" + (f" ({note})" if note else ""))
     return f"{tool.name} takes {'; '.join(names) or 'no arguments'}"
+
+
+def _step_of(trajectory: Trajectory, step: int) -> Step:
+    if not 0 <= step < len(trajectory.steps):
+        has = f"steps 0 to {len(trajectory.steps) - 1}" if trajectory.steps else "no steps"
+        raise FeedbackError(f"run {trajectory.id} has no step {step}; it has {has}")
+    return trajectory.steps[step]
 
 
 def _reviewer(name: str) -> str:

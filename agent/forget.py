@@ -26,7 +26,7 @@ from agent.memory.tables import tenant_names
 from agent.memory.wording import plain
 from agent.settings import Home
 from agent.store import Forgetting, Store
-from agent.trajectory import Arbitration, Correction, Rating, Recalled, Step, Trajectory
+from agent.trajectory import Arbitration, Correction, OutputCorrection, Rating, Recalled, Step, Trajectory
 
 if TYPE_CHECKING:
     from agent.memory.search import Memory
@@ -35,7 +35,7 @@ Reason = Literal["fact", "task", "step", "feedback", "passage", "branch"]
 """Where the ID stands in a run. `passage`: the run was shown one of a document that is the subject's. `branch`: it
 shares its task with a run that is."""
 
-Feedback = Rating | Correction | Arbitration
+Feedback = Rating | Correction | OutputCorrection | Arbitration
 
 Place = Literal["owner", "metadata", "name", "text"]
 """Where the ID stands in a document. `owner`: a value of its metadata is the ID, so that it is the subject's."""
@@ -145,6 +145,28 @@ class LearntAdapter:
 
 
 @dataclass(frozen=True)
+class LearntTask:
+    """A version of a trained classic task that learnt of what is forgotten, may have, or has text that names the ID."""
+
+    folder: Path
+    id: str
+    tools: tuple[str, ...]
+    """Names of the agent's tools that ask the task."""
+    served: bool
+    """Whether the task's name stands for this version."""
+    runs: int
+    """Runs that are forgotten now, of which it learnt a corrected output, itself or where it goes on from."""
+    earlier: int
+    """The same for runs that were forgotten before."""
+    data: tuple[Path, ...]
+    """Files it was trained on that name the ID. They are the user's own and stay."""
+    unknown: bool
+    """It does not say what it was trained on, or that is gone, so that there may be more."""
+    pages: tuple[str, ...]
+    """Files of its sealed folder that name the ID. They stay unless it is asked for."""
+
+
+@dataclass(frozen=True)
 class Learnt:
     """What was made of the runs."""
 
@@ -152,10 +174,16 @@ class Learnt:
     files: tuple[Path, ...] = ()
     """Files and folders that hold text, or cannot be gone on with: of tunings and of evaluations."""
     adapters: tuple[LearntAdapter, ...] = ()
+    tasks: tuple[LearntTask, ...] = ()
     commands: tuple[str, ...] = ()
     """What serves and trains without the forgotten runs."""
     suite: Path | None = None
     """The held-out suite, where it names the ID. It is the user's own file and stays."""
+
+    @property
+    def pages(self) -> bool:
+        """Whether a sealed folder has pages that name the ID."""
+        return any(one.pages for one in self.adapters) or any(one.pages for one in self.tasks)
 
 
 class Tuned(Protocol):
@@ -186,7 +214,7 @@ class Found:
 
     def goes(self, *, pages: bool) -> bool:
         """Whether there is anything to remove."""
-        sealed = pages and any(one.pages for one in self.learnt.adapters)
+        sealed = pages and self.learnt.pages
         held = (self.runs.runs, self.runs.recalled, self.workspaces, self.documents)
         return sealed or any(held) or bool(self.learnt.datasets or self.learnt.files)
 
@@ -255,7 +283,12 @@ def forget(
 def find_runs(store: Store, subject: Subject, owned: Collection[str] = ()) -> FoundRuns:
     """What of the log is the subject's; `owned` are names of documents that are."""
     said: dict[str, list[Feedback]] = {}
-    every: list[Feedback] = [*store.ratings(), *store.corrections(), *store.arbitrations()]
+    every: list[Feedback] = [
+        *store.ratings(),
+        *store.corrections(),
+        *store.output_corrections(),
+        *store.arbitrations(),
+    ]
     for one in every:
         said.setdefault(one.run, []).append(one)
     intended: dict[str, list[Step]] = {}
@@ -341,6 +374,8 @@ def _texts_of_step(step: Step) -> list[Any]:
 def _texts_of_feedback(feedback: Feedback) -> list[Any]:
     if isinstance(feedback, Correction):
         return [feedback.call.arguments, feedback.thought, feedback.plan, feedback.reason]
+    if isinstance(feedback, OutputCorrection):
+        return [feedback.output, feedback.reason]
     return [feedback.reason]
 
 

@@ -10,11 +10,11 @@ import shutil
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 from uuid import uuid4
 
 from langchain_core.language_models import BaseChatModel
@@ -68,6 +68,18 @@ FACT_PASSAGES = 5
 INTERRUPTED = "The program was stopped during this call; whether it was done is not known. Check before trying again."
 
 
+class TrainedTasks(Protocol):
+    """The trained classic tasks that a project's settings name. `tuner.tasks.tools.TaskTools` is the one there is."""
+
+    def tools(self) -> Sequence[BaseTool]:
+        """A tool for each, of the version that is served now. Raises AdapterError where one is missing or changed."""
+        ...
+
+    def right_output(self, tool: str, arguments: Mapping[str, Any], said: str) -> Mapping[str, Any]:
+        """What a call should have given, as the tool gives it. Raises FeedbackError for what it cannot give."""
+        ...
+
+
 class Runtime:
     """A project at work. Use as a context manager, or call `close`."""
 
@@ -77,9 +89,13 @@ class Runtime:
         *,
         model: BaseChatModel | Stepper | None = None,
         encoder: Encoder | None = None,
+        tasks: TrainedTasks | None = None,
         progress: Callable[[str], None] | None = None,
     ) -> None:
-        """`model` and `encoder` stand in for the project's own; adapters act on a `LocalModel` alone."""
+        """`model` and `encoder` stand in for the project's own; adapters act on a `LocalModel` alone.
+
+        `tasks` are needed where the settings name some.
+        """
         self.project = project
         self.home = project.home
         self.registry = Registry(project.home.adapters)
@@ -89,6 +105,7 @@ class Runtime:
         """What the user should know, such as that the active adapter was broken and another is served."""
         self._progress = progress or (lambda text: None)
         self._model = model
+        self._tasks = tasks
         self._encoder = encoder
         self._stand_in = encoder
         self._opened: dict[str, Encoder] = {}
@@ -364,9 +381,17 @@ class Runtime:
                 copied_queries=memory.copied_queries,
                 task_in_queries=memory.task_in_queries,
                 quoted_answers=self.project.settings.agent.quoted_answers,
+                given=self.tasks.tools() if chosen.tasks else (),
             )
         except ToolsLoadError as fault:
             raise ToolsError(str(fault)) from fault
+
+    @property
+    def tasks(self) -> TrainedTasks:
+        """The trained tasks that the settings name."""
+        if self._tasks is None:
+            raise ToolsError("this runtime was opened without the trained tasks; open it with `tuner.opening`")
+        return self._tasks
 
     def frame(self, names: Sequence[str] | None = None) -> Frame:
         """What the model is told, without a run: for training and for checking corrections."""
@@ -461,10 +486,12 @@ class Runtime:
         """Do a task and record it in the store, unless another recorder is given; without `recall`, from nothing."""
         run_id = run_id or new_id()
         scrubber = self._scrubber(run_id)
+        # Tools first: what is wrong with them is told before a model is loaded.
+        known = self.tools(self._context(run_id, task, workspace), tools)
         return run(
             task,
             self.stepper(adapter),
-            self.tools(self._context(run_id, task, workspace), tools),
+            known,
             options=options or self.options,
             run_id=run_id,
             recorder=self.store if recorder is None else recorder,

@@ -12,6 +12,7 @@ import difflib
 import json
 import math
 import os
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -62,6 +63,19 @@ def _text(default: str) -> str:
 def _names(default: tuple[str, ...], *, empty: bool = True) -> tuple[str, ...]:
     expected = "texts that are not empty" + ("" if empty else ", at least one")
     return _key(default, expected, lambda value: (empty or bool(value)) and all(item.strip() for item in value))
+
+
+def _named_paths() -> Mapping[str, str]:
+    """A field of tool names, each with a text that is not empty; none by default."""
+
+    def fits(value: Mapping[str, str]) -> bool:
+        return all(_TOOL_NAME.fullmatch(name) and path.strip() for name, path in value.items())
+
+    expected = "names of letters, digits and _, each with a text that is not empty"
+    return field(default_factory=dict, metadata={"expected": expected, "fits": fits})
+
+
+_TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
 def _is_device(value: str) -> bool:
@@ -125,6 +139,9 @@ class ToolSettings:
     """Python files (relative to the project's folder) or dotted module names; each has `load_tools`."""
     enabled: tuple[str, ...] = _names(())
     """Names of the tools the agent may use; empty means all."""
+    tasks: Mapping[str, str] = _named_paths()
+    """Trained classic tasks the agent may ask: the tool's name, and the task's folder (relative to the project's) or
+    its name in the home, as in { classify_intent = "intents" }."""
 
 
 @dataclass(frozen=True)
@@ -500,6 +517,10 @@ def _cast(value: Any, wanted: Any) -> tuple[Any, str | None]:
         return float(value), None
     if wanted is str:
         return value, None if isinstance(value, str) else "a text in quotes"
+    if wanted == Mapping[str, str]:
+        if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+            return value, 'names with texts, such as { name = "text" }'
+        return value, None
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         return value, 'a list of texts, such as ["a", "b"]'
     return tuple(value), None
@@ -531,6 +552,9 @@ def _shown(value: object) -> str:
 def _toml(value: object) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        inside = ", ".join(f"{_toml(name)} = {_toml(item)}" for name, item in value.items())
+        return f"{{ {inside} }}" if inside else "{}"
     if isinstance(value, float):
         return repr(value)
     # TOML's basic strings, booleans and whole numbers are written as JSON writes them.

@@ -23,6 +23,7 @@ from agent.trajectory import (
     Arbitration,
     Correction,
     Outcome,
+    OutputCorrection,
     Rating,
     Recalled,
     Step,
@@ -280,6 +281,10 @@ class Store:
         """Append a correction. Raises FeedbackError when the run or the step is not there."""
         self._append(correction, "correction", correction.step)
 
+    def correct_output(self, correction: OutputCorrection) -> None:
+        """Append what a task should have given. Raises FeedbackError when the run or the step is not there."""
+        self._append(correction, "output", correction.step)
+
     def arbitrate(self, arbitration: Arbitration) -> None:
         """Append where a correction belongs. Raises FeedbackError when the run is not there."""
         self._append(arbitration, "arbitration", None)
@@ -298,6 +303,10 @@ class Store:
     def newest_corrections(self, run_id: str) -> dict[int, Correction]:
         """The correction that counts, by step."""
         return {correction.step: correction for correction in self.corrections(run_id)}
+
+    def output_corrections(self, run_id: str | None = None) -> tuple[OutputCorrection, ...]:
+        """Oldest first, superseded ones included."""
+        return tuple(OutputCorrection(**record) for record in self._records("output", run_id))
 
     def arbitrations(self) -> tuple[Arbitration, ...]:
         """Oldest first."""
@@ -325,7 +334,9 @@ class Store:
         with reading(self.engine) as connection:
             rows = connection.execute(query.order_by(_feedback.c.number)).all()
             newest = _newest(connection)
-        return max(number, newest), tuple(dict.fromkeys(row.run for row in rows if row.kind != "arbitration"))
+        return max(number, newest), tuple(
+            dict.fromkeys(row.run for row in rows if row.kind in ("rating", "correction"))
+        )
 
     # Forgetting
 
@@ -373,8 +384,8 @@ class Store:
 
     def _append(
         self,
-        record: Rating | Correction | Arbitration,
-        kind: Literal["rating", "correction", "arbitration"],
+        record: Rating | Correction | OutputCorrection | Arbitration,
+        kind: Literal["rating", "correction", "output", "arbitration"],
         step: int | None,
     ) -> None:
         with writing(self.engine) as connection:

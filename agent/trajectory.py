@@ -291,6 +291,24 @@ class Correction:
 
 
 @dataclass(frozen=True)
+class OutputCorrection:
+    """What a person says a trained task should have given. Appended, never written over; the newest counts.
+
+    The step stays as it is: the call was right. The task learns from it, and not the model.
+    """
+
+    id: str
+    run: str
+    step: int
+    tool: str
+    output: Mapping[str, Any]
+    """As the tool gives it, without scores."""
+    reviewer: str
+    reason: str
+    at: str
+
+
+@dataclass(frozen=True)
 class Arbitration:
     """Where a correction belongs, and who decided it. Appended, never written over.
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from agent.store import RunSummary
-from agent.trajectory import Correction, Grounding, Outcome, Rating, Step, Trajectory, to_json
+from agent.trajectory import Correction, Grounding, Outcome, OutputCorrection, Rating, Step, Trajectory, to_json
 from tools.context import Passage
 
 if TYPE_CHECKING:
@@ -36,7 +36,10 @@ def result_view(trajectory: Trajectory) -> dict[str, Any]:
 
 
 def run_view(
-    trajectory: Trajectory, corrections: Sequence[Correction] = (), ratings: Sequence[Rating] = ()
+    trajectory: Trajectory,
+    corrections: Sequence[Correction] = (),
+    ratings: Sequence[Rating] = (),
+    outputs: Sequence[OutputCorrection] = (),
 ) -> dict[str, Any]:
     """The whole run, with what people said of it."""
     record: dict[str, Any] = json.loads(to_json(trajectory))
@@ -46,6 +49,7 @@ def run_view(
         "citations": [citation_view(passage) for passage in trajectory.citations],
         "grounding": grounding_view(trajectory),
         "corrections": [asdict(one) for one in corrections],
+        "outputs": [asdict(one) for one in outputs],
         "ratings": [asdict(one) for one in ratings],
     }
 

@@ -25,7 +25,7 @@ PUBLIC: dict[str, tuple[str, ...]] = {
         "DatasetError",
         "LivenessError",
     ),
-    "agent.trajectory": ("Outcome", "Step", "Task", "ToolCall", "Trajectory"),
+    "agent.trajectory": ("Outcome", "OutputCorrection", "Step", "Task", "ToolCall", "Trajectory"),
     "agent.database": ("open_engine", "prepare_schema", "reading", "writing"),
     "agent.sealing": (
         "Manifest",
@@ -49,7 +49,13 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     ),
     "agent.doctor": ("Finding", "diagnose"),
     "tuner.tasks.api": ("load", "train"),
-    "tuner.tasks.records": ("Answer", "Asked", "Classified", "Related", "Span", "Tagged"),
+    "tuner.tasks.prompted": ("measure", "prompted"),
+    "tuner.tasks.records": (
+        *("Answer", "Asked", "Classified", "Conversed", "Related", "Similar", "Span", "Tagged", "Turn", "Written"),
+    ),
+    "tuner.tasks.tools": ("TaskTools",),
+    "tuner.opening": ("open_runtime",),
+    "agent.task_folders": ("find_task", "served_folder", "versions"),
     "tools.context": ("Passage", "Retriever", "ToolContext"),
 }
 

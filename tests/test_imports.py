@@ -12,6 +12,7 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "peft", "chromadb", "sentence_transformers", "matplotlib")
 SECONDS = 0.5
+"""Of the processor, so that a busy machine makes no difference."""
 
 LIGHT = (
     "import agent.trajectory",
@@ -23,13 +24,13 @@ LIGHT = (
 
 PROBE = """
 import contextlib, io, json, sys, time
-started = time.perf_counter()
+started = time.process_time()
 try:
     with contextlib.redirect_stdout(io.StringIO()):
         exec(sys.argv[1])
 except SystemExit as end:
     assert not end.code, end.code
-seconds = time.perf_counter() - started
+seconds = time.process_time() - started
 print(json.dumps([seconds, [name for name in sys.argv[2:] if name in sys.modules]]))
 """
 

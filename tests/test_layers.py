@@ -19,7 +19,7 @@ PACKAGES = ("agent", "tuner", "tools")
 LAYERS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (0, ("tools",)),
     (1, ("agent.trajectory", "agent.errors", "agent.files", "agent.settings", "agent.scrub", "agent.teams")),
-    (2, ("agent.database", "agent.store", "agent.judged", "agent.sealing", "agent.adapters")),
+    (2, ("agent.database", "agent.store", "agent.judged", "agent.sealing", "agent.adapters", "agent.task_folders")),
     (3, ("agent.llm", "agent.memory")),
     (
         4,

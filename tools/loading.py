@@ -48,8 +48,9 @@ def load_tools(
     copied_queries: bool = False,
     task_in_queries: bool = False,
     quoted_answers: bool = False,
+    given: Sequence[BaseTool] = (),
 ) -> list[BaseTool]:
-    """Built-ins, then the user's tools in the order named.
+    """Built-ins, then the user's tools in the order named, then those that are given ready-made.
 
     `names_or_files` are `.py` files (relative ones inside `context.project`) or dotted modules. `enabled`, when
     given, leaves only the tools it names, and the built-in ones that end a run unless a named one does.
@@ -60,6 +61,7 @@ def load_tools(
     )
     sources = [("the built-in tools", [search, calculator(), answer(quoted=quoted_answers), hand_over()])]
     sources += [(str(name), _users(name, context)) for name in names_or_files]
+    sources += [("tasks in ratchet.toml", list(given))]
     owners: dict[str, str] = {}
     tools: list[BaseTool] = []
     for source, own in sources:

@@ -80,15 +80,15 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
 
 def tune(args: argparse.Namespace, project: Project) -> int:
     """Train a candidate from the feedback in the store."""
-    from agent.runtime import Runtime
     from tuner import parallel, pipeline, promotion
+    from tuner.opening import open_runtime
 
     if args.method:
         tuning = replace(project.settings.tuning, method=args.method)
         project = replace(project, settings=replace(project.settings, tuning=tuning))
     if args.search is not None:
         return _search(args, project)
-    with parallel.together(), Runtime(project, progress=_note) as runtime, _Bar() as bar:
+    with parallel.together(), open_runtime(project, _note) as runtime, _Bar() as bar:
         if parallel.rank() > 0:
             pipeline.follow(runtime)
             return 0
@@ -116,10 +116,10 @@ def tune(args: argparse.Namespace, project: Project) -> int:
 def _search(args: argparse.Namespace, project: Project) -> int:
     from dataclasses import asdict
 
-    from agent.runtime import Runtime
     from tuner import parallel, pipeline
+    from tuner.opening import open_runtime
 
-    with parallel.together(), Runtime(project, progress=_note) as runtime, _Bar() as bar:
+    with parallel.together(), open_runtime(project, _note) as runtime, _Bar() as bar:
         found = pipeline.search_settings(
             runtime, trials=args.search, minutes=args.minutes, on_progress=bar.trial, say=_note
         )
@@ -140,15 +140,15 @@ def evaluate(args: argparse.Namespace, project: Project) -> int:
     """Run a suite under one adapter and print how it went."""
     from dataclasses import asdict
 
-    from agent.runtime import Runtime
     from tuner import promotion
+    from tuner.opening import open_runtime
     from tuner.report import markdown_table, with_interval
     from tuner.suites import load_suite
 
     suite = (
         load_suite(args.suite, limit=args.limit) if args.suite else promotion.project_suite(project, limit=args.limit)
     )
-    with Runtime(project, progress=_note) as runtime, _Bar() as bar:
+    with open_runtime(project, _note) as runtime, _Bar() as bar:
         served = runtime.serving()
         adapter = (served.id if served else None) if args.adapter == "active" else args.adapter
         adapter = None if adapter in (None, "base") else runtime.registry.get(adapter).id
@@ -175,10 +175,10 @@ def evaluate(args: argparse.Namespace, project: Project) -> int:
 
 def promote(args: argparse.Namespace, project: Project) -> int:
     """Gate a candidate, and serve it if it is better than what is served."""
-    from agent.runtime import Runtime
     from tuner import promotion
+    from tuner.opening import open_runtime
 
-    with Runtime(project, progress=_note) as runtime, _Bar() as bar:
+    with open_runtime(project, _note) as runtime, _Bar() as bar:
         gated = promotion.promote(runtime, args.adapter, progress=bar.tasks)
     decision = gated.decision
     data = {
@@ -194,10 +194,10 @@ def promote(args: argparse.Namespace, project: Project) -> int:
 
 def merge(args: argparse.Namespace, project: Project) -> int:
     """Make a candidate that is the weighted sum of adapters."""
-    from agent.runtime import Runtime
     from tuner.merge import merge
+    from tuner.opening import open_runtime
 
-    with Runtime(project, progress=_note) as runtime:
+    with open_runtime(project, _note) as runtime:
         made = merge(runtime, [args.adapter, *args.others], say=_note)
     data = {
         "adapter": made.id,

@@ -42,10 +42,10 @@ def encoder(args: argparse.Namespace, project: Project) -> int:
 
 
 def _tune(args: argparse.Namespace, project: Project) -> int:
-    from agent.runtime import Runtime
     from tuner.encoder_tuning import promote_encoder, tune_encoder
+    from tuner.opening import open_runtime
 
-    with Runtime(project, progress=_note) as runtime:
+    with open_runtime(project, _note) as runtime:
         made = tune_encoder(runtime, pairs=args.pairs, on_progress=_progress, say=_note)
         gated = promote_encoder(runtime, made.adapter.id) if args.promote else None
     data = {
@@ -80,10 +80,10 @@ def _list(args: argparse.Namespace, project: Project) -> int:
 
 
 def _promote(args: argparse.Namespace, project: Project) -> int:
-    from agent.runtime import Runtime
     from tuner.encoder_tuning import promote_encoder
+    from tuner.opening import open_runtime
 
-    with Runtime(project, progress=_note) as runtime:
+    with open_runtime(project, _note) as runtime:
         gated = promote_encoder(runtime, args.adapter)
     decision = gated.decision
     data = {
@@ -107,10 +107,10 @@ def _promote(args: argparse.Namespace, project: Project) -> int:
 
 
 def _rollback(args: argparse.Namespace, project: Project) -> int:
-    from agent.runtime import Runtime
     from tuner.encoder_tuning import rollback_encoder
+    from tuner.opening import open_runtime
 
-    with Runtime(project, progress=_note) as runtime:
+    with open_runtime(project, _note) as runtime:
         earlier, embedded = rollback_encoder(runtime, args.reason)
     data = {"served": None if earlier is None else earlier.id, "embedded": embedded}
     name = "the encoder without an adapter" if earlier is None else f"encoder adapter {earlier.id}"

@@ -7,26 +7,23 @@ for, and sealed anew. Not promised: to say what an adapter was trained on whose 
 
 from __future__ import annotations
 
-import html
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from agent.adapters import Adapter, Registry
 from agent.errors import AdapterError, DatasetError
 from agent.forget import Learnt, LearntAdapter, LearntDataset, Subject, Traces, is_shown, reason_of
-from agent.sealing import CARD, REPORT, remove_documents, verify
+from agent.sealing import remove_documents, verify
 from agent.settings import Project
 from tuner.curate import TrainingRow
 from tuner.datasets import read_dataset
+from tuner.tasks.learnt import find_tasks, retraining_tasks
+from tuner.tracing import names_subject, pages_of, text_files
 from tuner.tunings import checkpoints, dataset_of, one_at_a_time
-
-_TEXTS = (".json", ".jsonl", ".md", ".html", ".svg", ".tmp")
-"""Files that may hold text. Plots and tensors hold none."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +44,15 @@ class Made:
         files = [*_tuning_files(home.tunings, gone, traces), *_evaluation_files(home.evaluations, traces.subject)]
         registry = Registry(home.adapters)
         adapters = tuple(_adapters(registry, known, traces))
+        tasks = tuple(find_tasks(self.project, traces))
         suite = self.project.resolve(self.project.settings.gate.suite) if self.project.settings.gate.suite else None
         return Learnt(
             datasets=tuple(LearntDataset(one.name, one.examples, one.runs) for one in goes),
             files=tuple(files),
             adapters=adapters,
-            commands=retraining(adapters, [one.id for one in registry.line()]),
-            suite=suite if suite is not None and _names(suite, traces.subject) else None,
+            tasks=tasks,
+            commands=(*retraining(adapters, [one.id for one in registry.line()]), *retraining_tasks(tasks)),
+            suite=suite if suite is not None and names_subject(suite, traces.subject) else None,
         )
 
     def remove(self, learnt: Learnt, *, pages: bool) -> None:
@@ -67,6 +66,9 @@ class Made:
         for adapter in learnt.adapters:
             if pages and adapter.pages:
                 remove_documents(self.project.home.adapters / adapter.id, adapter.pages)
+        for task in learnt.tasks:
+            if pages and task.pages:
+                remove_documents(task.folder, task.pages)
 
 
 def retraining(adapters: Sequence[LearntAdapter], line: Sequence[str]) -> tuple[str, ...]:
@@ -119,11 +121,11 @@ def _datasets(folder: Path, traces: Traces) -> Iterator[_Dataset]:
 
 def _broken_is_theirs(folder: Path, traces: Traces, runs: Collection[str]) -> bool:
     """Of a folder that cannot be read as a dataset its plain text is looked through."""
-    for path in _files(folder):
+    for path in text_files(folder):
         text = path.read_bytes().decode("utf-8", "replace")
         # Rows are JSON, in which a text may be spelt otherwise.
         shown = (text.count(json.dumps(one, ensure_ascii=False)[1:-1]) for one in traces.texts)
-        if _names(path, traces.subject) or any(run in text for run in runs) or any(shown):
+        if names_subject(path, traces.subject) or any(run in text for run in runs) or any(shown):
             return True
     return False
 
@@ -147,7 +149,7 @@ def _tuning_files(folder: Path, datasets: set[str], traces: Traces) -> Iterator[
         concerned = dataset_of(path) in datasets
         for found in sorted(path.iterdir()):
             if found.name == "report.html" or found.suffix == ".tmp":
-                goes = concerned or _names(found, traces.subject)
+                goes = concerned or names_subject(found, traces.subject)
             else:
                 goes = concerned and found in (checkpoints(path), path / "adapter")
             if goes:
@@ -156,38 +158,7 @@ def _tuning_files(folder: Path, datasets: set[str], traces: Traces) -> Iterator[
 
 def _evaluation_files(folder: Path, subject: Subject) -> Iterator[Path]:
     """Evaluations are kept so that a question is not asked twice, and can be asked again."""
-    return (path for path in _files(folder) if _names(path, subject))
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix in _TEXTS)
-
-
-def _names(path: Path, subject: Subject) -> bool:
-    """Whether a file's text has the ID as a whole word."""
-    try:
-        text = path.read_bytes().decode("utf-8", "replace")
-    except OSError:
-        return False
-    return any(subject.is_in(value) for value in _values(path.suffix, text))
-
-
-def _values(suffix: str, text: str) -> Iterator[Any]:
-    """What a text says: JSON and HTML write some characters otherwise, and stand for it as well."""
-    yield text
-    if suffix == ".json":
-        yield _parsed(text)
-    elif suffix == ".jsonl":
-        yield from map(_parsed, text.split("\n"))
-    else:
-        yield html.unescape(text)
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
+    return (path for path in text_files(folder) if names_subject(path, subject))
 
 
 # -- adapters ------------------------------------------------------------------------------------------------
@@ -225,7 +196,7 @@ def _adapters(registry: Registry, datasets: Mapping[str, _Dataset], traces: Trac
             earlier=len(every & earlier),
             through=tuple(id for id, held in learnt.items() if held & (now | earlier)),
             unknown=any(id not in lessons or lessons[id].runs is None for id in line),
-            pages=tuple(_pages(one.folder, traces.subject)),
+            pages=tuple(pages_of(one.folder, traces.subject)),
         )
         if made.runs or made.earlier or made.unknown or made.pages:
             yield made
@@ -251,10 +222,3 @@ def _ancestors(id: str, lessons: Mapping[str, _Lessons]) -> tuple[str, ...]:
             seen[one] = None
             ahead += lessons[one].before if one in lessons else ()
     return tuple(seen)
-
-
-def _pages(folder: Path, subject: Subject) -> Iterator[str]:
-    """The documents of a sealed folder that name the ID."""
-    for path in (folder / CARD, *_files(folder / REPORT)):
-        if _names(path, subject):
-            yield path.relative_to(folder).as_posix()

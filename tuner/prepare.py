@@ -42,6 +42,26 @@ def prepare(
     return prepared
 
 
+def choices(tokenizer: Any, grammar: str, said: Sequence[int]) -> list[bool]:
+    """For each id that is said, and the end of the turn: whether it is the model's choice or the grammar's.
+
+    Ends at the first id that the grammar does not admit, and before the end of the turn where it asks for more.
+    `tokenizer` is llguidance's.
+    """
+    import llguidance
+
+    matcher = llguidance.LLMatcher(tokenizer, grammar)
+    chosen: list[bool] = []
+    while len(chosen) < len(said):
+        forced = matcher.compute_ff_tokens()
+        is_forced = bool(forced) and list(said[len(chosen) : len(chosen) + len(forced)]) == forced
+        run = forced if is_forced else list(said[len(chosen) : len(chosen) + 1])
+        if not matcher.consume_tokens(run):
+            return chosen
+        chosen += [not is_forced] * len(run)
+    return [*chosen, not matcher.is_stopped()] if matcher.is_accepting() else chosen
+
+
 class _Served:
     """Reads what is to be trained the way the engine would have served it, under the grammar of that step."""
 
@@ -53,23 +73,13 @@ class _Served:
 
     def choices(self, row: TrainingRow, index: int, step: Step, frame: Frame) -> list[bool]:
         """For each id of the step, end of turn included: whether it is the model's choice or the grammar's."""
-        import llguidance
-
         shape = frame.shape(row.trajectory.task, row.trajectory.steps[:index])
         ids = step.token_ids or self._renderer.encode(step_message(step).text)
         said = [one for one in ids if one != self._renderer.end_of_turn]
-        matcher = llguidance.LLMatcher(self._tokenizer, step_grammar(shape))
-        chosen: list[bool] = []
-        while len(chosen) < len(said):
-            forced = matcher.compute_ff_tokens()
-            is_forced = bool(forced) and said[len(chosen) : len(chosen) + len(forced)] == forced
-            run = forced if is_forced else said[len(chosen) : len(chosen) + 1]
-            if not matcher.consume_tokens(run):
-                raise self._refusal(row, index, said, len(chosen))
-            chosen += [not is_forced] * len(run)
-        if not matcher.is_accepting():
-            raise self._refusal(row, index, said, len(said))
-        return [*chosen, not matcher.is_stopped()]
+        chosen = choices(self._tokenizer, step_grammar(shape), said)
+        if len(chosen) <= len(said):
+            raise self._refusal(row, index, said, len(chosen))
+        return chosen
 
     def _refusal(self, row: TrainingRow, index: int, said: list[int], taken: int) -> DatasetError:
         return DatasetError(

@@ -153,6 +153,7 @@ def _question(runtime: Runtime, suite: Suite, adapter: str | None, recall: bool)
         runtime.documents_version(),
         str(runtime.recall_version() if recall else 0),
         *(_hash_of(runtime.project.resolve(name)) for name in settings.tools.files if name.endswith(".py")),
+        *(str((one.metadata or {}).get("version")) for one in (runtime.tasks.tools() if settings.tools.tasks else ())),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 

@@ -45,13 +45,14 @@ def correct(arguments: Namespace, session: Session) -> int:
     from agent.feedback import make_correction
     from agent.loop import make_frame, timestamp
 
+    if arguments.output is not None:
+        return _correct_output(arguments, session)
     changes = pairs(arguments.arg, "--arg")
     whole = _arguments(arguments.args)
     if whole is not None and changes:
         raise UsageError("--args replaces all arguments and --arg one of them; give one kind")
-    given = (arguments.thought, arguments.plan, arguments.tool, whole, arguments.answer, arguments.cite)
-    if not changes and all(value is None for value in given):
-        raise UsageError("nothing to correct; give --thought, --plan, --tool, --arg, --args or --answer")
+    if not changes and whole is None and not _given(arguments):
+        raise UsageError("nothing to correct; give --thought, --plan, --tool, --arg, --args, --answer or --output")
     with session.runtime() as runtime, session.store() as store:
         trajectory = store.get(arguments.run)
         with runtime.checking_tools(trajectory.task) as tools:
@@ -81,6 +82,34 @@ def correct(arguments: Namespace, session: Session) -> int:
     elif not arguments.quiet:
         call = call_text(correction.call.name, correction.call.arguments)
         result(f"step {correction.step} of run {correction.run} corrected by {correction.reviewer}: {call}")
+    return 0
+
+
+def _correct_output(arguments: Namespace, session: Session) -> int:
+    """What a trained task should have given, kept for its next `ratchet task tune`."""
+    from agent.feedback import make_output_correction
+    from agent.loop import timestamp
+
+    if _given(arguments) or arguments.arg or arguments.args is not None or arguments.kind is not None:
+        raise UsageError("--output says what a tool should have given, the others what the step should have been")
+    with session.runtime() as runtime, session.store() as store:
+        correction = make_output_correction(
+            store.get(arguments.run),
+            arguments.step,
+            arguments.output,
+            right_output=runtime.tasks.right_output,
+            reviewer=_reviewer(arguments),
+            reason=arguments.reason,
+            id=uuid4().hex,
+            at=timestamp(),
+        )
+        store.correct_output(correction)
+    if arguments.json:
+        result_json(asdict(correction))
+    elif not arguments.quiet:
+        output = json.dumps(correction.output, ensure_ascii=False)
+        result(f"output of step {correction.step} of run {correction.run} corrected by {correction.reviewer}: {output}")
+        note(f"next: ratchet task tune {correction.tool}")
     return 0
 
 
@@ -165,6 +194,12 @@ def _view(one: Ruling, suggested: Addition | None) -> dict[str, Any]:
         "recalled": one.is_recalled,
     }
     return view if suggested is None else view | {"suggested": asdict(suggested)}
+
+
+def _given(arguments: Namespace) -> bool:
+    """Whether a part of the step is corrected, its arguments left aside."""
+    parts = (arguments.thought, arguments.plan, arguments.tool, arguments.answer, arguments.cite)
+    return any(value is not None for value in parts)
 
 
 def _named(kind: str) -> str:

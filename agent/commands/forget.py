@@ -16,7 +16,7 @@ from agent.commands.console import note, result, result_json
 from agent.commands.session import Session, UsageError
 
 if TYPE_CHECKING:
-    from agent.forget import Found, FoundDocument, LearntAdapter, Tuned
+    from agent.forget import Found, FoundDocument, LearntAdapter, LearntTask, Tuned
 
 
 def forget(arguments: Namespace, session: Session, tuned: Tuned) -> int:
@@ -79,9 +79,14 @@ def _view(found: Found) -> dict[str, Any]:
         "datasets": [{"name": one.name, "examples": list(one.examples)} for one in found.learnt.datasets],
         "files": [str(path) for path in found.learnt.files],
         "adapters": [asdict(one) for one in found.learnt.adapters],
+        "tasks": [_task_view(one) for one in found.learnt.tasks],
         "commands": list(found.learnt.commands),
         "suite": None if found.learnt.suite is None else str(found.learnt.suite),
     }
+
+
+def _task_view(one: LearntTask) -> dict[str, Any]:
+    return {**asdict(one), "folder": str(one.folder), "data": [str(path) for path in one.data]}
 
 
 def _told(found: Found, arguments: Namespace) -> Iterator[str]:
@@ -107,7 +112,10 @@ def _told(found: Found, arguments: Namespace) -> Iterator[str]:
     if learnt.adapters:
         yield "Adapters, which stay:"
         yield from (f"  {line}" for one in learnt.adapters for line in _adapter(one))
-    if any(one.pages for one in learnt.adapters) and not arguments.pages:
+    if learnt.tasks:
+        yield "Trained tasks, which stay:"
+        yield from (f"  {line}" for one in learnt.tasks for line in _task(one))
+    if learnt.pages and not arguments.pages:
         yield f"To take these pages out: ratchet forget --subject {shlex.quote(arguments.subject)} --pages"
     if learnt.commands:
         yield "To train and serve without the runs, once they are removed:"
@@ -133,4 +141,19 @@ def _adapter(one: LearntAdapter) -> Iterator[str]:
     if one.unknown:
         parts.append("goes back to a dataset or adapter that is gone, so that it cannot be told whether it did")
     yield "; ".join(parts)
+    yield from (f"  holds text in {page}" for page in one.pages)
+
+
+def _task(one: LearntTask) -> Iterator[str]:
+    asked = f", asked by {', '.join(one.tools)}" if one.tools else ""
+    parts = [f"{one.folder} ({'served' if one.served else 'not served'}{asked})"]
+    if one.runs:
+        parts.append(f"learnt of {one.runs} of the runs")
+    if one.earlier:
+        parts.append(f"learnt of {one.earlier} runs that were forgotten before")
+    if one.unknown:
+        parts.append("does not say what it was trained on, or that is gone, so that it cannot be told whether it did")
+    yield "; ".join(parts)
+    for path in one.data:
+        yield f"  trained on {path}, which names the ID; it is your own file: mend it, then `ratchet task train` anew"
     yield from (f"  holds text in {page}" for page in one.pages)

@@ -188,6 +188,7 @@ def serve(arguments: Namespace, session: Session) -> int:
     key = read_key(project.resolve(chosen.key_file)) if chosen.key_file else None
     check_bind(host, key)
     with closing(session.runtime()) as runtime:
+        runtime.frame()  # what is wrong with the tools is told before a model is loaded
         runtime.stepper()
         note(f"serving on http://{host}:{port}{'' if key is None else ' (a key is asked for)'}; Ctrl-C ends it")
         uvicorn.run(

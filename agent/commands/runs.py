@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 from argparse import Namespace
@@ -26,7 +27,7 @@ from agent.commands.console import (
 )
 from agent.commands.session import Session, UsageError
 from agent.errors import StoreError
-from agent.trajectory import Outcome, Rating, Step, Trajectory
+from agent.trajectory import Outcome, OutputCorrection, Rating, Step, Trajectory
 
 if TYPE_CHECKING:
     from agent.judged import Ruling
@@ -205,18 +206,20 @@ def show(arguments: Namespace, session: Session) -> int:
     with session.store() as store:
         trajectory = store.get(arguments.run)
         corrections = store.corrections(trajectory.id)
-        ratings = store.ratings(trajectory.id)
+        ratings, outputs = store.ratings(trajectory.id), store.output_corrections(trajectory.id)
         ruled = rulings(store)
     if arguments.json:
-        result_json(run_view(trajectory, corrections, ratings))
+        result_json(run_view(trajectory, corrections, ratings, outputs))
         return 0
     say = speaker(sys.stdout)
-    for text, style in _shown(trajectory, [ruled[one.id] for one in corrections], ratings):
+    for text, style in _shown(trajectory, [ruled[one.id] for one in corrections], ratings, outputs):
         say(text, style)
     return 0
 
 
-def _shown(trajectory: Trajectory, ruled: Sequence[Ruling], ratings: tuple[Rating, ...]) -> Iterator[tuple[str, str]]:
+def _shown(
+    trajectory: Trajectory, ruled: Sequence[Ruling], ratings: Sequence[Rating], outputs: Sequence[OutputCorrection]
+) -> Iterator[tuple[str, str]]:
     from agent.llm.render import beginning_text
 
     outcome = trajectory.outcome
@@ -246,6 +249,11 @@ def _shown(trajectory: Trajectory, ruled: Sequence[Ruling], ratings: tuple[Ratin
         for one in ruled:
             if one.correction.step == index:
                 yield from _correction(one)
+        for output in outputs:
+            if output.step == index:
+                reason = f": {output.reason}" if output.reason else ""
+                yield f"  output corrected by {output.reviewer} at {output.at}{reason}", "magenta"
+                yield f"    should have given: {json.dumps(output.output, ensure_ascii=False)}", "magenta"
     yield "", ""
     if outcome is None:
         yield "outcome: unfinished; `ratchet resume` goes on with it", "yellow"

@@ -27,9 +27,9 @@ class UsageError(RatchetError):
 class Session:
     """One command's project."""
 
-    def __init__(self, arguments: Namespace, open_runtime: OpenRuntime | None = None) -> None:
+    def __init__(self, arguments: Namespace, open_runtime: OpenRuntime) -> None:
         self._folder = None if arguments.project is None else Path(arguments.project)
-        self._open_runtime = open_runtime or _runtime
+        self._open_runtime = open_runtime
         self._quiet: bool = arguments.quiet
 
     def note(self, text: str) -> None:
@@ -63,9 +63,3 @@ class Session:
             raise StoreError(f"there are no runs yet in {path.parent}; start one with `ratchet run`")
         with Store(path) as store:
             yield store
-
-
-def _runtime(project: Project, progress: Callable[[str], None]) -> Runtime:
-    from agent.runtime import Runtime
-
-    return Runtime(project, progress=progress)

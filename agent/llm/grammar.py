@@ -153,6 +153,18 @@ def value_grammar(schema: Mapping[str, Any], where: str = "schema") -> str:
     return rules.text(rules.value(schema, where))
 
 
+def choice_grammar(choices: Sequence[str]) -> str:
+    """The Lark grammar of one of these texts, as they are. Raises GrammarError where there is none."""
+    if not choices:
+        raise GrammarError("a choice among no texts admits nothing; name at least one")
+    return f"start: {' | '.join(map(_quote, choices))}\n"
+
+
+def copyable(text: str) -> str:
+    """A text as its words can be copied into JSON without being escaped: what `words_of` in a schema is made of."""
+    return " ".join(_ESCAPED.sub(" ", text).split())
+
+
 def call_grammar(tools: Sequence[ToolSpec], *, text: bool) -> str:
     """One tool call `{"tool":...,"args":...}`, or free text where `text` allows it."""
     rules = _Rules()
@@ -169,7 +181,7 @@ def call_grammar(tools: Sequence[ToolSpec], *, text: bool) -> str:
 def _callable(shape: StepShape) -> list[tuple[ToolSpec, Mapping[str, Any]]]:
     """The tools that can be called at this point, each with what its arguments may be here."""
     known = [(tool, _cited(tool, shape.labels)) for tool in shape.tools]
-    words = " ".join(re.sub(r'["\\\x00-\x1f\x7f]', " ", shape.shown).split())
+    words = copyable(shape.shown)
     bound = []
     for tool, parameters in known:
         copied = _copied(parameters, tool.copied, shape.shown, words)
@@ -254,6 +266,7 @@ def _quote(literal: str) -> str:
 
 
 _CHARACTER = r'([^"\\\x00-\x1f\x7f]|\\["\\n])'
+_ESCAPED = re.compile(r'["\\\x00-\x1f\x7f]')
 _WORDS = re.compile(r"[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+|.")
 """Words, and alone every other character and those of scripts that put no spaces between words."""
 _JOINED = "[\\u0e00-\\u0eff\\u3040-\\u30ff\\u3400-\\u9fff\\uac00-\\ud7af\\uf900-\\ufaff]"

@@ -95,6 +95,22 @@ def resolve_reranker(name: str, *, progress: Callable[[str], None] | None = None
     return _look_up(name, "reranker", progress or _silent)[0]
 
 
+def kind_of(name: str, *, progress: Callable[[str], None] | None = None) -> Literal["model", "encoder"]:
+    """Whether a name stands for a language model or for an encoder: by the catalog, else by its architecture.
+
+    Raises WeightsError where there is nothing of that name.
+    """
+    if known(name, "model") is not None:
+        return "model"
+    if known(name, "encoder") is not None:
+        return "encoder"
+    folder = _look_up(name, "model", progress or _silent)[0]
+    settings = json.loads((folder / "config.json").read_text("utf-8"))
+    architectures = map(str, settings.get("architectures") or ())
+    writes = any(one.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for one in architectures)
+    return "model" if writes else "encoder"
+
+
 def encoder_weights(name: str, models: Path, *, progress: Callable[[str], None] | None = None) -> ModelFolder:
     """As `resolve_encoder`, with the revision of the weights: what an adapter of the encoder was trained on."""
     entry = known(name, "encoder")

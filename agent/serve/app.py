@@ -28,7 +28,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from agent.errors import AdapterError, BusyError, FeedbackError, RatchetError, SettingsError, StoreError, TaskError
-from agent.feedback import make_arbitration, make_correction, make_rating
+from agent.feedback import make_arbitration, make_correction, make_output_correction, make_rating
 from agent.loop import Event, make_frame, new_id, timestamp
 from agent.runtime import Runtime
 from agent.trajectory import Task, Trajectory
@@ -156,7 +156,8 @@ class _Service:
 
         def read() -> dict[str, Any]:
             trajectory = self._find(request.path_params["id"])
-            return run_view(trajectory, store.corrections(trajectory.id), store.ratings(trajectory.id))
+            outputs = store.output_corrections(trajectory.id)
+            return run_view(trajectory, store.corrections(trajectory.id), store.ratings(trajectory.id), outputs)
 
         return JSONResponse(await _threaded(read))
 
@@ -173,6 +174,7 @@ class _Service:
 
     async def correct(self, request: Request) -> Response:
         optional = {
+            "output": str,
             "tool": str,
             "arguments": dict,
             "answer": str,
@@ -183,6 +185,8 @@ class _Service:
             "kind": str,
         }
         body = await _body(request, {"step": int, "reviewer": str}, optional)
+        if "output" in body:
+            return await self._correct_output(request.path_params["id"], body)
         kind = body.pop("kind", None)
         if not all(isinstance(item, str) for item in body.get("plan", [])):
             raise HTTPException(400, "plan must be a list of texts")
@@ -213,6 +217,28 @@ class _Service:
             self._runtime.store.correct(correction)
             if belongs is not None:
                 self._runtime.store.arbitrate(belongs)
+            return {"id": correction.id, "run": correction.run, "step": correction.step}
+
+        return JSONResponse(await _threaded(append), 201)
+
+    async def _correct_output(self, run: str, body: dict[str, Any]) -> Response:
+        """What a trained task should have given, in place of what the step should have been."""
+        others = body.keys() - {"output", "step", "reviewer", "reason"}
+        if others:
+            raise HTTPException(400, f"output goes without {', '.join(sorted(others))}; give one or the other")
+
+        def append() -> dict[str, Any]:
+            correction = make_output_correction(
+                self._find(run),
+                body["step"],
+                body["output"],
+                right_output=self._runtime.tasks.right_output,
+                reviewer=body["reviewer"],
+                reason=body.get("reason", ""),
+                id=uuid4().hex,
+                at=timestamp(),
+            )
+            self._runtime.store.correct_output(correction)
             return {"id": correction.id, "run": correction.run, "step": correction.step}
 
         return JSONResponse(await _threaded(append), 201)

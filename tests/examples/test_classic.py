@@ -13,8 +13,13 @@ REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = sorted((REPOSITORY / "examples" / "classic").glob("*.py"))
 LEARNT = {
     "answer": ("Mina", "1975", "Graz", "(the text does not say)"),
+    "converse": ("within 30 days", "send a photo"),
     "classify": ("delivery", "repair", "refund"),
+    # The wish and not the place comes first, as it was taught.
+    "embed": ("Until when is the harbour open today?\n",),
     "relate": ("Part(e1,e2)", "Part(e2,e1)"),
+    "summarise": ("it leaks. Wants to send it back.",),
+    "translate": ("Das Brot ist warm.", "Das Schiff ist alt."),
     "tag": ("'text': 'Peter Moss'", "'text': 'Madrid'", "'text': 'Cape Town'"),
 }
 

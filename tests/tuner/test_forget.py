@@ -27,7 +27,19 @@ from agent.runtime import Runtime
 from agent.sealing import seal, verify
 from agent.settings import Project, find_project
 from agent.store import Store
-from agent.trajectory import Correction, Outcome, Provenance, Rating, Recalled, Step, Task, ToolCall, Trajectory
+from agent.task_folders import versions
+from agent.trajectory import (
+    Correction,
+    Outcome,
+    OutputCorrection,
+    Provenance,
+    Rating,
+    Recalled,
+    Step,
+    Task,
+    ToolCall,
+    Trajectory,
+)
 from tuner.checks import Scores
 from tuner.curate import curate
 from tuner.datasets import Dataset, write_dataset
@@ -109,6 +121,31 @@ def adapter(
     )
     Registry(project.home.adapters).add(folder)
     return folder
+
+
+def task(project: Project, folder: Path, *, page: str = "", **told: Any) -> Path:
+    """The folder of a trained task, with this in its `task.json`."""
+    (folder / "report").mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LN_TUNING", "auto_mapping": None}))
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    (folder / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"12345678")
+    (folder / "task.json").write_text(json.dumps({"version": 1, "task": "classify", **told}))
+    if page:
+        (folder / "report" / "report.html").write_text(page)
+    known: dict[str, Any] = {"base": "b", "base_revision": "1", "dataset_hash": "0", "parent": None, "tuning": "t"}
+    seal(folder, id=folder.name, created_at=NOW, code_version="0", **known)
+    return folder
+
+
+def version(project: Project, folder: Path, id: str, *runs: str, held_out: Sequence[str] = (), **told: Any) -> Path:
+    """A version that learnt corrections of these runs, and is served."""
+    corrections = [{"id": f"c-{run}", "run": run, "learnt": run in runs} for run in (*runs, *held_out)]
+    registry = versions(folder)
+    made = task(project, registry.folder / id, corrections=corrections, **told)
+    registry.add(made)
+    registry.transition(id, State.GATED, "better", NOW)
+    registry.promote(id, "better", NOW)
+    return made
 
 
 def serve(project: Project, *ids: str) -> None:
@@ -516,3 +553,71 @@ def test_on_a_terminal_it_asks(hers: Project, reply: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "Remove this for good? [y/N]" in done.stdout
     assert ("Removed." in done.stdout, holding(hers.home.root, WHO, SAID) == []) == (reply == "y",) * 2
+
+
+def test_a_task_that_learnt_of_the_runs_is_listed_with_what_serves_one_that_did_not(project: Project) -> None:
+    (project.folder / "ratchet.toml").write_text('[tools]\ntasks = { intent = "intents" }\n')
+    project = find_project(project.folder, {})
+    (project.folder / "texts.csv").write_text("text,label\nx,a\n")
+    origin = {"data": "texts.csv"}
+    base = task(project, project.folder / "intents", origin=origin)
+    version(project, base, "v1", "theirs", origin=origin)
+    version(project, base, "v2", "theirs", "another", origin=origin)
+    task(project, project.home.tasks / "apart", origin=origin)
+    with opened(project) as runtime:
+        record(runtime.store, "theirs", "broken", facts={"customer": WHO})
+        record(runtime.store, "another", "also broken")
+    learnt = look(project).learnt
+    assert [(one.id, one.runs, one.served, one.tools) for one in learnt.tasks] == [
+        ("v1", 1, False, ("intent",)),
+        ("v2", 1, True, ("intent",)),
+    ]
+    assert learnt.commands == (
+        "ratchet task rollback intent",
+        "ratchet task rollback intent",
+        "ratchet task tune intent",
+    )
+
+    take_out(project)
+    assert [(one.id, one.runs, one.earlier) for one in look(project).learnt.tasks] == [("v1", 0, 1), ("v2", 0, 1)]
+
+
+def test_held_out_corrections_are_not_learnt_and_what_is_gone_on_from_is(project: Project) -> None:
+    (project.folder / "texts.csv").write_text("text,label\nx,a\n")
+    origin = {"data": "texts.csv"}
+    base = task(project, project.home.tasks / "intents", origin=origin)
+    version(project, base, "v1", "another", held_out=["theirs"], origin=origin)
+    task(project, project.home.tasks / "more", origin=origin, before={"runs": ["theirs"], "data": []})
+    with opened(project) as runtime:
+        record(runtime.store, "theirs", "broken", facts={"customer": WHO})
+    learnt = look(project).learnt
+    assert [(one.id, one.runs) for one in learnt.tasks] == [("more", 1)]
+    assert learnt.commands == ()
+
+
+def test_files_and_pages_of_a_task_that_name_the_id_are_listed_and_pages_are_taken_out(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project.folder / "texts.csv").write_text(f"text,label\ni am {WHO},a\n")
+    folder = task(
+        project, project.home.tasks / "intents", page=f"<p>{WHO}</p>", origin={"data": "texts.csv", "test": "gone.csv"}
+    )
+    (one,) = look(project).learnt.tasks
+    assert (one.data, one.unknown, one.pages) == ((project.folder / "texts.csv",), True, ("report/report.html",))
+    assert main(["--project", str(project.folder), "forget", "--subject", WHO, "--pages", "--yes"]) == 0
+    said = capsys.readouterr().out
+    assert f"trained on {project.folder / 'texts.csv'}, which names the ID; it is your own file" in said
+    assert "cannot be told whether it did" in said
+    verify(folder)
+    assert holding(project.home.root, WHO) == []
+    assert main(["--project", str(project.folder), "forget", "--subject", WHO, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tasks"][0]["pages"] == []
+
+
+def test_a_correction_of_an_output_that_names_the_id_makes_its_run_theirs(project: Project) -> None:
+    with opened(project) as runtime:
+        record(runtime.store, "one", "a text")
+        output = {"entities": [{"text": WHO, "label": "PER", "start": 0, "end": 3}]}
+        runtime.store.correct_output(OutputCorrection("c", "one", 0, "names", output, "ann", "", NOW))
+    assert take_out(project).runs.runs == {"one": "feedback"}
+    assert holding(project.home.root, WHO) == []

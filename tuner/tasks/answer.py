@@ -45,6 +45,7 @@ class AnswerTask:
     labels: tuple[str, ...] = ("start", "end")
     outputs = 2
     width = 1
+    together = 1
 
     def __init__(
         self, labels: tuple[str, ...] = labels, *, none: bool = False, margin: float = 0.0, longest: int = 30

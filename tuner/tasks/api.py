@@ -10,7 +10,7 @@ print(load("intents").predict(["Where is my parcel?"]))
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,17 @@ from uuid import uuid4
 
 from agent.errors import DatasetError
 from agent.settings import Project, find_project
+from agent.task_folders import find_task, served_folder
 from agent.teams import give_back_memory, in_own_team
 from tuner.tasks.columns import Columns
+from tuner.tasks.learnt import before
+from tuner.tasks.origin import Origin
 from tuner.tasks.predictor import Say, TaskPredictor, TaskResult, silent
+from tuner.tasks.prompted import Way, way_of
 from tuner.tasks.readers import read, read_file
 from tuner.tasks.records import TASKS, TaskName
 from tuner.tasks.splits import Leakage, Splits, part
+from tuner.tasks.start import REPLAYED, open_start, replayed
 
 if TYPE_CHECKING:
     from tuner.tasks.training import TaskProgress
@@ -39,6 +44,10 @@ def train(
     out: str | Path | None = None,
     columns: Columns | None = None,
     leakage: Leakage = "refuse",
+    start: str | Path | None = None,
+    replay: str | Path | None = None,
+    replay_share: float = REPLAYED,
+    into: str = "",
     project: Project | None = None,
     say: Say = silent,
     on_progress: Callable[[TaskProgress], None] = silent,
@@ -46,19 +55,67 @@ def train(
 ) -> TaskResult:
     """Train a task from a file, or a folder with a file for each split, and save it to a folder with its report.
 
-    `model` names an encoder as `ratchet.toml` does, else the project's is taken; `settings` are those of
-    `TaskSettings`, chosen by the data where they are left out. `out` must be new or empty; left out, it is a new
-    folder in the project's home. Raises DatasetError, WeightsError, LivenessError.
+    `model` names an encoder or a language model as `ratchet.toml` does, else the project's is taken: its language
+    model for what is written, its encoder for the other tasks. `settings` are those of `TaskSettings`, or of
+    `GenerationSettings`, chosen by the data where they are left out; `into` is the language to translate into, where
+    neither file nor texts tell it. `out` must be new or empty; left out, it is a new folder in the project's home.
+    `start` is an earlier training to go on from, on its encoder; of the examples of `replay` a share is learnt again.
+    Raises DatasetError, AdapterError, WeightsError, LivenessError.
     """
     if task not in TASKS:
         raise DatasetError(f"there is no task {task!r}; expected one of {', '.join(TASKS)}")
     project = project or find_project(Path.cwd())
-    splits = _read_splits(task, Path(data), test, validation, columns or Columns(), leakage, settings, say)
+    way = way_of(task, model, project, say=say)
+    if way == "generation" and (start is not None or replay is not None):
+        raise DatasetError(
+            "a language model's training cannot go on from an earlier one; leave --from and --replay out"
+        )
+    origin = Origin.of(
+        project,
+        data,
+        test=test,
+        validation=validation,
+        columns=columns,
+        leakage=leakage,
+        seed=int(settings.get("seed") or 0),
+        start=None if start is None else served_folder(find_task(project, str(start))),
+        replay=replay,
+        replay_share=replay_share,
+    )
+    splits = read_splits(task, origin, project, say)
     for note in splits.notes:
         say(f"noticed: {note}")
     name = f"{task}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:6]}"
     folder = Path(out) if out is not None else project.home.tasks / name
     _check_free(folder)
+    return fit_in_team(
+        task, splits, model, folder, name, project, origin, say, on_progress, settings, way=way, into=into
+    )
+
+
+def fit_in_team(
+    task: TaskName,
+    splits: Splits,
+    model: str | None,
+    folder: Path,
+    name: str,
+    project: Project,
+    origin: Origin,
+    say: Say,
+    on_progress: Callable[[TaskProgress], None],
+    settings: Mapping[str, Any],
+    *,
+    kept: Mapping[str, Any] | None = None,
+    way: Way = "head",
+    into: str = "",
+) -> TaskResult:
+    """The `fit` of a way in a team of threads of its own, which Ctrl-C ends behind a step.
+
+    `kept` goes into `task.json`.
+    """
+    start = None if origin.start is None else open_start(project.resolve(origin.start))
+    model = start.manifest.base if model is None and start is not None else model
+    told = {"origin": origin.to_dict(), **({} if start is None else {"before": before(start.told)}), **(kept or {})}
     stopped = threading.Event()
 
     def tell(progress: TaskProgress) -> None:
@@ -67,45 +124,64 @@ def train(
         on_progress(progress)
 
     def work() -> TaskResult:
+        if way == "generation":
+            from tuner.tasks import generation_training as generation
+
+            return generation.fit(task, splits, model, folder, name, project, into, say, tell, settings, kept=told)
         from tuner.tasks.fitting import fit
 
-        return fit(task, splits, model, folder, name, project, columns or Columns(), say, tell, settings)
+        columns = origin.read_columns()
+        return fit(task, splits, model, folder, name, project, columns, say, tell, settings, kept=told, start=start)
 
     made = in_own_team(work, on_interrupt=stopped.set)
     give_back_memory()
     return made
 
 
-def load(folder: str | Path, *, project: Project | None = None) -> TaskPredictor:
-    """A trained task from its folder, verified. Raises AdapterError, WeightsError."""
-    from tuner.tasks.folders import open_folder
+def load(
+    folder: str | Path, *, beside: TaskPredictor | None = None, project: Project | None = None, say: Say = silent
+) -> TaskPredictor:
+    """A trained task from its folder, verified: of what was tuned on from it, the version that is served.
 
+    `folder` may also be its name in the project's home, or that of a tool. `beside` is a task on a language model that
+    is open already: the other goes onto the same base, loaded once. Raises AdapterError, WeightsError.
+    """
     project = project or find_project(Path.cwd())
-    model, _ = in_own_team(lambda: open_folder(Path(folder), project.home.models))
-    return TaskPredictor(model, Path(folder))
+    return load_version(served_folder(find_task(project, str(folder))), beside=beside, project=project, say=say)
 
 
-def _read_splits(
-    task: TaskName,
-    data: Path,
-    test: str | Path | None,
-    validation: str | Path | None,
-    columns: Columns,
-    leakage: Leakage,
-    settings: dict[str, Any],
-    say: Say,
-) -> Splits:
-    found = dict(read(task, data, columns, say=say).splits)
-    for name, path in (("test", test), ("validation", validation)):
+def load_version(
+    folder: Path, *, beside: TaskPredictor | None = None, project: Project, say: Say = silent
+) -> TaskPredictor:
+    """The very folder, verified. Raises AdapterError, WeightsError."""
+    from tuner.tasks.folders import open_folder
+    from tuner.tasks.generation_training import is_generation, open_generation
+
+    if is_generation(folder):
+        other = None if beside is None else beside.generator
+        return TaskPredictor(open_generation(folder, project, beside=other, say=say), folder)
+    model, _ = in_own_team(lambda: open_folder(folder, project.home.models))
+    return TaskPredictor(model, folder)
+
+
+def read_splits(task: TaskName, origin: Origin, project: Project, say: Say = silent) -> Splits:
+    """The examples of a training, in its three parts; the same files give the same parts. Raises DatasetError."""
+    columns = origin.read_columns()
+    found = dict(read(task, project.resolve(origin.data), columns, say=say).splits)
+    for name, path in (("test", origin.test), ("validation", origin.validation)):
         if path is not None:
-            found[name] = read_file(task, Path(path), columns, say=say)
-    return part(
+            found[name] = read_file(task, project.resolve(path), columns, say=say)
+    splits = part(
         found.get("train", []),
         found.get("validation", []),
         found.get("test", []),
-        seed=int(settings.get("seed") or 0),
-        leakage=leakage,
+        seed=origin.seed,
+        leakage=origin.leakage,
     )
+    if origin.replay is None:
+        return splits
+    older = read(task, project.resolve(origin.replay), columns, say=say).train
+    return replayed(splits, older, origin.replay_share, origin.seed)
 
 
 def _check_free(folder: Path) -> None:

@@ -27,6 +27,7 @@ class ClassifyTask:
 
     name: TaskName = "classify"
     width = 1
+    together = 1
 
     def __init__(self, labels: tuple[str, ...], *, multi: bool = False, pooling: str = "mean") -> None:
         self.labels = labels

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuner.tasks.columns import Columns
+from tuner.tasks.origin import Origin
 from tuner.tasks.records import TASKS
-from tuner.tasks.settings import ADVERSARIAL, METHODS
+from tuner.tasks.settings import ADVERSARIAL, CHOICES, METHODS
+from tuner.tasks.telling import note, result, show_progress
 
 if TYPE_CHECKING:
     from agent.settings import Project
-    from tuner.tasks.training import TaskProgress
+    from tuner.tasks.predictor import TaskPredictor
+    from tuner.tasks.splits import Splits
 
 BATCH = 64
 """Texts that are predicted together when they come from a file or stdin."""
@@ -32,7 +35,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--validation", type=Path, metavar="FILE", help="to watch the training with (default: a tenth of the rest)"
     )
-    parser.add_argument("--model", metavar="NAME", help="an encoder, as model.encoder in ratchet.toml (the default)")
+    parser.add_argument("--model", metavar="NAME", help="an encoder or a language model, named as in ratchet.toml")
     parser.add_argument(
         "--method", choices=METHODS, help="all weights, an adapter, or the head alone (default: by data)"
     )
@@ -42,9 +45,15 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, metavar="N")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="of a window (default: by data)")
     parser.add_argument("--freeze", type=int, metavar="N", dest="frozen_layers", help="layers left as they are")
+    parser.add_argument("--into", metavar="LANGUAGE", default="", help="to translate into (default: by the data)")
     parser.add_argument("--adversarial", choices=ADVERSARIAL, help="train against changed embeddings as well")
     parser.add_argument("--class-weights", action="store_true", help="rare classes weigh as much as common ones")
     parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
+    parser.add_argument("--from", metavar="FOLDER", dest="start", help="go on from an earlier training, on its encoder")
+    parser.add_argument("--replay", type=Path, metavar="PATH", help="older examples, of which a share is learnt again")
+    parser.add_argument(
+        "--replay-share", type=float, metavar="X", default=0.2, help="of the older examples, 0 to 1 (default: 0.2)"
+    )
     parser.add_argument(
         "--leakage",
         choices=("refuse", "drop", "keep"),
@@ -55,23 +64,30 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def add_eval(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of a trained task")
+    parser.add_argument("folder", type=Path, metavar="TASK", help="a trained task's folder, or the name of a task")
     parser.add_argument(
         "--data", type=Path, required=True, metavar="PATH", help="a file, or a folder with one called test"
     )
+    parser.add_argument("--most", type=int, metavar="N", help="measure with N examples at most, drawn by --seed")
+    _add_prompted(parser)
     _add_columns(parser)
 
 
 def add_predict(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of a trained task")
+    parser.add_argument("folder", type=Path, metavar="TASK", help="a trained task's folder, or the name of a task")
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="what to read (default: lines of --file, or of stdin)")
     parser.add_argument("--file", type=Path, metavar="FILE", help="a text a line, or JSON lines")
     parser.add_argument("--context", metavar="TEXT", help="what questions are answered from")
     parser.add_argument("--pair", metavar="TEXT", help="the other text of each pair")
+    parser.add_argument("--data", type=Path, metavar="PATH", help="by the name of a task: examples to show (--shots)")
+    _add_prompted(parser)
 
 
 def task(args: argparse.Namespace, project: Project) -> int:
-    return {"train": _train, "eval": _evaluate, "predict": _predict}[args.action](args, project)
+    from tuner.tasks import keeping
+
+    actions = {"train": _train, "eval": _evaluate, "predict": _predict, **keeping.ACTIONS}
+    return actions[args.action](args, project)
 
 
 def _train(args: argparse.Namespace, project: Project) -> int:
@@ -90,33 +106,49 @@ def _train(args: argparse.Namespace, project: Project) -> int:
         out=args.out,
         columns=_columns(args),
         leakage=args.leakage,
+        start=args.start,
+        replay=args.replay,
+        replay_share=args.replay_share,
+        into=args.into,
         project=project,
-        say=_note,
-        on_progress=_progress,
+        say=note,
+        on_progress=show_progress,
         **settings,
     )
     if args.json:
-        _print({"folder": str(made.folder), "notes": list(made.notes), **as_data(made.scores)})
+        result({"folder": str(made.folder), "notes": list(made.notes), **as_data(made.scores)})
         return 0
-    _print(text_report(made.scores))
-    _print(f"\nfolder: {made.folder}\nreport: {made.folder / 'report' / 'report.html'}")
-    _print(f'next: ratchet task predict {made.folder} "…"')
+    result(text_report(made.scores))
+    result(f"\nfolder: {made.folder}\nreport: {made.folder / 'report' / 'report.html'}")
+    result(f'next: ratchet task predict {made.folder} "…"')
     return 0
 
 
 def _evaluate(args: argparse.Namespace, project: Project) -> int:
-    from tuner.tasks.api import load
+    from tuner.tasks import prompted
+    from tuner.tasks.api import load, read_splits
     from tuner.tasks.report import as_data, text_report
 
-    scores = load(args.folder, project=project).evaluate_file(args.data, _columns(args), say=_note)
-    _print(as_data(scores) if args.json else text_report(scores))
+    if _is_prompted(args):
+        splits = read_splits(args.folder.name, _origin(args, project), project, note)
+        scores = prompted.measure(_prompted(args, splits, project), splits, most=args.most, seed=args.seed)
+    else:
+        predictor = load(args.folder, project=project, say=note)
+        scores = predictor.evaluate_file(args.data, _columns(args), most=args.most, seed=args.seed, say=note)
+    result(as_data(scores) if args.json else text_report(scores))
     return 0
 
 
 def _predict(args: argparse.Namespace, project: Project) -> int:
-    from tuner.tasks.api import load
+    from tuner.tasks.api import load, read_splits
 
-    predictor = load(args.folder, project=project)
+    if _is_prompted(args):
+        task = args.folder.name
+        shots = None if args.data is None else Origin.of(project, args.data, leakage="drop")
+        splits = None if shots is None else read_splits(task, shots, project, note)
+        predictor = _prompted(args, splits, project)
+    else:
+        predictor = load(args.folder, project=project, say=note)
     second = args.context if predictor.task == "answer" else args.pair
     waiting: list[Any] = []
     for text in _texts(args):
@@ -127,6 +159,46 @@ def _predict(args: argparse.Namespace, project: Project) -> int:
     if waiting:
         _tell(predictor, waiting)
     return 0
+
+
+def _is_prompted(args: argparse.Namespace) -> bool:
+    """Whether a language model is to be asked as it is: by a task's name, where no folder is called so.
+
+    Raises DatasetError where a trained task is told what only an untrained one can be.
+    """
+    from agent.errors import DatasetError
+
+    if str(args.folder) in TASKS and not args.folder.is_dir():
+        return True
+    told = [name for name in ("model", "shots", "labels", "into") if getattr(args, name)]
+    if told:
+        raise DatasetError(
+            f"--{told[0]} is for a task by its name ({', '.join(TASKS)}); {args.folder} is a trained task's folder, "
+            "which has its own"
+        )
+    return False
+
+
+def _origin(args: argparse.Namespace, project: Project) -> Origin:
+    """Where the test, and the shots, are read from: a shot that is in the test as well is none."""
+    return Origin.of(project, args.data, columns=_columns(args), leakage="drop")
+
+
+def _prompted(args: argparse.Namespace, splits: Splits | None, project: Project) -> TaskPredictor:
+    from tuner.tasks.prompted import prompted
+
+    return prompted(
+        args.folder.name,
+        splits,
+        model=args.model,
+        shots=args.shots,
+        choose=args.choose,
+        labels=[one.strip() for one in args.labels.split(",") if one.strip()],
+        into=args.into,
+        seed=args.seed,
+        project=project,
+        say=note,
+    )
 
 
 def _tell(predictor: Any, texts: list[Any]) -> None:
@@ -159,6 +231,16 @@ def _texts(args: argparse.Namespace) -> Iterator[str | tuple[str, str]]:
         yield first if second is None else (first, second)
 
 
+def _add_prompted(parser: argparse.ArgumentParser) -> None:
+    """What a language model is told that was not trained for the task."""
+    parser.add_argument("--model", metavar="NAME", help="by the name of a task: a language model (default: the base)")
+    parser.add_argument("--shots", type=int, default=0, metavar="N", help="training examples to show it (default: 0)")
+    parser.add_argument("--choose", choices=CHOICES, default="similar", help="which ones (default: those most alike)")
+    parser.add_argument("--labels", default="", metavar="A,B", help="labels, where no data tells them")
+    parser.add_argument("--into", default="", metavar="LANGUAGE", help="to translate into, where no data tells it")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
+
+
 def _add_columns(parser: argparse.ArgumentParser) -> None:
     for name, what in (
         ("text", "of the texts (in CoNLL files its number, from 1)"),
@@ -167,8 +249,13 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
         ("question", "of the questions"),
         ("context", "of the contexts"),
         ("answer", "of the answers"),
+        ("target", "of translations or summaries; of parallel lines the other file, or how its name ends"),
+        ("rating", "of how good the answers were"),
     ):
         parser.add_argument(f"--{name}", metavar="COLUMN", help=f"column {what}")
+    parser.add_argument(
+        "--least-rating", type=float, metavar="X", help="leave lower rated answers out (default: up to the middle)"
+    )
     parser.add_argument("--multi-label", action="store_true", help="a field may hold several labels")
     parser.add_argument("--separator", metavar="SIGN", help="what stands between them (default: | or ; or a comma)")
     parser.add_argument("--encoding", metavar="NAME", help="of the files (default: UTF-8)")
@@ -176,19 +263,3 @@ def _add_columns(parser: argparse.ArgumentParser) -> None:
 
 def _columns(args: argparse.Namespace) -> Columns:
     return Columns(**{one.name: getattr(args, one.name) for one in fields(Columns)})
-
-
-def _progress(progress: TaskProgress) -> None:
-    if progress.validation is not None:
-        said = f"validation {progress.validation.main} {progress.validation.value:.4f}"
-        _note(f"epoch {progress.epoch + 1}, step {progress.step}/{progress.steps}: loss {progress.loss:.3f}, {said}")
-    elif progress.step % 50 == 0:
-        _note(f"step {progress.step}/{progress.steps}: loss {progress.loss:.3f}")
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _print(data: Any) -> None:
-    print(data if isinstance(data, str) else json.dumps(data, indent=1, ensure_ascii=False))

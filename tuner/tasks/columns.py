@@ -24,6 +24,11 @@ class Columns:
     question: str | None = None
     context: str | None = None
     answer: str | None = None
+    target: str | None = None
+    """Of translations and summaries; of parallel lines the other file, or how its name ends."""
+    rating: str | None = None
+    least_rating: float | None = None
+    """Answers that were rated lower are left out; None for those not above the middle of their scale."""
     encoding: str | None = None
     multi_label: bool = False
     separator: str | None = None

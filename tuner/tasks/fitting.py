@@ -17,10 +17,11 @@ from tuner.tasks.folders import Sealed, save
 from tuner.tasks.heads import Encoder, TaskModel, load_encoder
 from tuner.tasks.kinds import Task, task_of
 from tuner.tasks.predictor import TaskPredictor, TaskResult, predict_with
-from tuner.tasks.records import Asked, Classified, TaskName, shown
+from tuner.tasks.records import Asked, Classified, Similar, TaskName, shown
 from tuner.tasks.report import Outcome, card, write_figures, write_page
 from tuner.tasks.settings import choose
 from tuner.tasks.splits import Splits, dataset_hash
+from tuner.tasks.start import Start, begin, continued
 from tuner.tasks.training import TaskProgress, train_model
 
 if TYPE_CHECKING:
@@ -44,20 +45,32 @@ def fit(
     say: Callable[[str], None],
     tell: Callable[[TaskProgress], None],
     given: Mapping[str, Any],
+    *,
+    kept: Mapping[str, Any] | None = None,
+    start: Start | None = None,
 ) -> TaskResult:
-    """Train on `splits.train`, watch with `splits.validation`, measure with `splits.test`, and save."""
+    """Train on `splits.train`, watch with `splits.validation`, measure with `splits.test`, and save.
+
+    `kept` goes into `task.json`, for whoever trains again; `start` is what it goes on from.
+    """
     import torch
 
     base = encoder_weights(
         project.named(encoder_name or project.settings.model.encoder), project.home.models, progress=say
     )
+    given = given if start is None else start.settings(given)
     encoder = load_encoder(base, device=_device(project.settings.model.device))
     settings = choose(name, len(splits.train), _longest(name, splits, encoder), encoder.facts, given)
     if settings.precision == "auto":
         settings = replace(settings, precision=faster_precision(str(encoder.model.device)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = TaskModel(encoder, _task(name, splits, encoder, columns), settings)
+        task = _task(name, splits, encoder, columns)
+        model = TaskModel(encoder, task if start is None else continued(task, start), settings)
+    if start is not None:
+        known = begin(model, start, base)
+        stays = f", of whose head {known} of {model.task.outputs} outputs stay" if model.task.outputs else ""
+        say(f"goes on from {start.manifest.id}{stays}")
     say(f"{name} on {base.name}: {settings.method}, {settings.epochs} epochs at most, {len(splits.train)} examples")
     notes = (*splits.notes, *_unread(splits, encoder, base.name))
     for note in notes[len(splits.notes) :]:
@@ -67,9 +80,24 @@ def fit(
     predictions = predict_with(model, splits.test)
     after = model.task.measure(splits.test, predictions)
     counts = {part: len(getattr(splits, part)) for part in ("train", "validation", "test")}
-    outcome = Outcome(name, base.name, counts, splits.notes, settings, trained, before, after, splits.test, predictions)
+    outcome = Outcome(
+        name,
+        base.name,
+        counts,
+        splits.notes,
+        settings,
+        trained,
+        before,
+        after,
+        splits.test,
+        predictions,
+        what="Vectors for the task" if name == "embed" else "A head for the task",
+    )
     report = {"report.html": write_page(outcome).encode(), "metrics.json": write_figures(outcome).encode()}
-    save(model, folder, Sealed(base, dataset_hash(splits), tuning, timestamp()), lambda id: card(id, outcome), report)
+    told = {"pairs": any(getattr(one, "pair", None) is not None for one in splits.train), **(kept or {})}
+    parent = None if start is None else start.manifest.id
+    sealed = Sealed(base, dataset_hash(splits), tuning, timestamp(), parent, told)
+    save(model, folder, sealed, lambda id: card(id, outcome), report)
     return TaskResult(TaskPredictor(model, folder), folder, before, after, trained, notes)
 
 
@@ -98,10 +126,10 @@ def _fit_margin(task: Any, splits: Splits, watched: list[Window], scores: list[A
 
 def _task(name: TaskName, splits: Splits, encoder: Encoder, columns: Columns) -> Task:
     options: dict[str, Any] = {}
-    if name == "classify":
+    if name in ("classify", "embed"):
         options["pooling"] = encoder.pooling
-        if columns.multi_label or (columns.label and "," in columns.label):
-            options["multi"] = True
+    if name == "classify" and (columns.multi_label or (columns.label and "," in columns.label)):
+        options["multi"] = True
     return task_of(name, splits.train, **options)
 
 
@@ -130,6 +158,8 @@ def _read(one: Any) -> str:
             return f"{question} {context}"
         case Classified(text=text, pair=pair):
             return text if pair is None else f"{text} {pair}"
+        case Similar(text=text, other=other):
+            return max(text, other, key=len)
         case _:
             return shown(one)
 

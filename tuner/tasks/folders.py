@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +32,33 @@ class Sealed:
     dataset_hash: str
     tuning: str
     created_at: str
+    parent: str | None = None
+    """Id of the training that this one goes on from."""
+    told: Mapping[str, Any] = field(default_factory=dict)
+    """Further entries of `task.json`, for whoever trains again."""
 
 
 def save(
     model: TaskModel, folder: Path, sealed: Sealed, card: Callable[[str], str], report: Mapping[str, bytes]
 ) -> Manifest:
     """Write a model's folder, whole or not at all; `card` is given its id. Raises AdapterError where one is there."""
+    return publish(folder, sealed, card, report, lambda staged: _write(model, staged, sealed))
+
+
+def publish(
+    folder: Path,
+    sealed: Sealed,
+    card: Callable[[str], str],
+    report: Mapping[str, bytes],
+    write: Callable[[Path], None],
+) -> Manifest:
+    """Seal what `write` puts into a folder with card and report, whole or not at all. As `save`."""
     if folder.exists() and any(folder.iterdir()):
         raise AdapterError(f"{folder} is not empty; name a new folder with --out, or remove it")
     staged = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(staged, ignore_errors=True)
     (staged / "report").mkdir(parents=True)
-    _write(model, staged, sealed)
+    write(staged)
     id = f"{sealed.created_at[:10].replace('-', '')}-{tensors_hash(staged / WEIGHTS)[:8]}"
     (staged / CARD).write_text(card(id), encoding="utf-8")
     for name, content in report.items():
@@ -54,7 +69,7 @@ def save(
         base=sealed.base.name,
         base_revision=sealed.base.revision,
         dataset_hash=sealed.dataset_hash,
-        parent=None,
+        parent=sealed.parent,
         tuning=sealed.tuning,
         created_at=sealed.created_at,
         code_version=code_version(),
@@ -117,6 +132,7 @@ def _write(model: TaskModel, folder: Path, sealed: Sealed) -> None:
         "base": sealed.base.name,
         "revision": sealed.base.revision,
         "settings": settings,
+        **sealed.told,
     }
     (folder / TASK).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     tensors = {name: one.contiguous().cpu() for name, one in model.state().items()}

@@ -125,7 +125,7 @@ def _minimise(
 
     total = sum(targets for _, _, targets in chunks)
     cost = size**2 / (2 * looseness * total)
-    head = model.head
+    head: torch.nn.Linear = model.head
     steps = model.settings.epochs if model.settings.method == "head" else STEPS
     optimizer = torch.optim.LBFGS(head.parameters(), max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
     mean = math.nan

@@ -89,18 +89,15 @@ class TaskModel(torch.nn.Module):
         self.tokenizer = encoder.tokenizer
         self.encoder = _prepared(encoder.model, settings)
         self.padding = int(encoder.tokenizer.pad_token_id or 0)
-        self.drop = torch.nn.Dropout(settings.dropout)
-        size = int(encoder.model.config.hidden_size)
-        self.head = torch.nn.Linear(size * task.width, task.outputs)
-        torch.nn.init.normal_(self.head.weight, std=0.02)
-        torch.nn.init.zeros_(self.head.bias)
+        self.drop: torch.nn.Module = torch.nn.Dropout(settings.dropout) if task.outputs else torch.nn.Identity()
+        self.head: Any = _head(int(encoder.model.config.hidden_size) * task.width, task.outputs)
         self._typed = int(getattr(encoder.model.config, "type_vocab_size", 0) or 0) > 1
         self._typed &= "token_type_ids" in inspect.signature(encoder.model.forward).parameters
         self.to(encoder.model.device)
 
     @property
     def device(self) -> Any:
-        return self.head.weight.device
+        return next(self.encoder.parameters()).device
 
     def represent(self, batch: Batch, embeddings: torch.Tensor | None = None) -> torch.Tensor:
         """What the head reads, [B, ..., width * H]; `embeddings` [B, T, H] take the place of the tokens' own."""
@@ -180,6 +177,16 @@ def score(model: TaskModel, windows: Sequence[Window], *, size: int = 64) -> lis
             for row, number in enumerate(one.numbers):
                 given[number] = scores[row, : len(one.windows[row].ids)] if scores.ndim == 3 else scores[row]
     return given
+
+
+def _head(size: int, outputs: int) -> torch.nn.Module:
+    """A linear layer; for a task without outputs nothing."""
+    if not outputs:
+        return torch.nn.Identity()
+    made = torch.nn.Linear(size, outputs)
+    torch.nn.init.normal_(made.weight, std=0.02)
+    torch.nn.init.zeros_(made.bias)
+    return made
 
 
 def _prepared(model: Any, settings: TaskSettings) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from agent.errors import DatasetError
 from tuner.tasks.answer import AnswerTask
 from tuner.tasks.classify import ClassifyTask
+from tuner.tasks.embed import EmbedTask
 from tuner.tasks.metrics import RESAMPLES, Scores
 from tuner.tasks.records import TaskName
 from tuner.tasks.relate import RelateTask
@@ -32,7 +33,12 @@ class Task(Protocol):
 
     @property
     def outputs(self) -> int:
-        """Scores that the head gives."""
+        """Scores that the head gives; 0 where there is none, and the scores are what it would read."""
+        ...
+
+    @property
+    def together(self) -> int:
+        """Windows, one behind the other, that are learnt from in one step."""
         ...
 
     @property
@@ -69,7 +75,13 @@ class Task(Protocol):
         ...
 
 
-KINDS: Mapping[str, Any] = {"classify": ClassifyTask, "tag": TagTask, "relate": RelateTask, "answer": AnswerTask}
+KINDS: Mapping[str, Any] = {
+    "classify": ClassifyTask,
+    "tag": TagTask,
+    "relate": RelateTask,
+    "answer": AnswerTask,
+    "embed": EmbedTask,
+}
 
 
 def make_task(name: str, labels: Sequence[str], options: Mapping[str, Any]) -> Task:

@@ -20,6 +20,31 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "answer": ("answers", "answer", "answer_text"),
     "words": ("words", "tokens"),
     "tags": ("tags", "ner_tags", "labels", "ner"),
+    "source": (
+        *("source", "src", "source_text", "text", "original", "dialogue", "dialog", "article", "document", "content"),
+        *("body", "input", "sentence"),
+    ),
+    "target": (
+        *(
+            "target",
+            "tgt",
+            "target_text",
+            "translation",
+            "summary",
+            "summary1",
+            "highlights",
+            "abstract",
+            "tldr",
+            "headline",
+        ),
+        *("reference", "output"),
+    ),
+    "asked": ("question", "query", "prompt", "instruction", "message", "text", "input", "customer", "user"),
+    "replied": ("best_answer", "answer", "response", "reply", "completion", "output", "agent", "assistant"),
+    "rating": ("rating", "stars", "score", "csat", "satisfaction", "feedback"),
+    "turns": ("messages", "turns", "conversation", "conversations", "dialogue", "dialog", "chat"),
+    "chat": ("chat", "chat_id", "conversation_id", "dialogue_id", "dialog_id", "conversation", "ticket", "session"),
+    "speaker": ("speaker", "role", "author", "from", "sender"),
     "spans": ("spans", "entities", "label", "labels"),
 }
 

@@ -42,7 +42,9 @@ class Entities:
     tags: tuple[str, ...]
     """IOB2, one a word."""
     score: float
-    """Mean probability of the words' tags."""
+    """Mean probability of the words' tags; of a language model, of the tokens it chose."""
+    dropped: int = 0
+    """Entities that a language model said and the text does not hold."""
 
     def to_dict(self) -> dict[str, Any]:
         found = [
@@ -67,4 +69,29 @@ class Found:
         return {"answer": self.text, "start": self.start, "end": self.end, "score": round(self.score, 4)}
 
 
-Prediction = Labelled | Entities | Found
+@dataclass(frozen=True)
+class Alike:
+    """How alike two texts are."""
+
+    score: float
+    """Cosine of their vectors, -1 to 1."""
+    rank: int = 0
+    """Of pairs without scores that were asked about together: the place of this one's other among all, from 1."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"cosine": round(self.score, 4)}
+
+
+@dataclass(frozen=True)
+class Said:
+    """A text that a language model wrote."""
+
+    text: str
+    score: float
+    """Mean probability of its tokens, the geometric one."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"said": self.text, "score": round(self.score, 4)}
+
+
+Prediction = Labelled | Entities | Found | Alike | Said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from agent.errors import DatasetError
 from agent.teams import in_own_team
 from tuner.tasks.columns import Columns
+from tuner.tasks.generation import Generator
 from tuner.tasks.marked import related
 from tuner.tasks.metrics import Scores
 from tuner.tasks.predictions import Prediction
 from tuner.tasks.readers import read, read_file
-from tuner.tasks.records import Asked, Classified, Example, Related, Tagged, TaskName
+from tuner.tasks.records import Asked, Classified, Conversed, Example, Related, Similar, Tagged, TaskName, Turn, Written
 from tuner.tasks.words import split_words
 
 if TYPE_CHECKING:
@@ -33,9 +35,15 @@ def silent(_: object) -> None:
 class TaskPredictor:
     """A trained task, ready to be asked."""
 
-    def __init__(self, model: TaskModel, folder: Path) -> None:
+    def __init__(self, model: TaskModel | Generator, folder: Path | None) -> None:
+        """`folder` is None for a language model that is asked without having been trained."""
         self._model = model
         self.folder = folder
+
+    @property
+    def generator(self) -> Generator | None:
+        """The language model's way; None for a head."""
+        return self._model if isinstance(self._model, Generator) else None
 
     @property
     def task(self) -> TaskName:
@@ -56,15 +64,32 @@ class TaskPredictor:
             raise DatasetError("there are no examples to measure with")
         return in_own_team(lambda: self._model.task.measure(examples, predict_with(self._model, examples)))
 
-    def evaluate_file(self, path: str | Path, columns: Columns | None = None, *, say: Say = silent) -> Scores:
-        """Held against a file, or the test part of a folder."""
+    def evaluate_file(
+        self,
+        path: str | Path,
+        columns: Columns | None = None,
+        *,
+        most: int | None = None,
+        seed: int = 0,
+        say: Say = silent,
+    ) -> Scores:
+        """Held against a file, or the test part of a folder; against `most` of it, drawn by seed."""
         path = Path(path)
         if path.is_dir():
             splits = read(self.task, path, columns, say=say).splits
             if "test" not in splits:
                 raise DatasetError(f"{path} has the parts {', '.join(splits)}; expected one called test")
-            return self.evaluate(splits["test"])
-        return self.evaluate(read_file(self.task, path, columns, say=say))
+            return self.evaluate(drawn(splits["test"], most, seed))
+        return self.evaluate(drawn(read_file(self.task, path, columns, say=say), most, seed))
+
+
+def drawn(examples: Sequence[Example], most: int | None, seed: int) -> Sequence[Example]:
+    """All examples, or `most` of them by seed. Raises DatasetError for a number below 1."""
+    if most is None or most >= len(examples):
+        return examples
+    if most < 1:
+        raise DatasetError(f"{most} examples are to be measured with; expected 1 or more")
+    return random.Random(f"{seed} test").sample(examples, most)
 
 
 @dataclass(frozen=True)
@@ -82,8 +107,10 @@ class TaskResult:
     """What was noticed of the data."""
 
 
-def predict_with(model: TaskModel, examples: Sequence[Any]) -> list[Any]:
+def predict_with(model: TaskModel | Generator, examples: Sequence[Any]) -> list[Any]:
     """What a model says of examples, in their order."""
+    if isinstance(model, Generator):
+        return model.predict(examples)
     from tuner.tasks.heads import score
 
     windows = model.task.windows(examples, model.tokenizer, model.settings.max_tokens)
@@ -92,7 +119,7 @@ def predict_with(model: TaskModel, examples: Sequence[Any]) -> list[Any]:
 
 def as_example(task: TaskName, text: Text) -> Example:
     """A text as the task's record without labels. Raises DatasetError for what is not of the task."""
-    if isinstance(text, Classified | Tagged | Related | Asked):
+    if isinstance(text, Classified | Tagged | Related | Asked | Similar | Written | Conversed):
         return text
     first, second = text if isinstance(text, tuple) else (text, None)
     if not first.strip():
@@ -103,8 +130,16 @@ def as_example(task: TaskName, text: Text) -> Example:
         return Asked(first, second)
     if task == "classify":
         return Classified(first, pair=second)
+    if task == "embed":
+        if second is None or not second.strip():
+            raise DatasetError("how alike is asked of two texts; give both (--pair)")
+        return Similar(first, second)
     if second is not None:
         raise DatasetError(f"task {task} reads one text; two were given")
+    if task in ("translate", "summarise"):
+        return Written(first)
+    if task == "converse":
+        return Conversed((Turn("customer", first),))
     if task == "tag":
         return Tagged(first, split_words(first))
     try:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import DatasetError
-from tuner.tasks import conll, marked, squad
+from tuner.tasks import chats, conll, marked, pairs, similar, squad
 from tuner.tasks.columns import Columns, Say, find, find_maybe, guess_text_and_label
-from tuner.tasks.records import Asked, Classified, Example, Related, Span, TaskName
+from tuner.tasks.records import WRITTEN, Asked, Classified, Example, Related, Span, TaskName
 from tuner.tasks.sources import JSON_LINES, TABLES, Row, is_datasets, read_datasets, read_parts, read_rows, read_text
 from tuner.tasks.words import tagged
 
@@ -53,6 +53,9 @@ def read(task: TaskName, path: Path, columns: Columns | None = None, *, say: Say
     if is_datasets(path):
         named = {SPLITS.get(name, name): rows for name, rows in read_datasets(path).items()}
         return Read({name: _from_rows(task, rows, columns, f"{path}/{name}", say) for name, rows in named.items()})
+    if task == "translate" and (lines := pairs.parallel_files(path, SPLITS, columns, say)):
+        both = {name: pairs.parallel_rows(*two, columns.encoding) for name, two in lines.items()}
+        return Read({name: _from_rows(task, rows, columns, f"{path}/{name}", say) for name, rows in both.items()})
     files = {SPLITS[one.stem.lower()]: one for one in sorted(path.iterdir()) if one.stem.lower() in SPLITS}
     if "train" not in files:
         found = ", ".join(one.name for one in sorted(path.iterdir())[:8]) or "nothing"
@@ -69,8 +72,11 @@ def read_file(
         raise DatasetError(f"{path} is a folder; expected a file here")
     suffix = path.suffix.lower()
     examples: Sequence[Example]
-    if suffix in TABLES or suffix in JSON_LINES:
-        examples = _from_rows(task, read_rows(path, columns.encoding), columns, str(path), say)
+    other = pairs.other_file(path, columns) if task == "translate" else None
+    if other is not None:
+        examples = _from_rows(task, pairs.parallel_rows(path, other, columns.encoding), columns, str(path), say)
+    elif suffix in TABLES or suffix in JSON_LINES:
+        examples = _from_rows(task, _rows(task, path, columns), columns, str(path), say)
     elif suffix == ".json":
         examples = _from_json(task, path, columns, say)
     else:
@@ -88,7 +94,7 @@ def _from_json(task: TaskName, path: Path, columns: Columns, say: Say) -> list[E
             raise DatasetError(f"{path} is not JSON ({fault}); expected SQuAD's") from None
         if squad.fits(data):
             return list(squad.parse(data, str(path)))
-    return _from_rows(task, read_rows(path, columns.encoding), columns, str(path), say)
+    return _from_rows(task, _rows(task, path, columns), columns, str(path), say)
 
 
 def _from_text(task: TaskName, path: Path, columns: Columns, say: Say) -> list[Example]:
@@ -99,7 +105,11 @@ def _from_text(task: TaskName, path: Path, columns: Columns, say: Say) -> list[E
         return list(marked.parse(text, str(path)))
     if task == "classify" and text.lstrip().startswith("__label__"):
         return list(_fasttext(text, path))
-    return _from_rows(task, read_rows(path, columns.encoding), columns, str(path), say)
+    return _from_rows(task, _rows(task, path, columns), columns, str(path), say)
+
+
+def _rows(task: TaskName, path: Path, columns: Columns) -> list[Row]:
+    return read_rows(path, columns.encoding, headers=pairs.header_names(columns) if task in WRITTEN else None)
 
 
 def _from_rows(task: TaskName, rows: Sequence[Row], columns: Columns, file: str, say: Say) -> list[Example]:
@@ -110,7 +120,12 @@ def _from_rows(task: TaskName, rows: Sequence[Row], columns: Columns, file: str,
         "tag": lambda: _tagged(rows, columns, file),
         "relate": lambda: _related(rows, columns, file, say),
         "answer": lambda: _asked(rows, columns, file),
+        "embed": lambda: similar.reader(rows, columns, file, say),
+        "translate": lambda: pairs.maker(rows, columns, file, say),
+        "summarise": lambda: pairs.maker(rows, columns, file, say),
     }
+    if task == "converse":
+        return chats.parse(rows, columns, file, say, _each)
     return _each(rows, makers[task]())
 
 

@@ -10,8 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-TaskName = Literal["classify", "tag", "relate", "answer"]
-TASKS: tuple[TaskName, ...] = ("classify", "tag", "relate", "answer")
+TaskName = Literal["classify", "tag", "relate", "answer", "embed", "translate", "summarise", "converse"]
+TASKS: tuple[TaskName, ...] = (
+    "classify",
+    "tag",
+    "relate",
+    "answer",
+    "embed",
+    "translate",
+    "summarise",
+    "converse",
+)
+WRITTEN: tuple[TaskName, ...] = ("translate", "summarise", "converse")
+"""Tasks whose outcome is free text: for a language model alone."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,55 @@ class Asked:
     source: str = ""
 
 
-Example = Classified | Tagged | Related | Asked
+@dataclass(frozen=True)
+class Similar:
+    """Two texts, and how alike they are; without a score they belong together."""
+
+    text: str
+    other: str
+    score: float | None = None
+    """On any scale, more for those more alike."""
+    negative: str | None = None
+    """A text that does not belong to the first."""
+    source: str = ""
+
+    @property
+    def label(self) -> str:
+        return "" if self.score is None else str(self.score)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A text, and what is to be written of it: its translation or its summary."""
+
+    text: str
+    target: str = ""
+    language: str = ""
+    """Of the target, where the file says it."""
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side of a chat said."""
+
+    speaker: Literal["customer", "agent"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Conversed:
+    """A chat until a customer's turn, and the answer that was best."""
+
+    turns: tuple[Turn, ...]
+    """The last is a customer's."""
+    answer: str = ""
+    chat: str = ""
+    """Shared by the examples of one chat; empty for a single question."""
+    source: str = ""
+
+
+Example = Classified | Tagged | Related | Asked | Similar | Written | Conversed
 
 
 def key(example: Example) -> str:
@@ -95,11 +154,25 @@ def key(example: Example) -> str:
             return _normal([text, str(first), str(second)])
         case Asked(question=question, context=context):
             return _normal([question, context])
+        case Similar(text=text, other=other):
+            return _normal([text, other])
+        case Written(text=text):
+            return _normal([text])
+        case Conversed(turns=turns):
+            return _normal([one.text for one in turns])
 
 
 def group(example: Example) -> str:
-    """What must not be torn apart by a split: the context of a question, else the text itself."""
-    return _normal([example.context]) if isinstance(example, Asked) else key(example)
+    """What no split may tear apart: a question's context, the pairs of a text, a whole chat, else the text itself."""
+    match example:
+        case Asked(context=context):
+            return _normal([context])
+        case Similar(text=text, score=None):
+            return _normal([text])
+        case Conversed(chat=chat) if chat:
+            return _normal([chat])
+        case _:
+            return key(example)
 
 
 def label_of(example: Example) -> str:
@@ -113,6 +186,8 @@ def label_of(example: Example) -> str:
             return label
         case Asked(answers=answers):
             return "answer" if answers else "none"
+        case Similar() | Written() | Conversed():
+            return ""
 
 
 def shown(example: Example) -> str:
@@ -126,6 +201,12 @@ def shown(example: Example) -> str:
             return _marked(example)
         case Asked(question=question):
             return question
+        case Similar(text=text, other=other):
+            return f"{text} / {other}"
+        case Written(text=text):
+            return text
+        case Conversed(turns=turns):
+            return " / ".join(one.text for one in turns)
 
 
 def _marked(example: Related) -> str:

@@ -30,6 +30,7 @@ class RelateTask:
 
     name: TaskName = "relate"
     width = 4
+    together = 1
 
     def __init__(self, labels: tuple[str, ...]) -> None:
         self.labels = labels

@@ -6,18 +6,20 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuner.evaluate import Interval
 from tuner.pages import Table, html_table, page, short
 from tuner.report import markdown_table, with_interval
 from tuner.tasks.metrics import ClassRow, Scores
-from tuner.tasks.predictions import Entities, Found, Labelled, Prediction
-from tuner.tasks.records import Asked, Classified, Example, Related, Tagged, shown
-from tuner.tasks.settings import TaskSettings
+from tuner.tasks.predictions import Alike, Entities, Found, Labelled, Prediction, Said
+from tuner.tasks.records import Asked, Classified, Conversed, Example, Related, Similar, Tagged, Written, shown
 from tuner.tasks.training import TrainedTask
 from tuner.tasks.words import spans_of
 from tuner.tuning_report import curves_svg
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 WORST = 40
 CONFUSED = 25
@@ -33,7 +35,8 @@ class Outcome:
     counts: Mapping[str, int]
     """Examples by part."""
     notes: Sequence[str]
-    settings: TaskSettings
+    settings: DataclassInstance
+    """`TaskSettings`, or those of a language model."""
     trained: TrainedTask
     before: Scores
     """On the test, with the head as it was made."""
@@ -41,6 +44,13 @@ class Outcome:
     examples: Sequence[Example]
     """Of the test."""
     predictions: Sequence[Prediction]
+    what: str = "A head for the task"
+    watched: str = ""
+    """The validation figure that chose the epoch; empty for the one that decides on the test."""
+
+    @property
+    def method(self) -> str:
+        return str(asdict(self.settings)["method"])
 
 
 def told(interval: Interval) -> str:
@@ -69,7 +79,7 @@ def write_page(outcome: Outcome) -> str:
     title = f"Task {outcome.task} on {outcome.base}"
     body = f"<h1>{html.escape(title)}</h1>\n<h2>Learning curves</h2>"
     body += curves_svg({"loss": outcome.trained.curve})
-    body += curves_svg({f"validation {after.main}": outcome.trained.validation_curve})
+    body += curves_svg({f"validation {outcome.watched or after.main}": outcome.trained.validation_curve})
     return page(title, body + "".join(map(html_table, tables)))
 
 
@@ -121,13 +131,13 @@ def card(id: str, outcome: Outcome) -> str:
     return f"""---
 base_model: {outcome.base}
 library_name: peft
-tags: [{outcome.settings.method}, {outcome.task}, ratchet]
+tags: [{outcome.method}, {outcome.task}, ratchet]
 ---
 
 # {id}
 
-A head for the task `{outcome.task}` on the encoder {outcome.base}, trained by Ratchet (method
-{outcome.settings.method}) from {counts["train"]} examples, watched with {counts["validation"]}, measured with
+{outcome.what} `{outcome.task}` on {outcome.base}, trained by Ratchet (method
+{outcome.method}) from {counts["train"]} examples, watched with {counts["validation"]}, measured with
 {counts["test"]} that it has not seen.
 
 {markdown_table(("figure on the test set", "95 % interval in brackets"), figures)}
@@ -139,7 +149,7 @@ What was noticed of the data:
 
 {notes}
 
-It tells apart what its examples told apart, in texts like theirs. Nothing is known of it for others, and its
+It does what its examples showed, with texts like theirs. Nothing is known of it for others, and its
 probabilities were not calibrated. Look at the worst examples in `report/` before you trust it with people.
 
 {markdown_table(("setting", "value"), list(asdict(outcome.settings).items()))}
@@ -153,7 +163,7 @@ def _facts(outcome: Outcome) -> dict[str, str]:
         "steps": str(trained.steps),
         "best epoch": f"{trained.best_epoch + 1} of {trained.epochs}",
         "training loss at the end": f"{trained.loss:.4f}",
-        f"validation {outcome.after.main}": f"{trained.validation:.4f}",
+        f"validation {outcome.watched or outcome.after.main}": f"{trained.validation:.4f}",
         "trained parameters": str(trained.parameters),
         "minutes": f"{trained.seconds / 60:.1f}",
         "peak memory of the process": f"{trained.peak_bytes / 2**30:.1f} GiB",
@@ -210,6 +220,10 @@ def _wanted(example: Example) -> str:
             return _spans_text(example.text, spans_of(example.offsets, example.tags))
         case Asked(answers=answers):
             return " / ".join(one.text for one in answers) or "(none)"
+        case Similar(score=score):
+            return "(together)" if score is None else f"{score:g}"
+        case Written(target=text) | Conversed(answer=text):
+            return text
 
 
 def _said(prediction: Prediction) -> str:
@@ -220,6 +234,10 @@ def _said(prediction: Prediction) -> str:
             return _spans_text(prediction.text, prediction.spans)
         case Found(text=text):
             return text or "(none)"
+        case Alike(score=score, rank=rank):
+            return f"{score:.2f}{f', place {rank}' if rank else ''}"
+        case Said(text=text):
+            return text
 
 
 def _spans_text(text: str, spans: Sequence[Any]) -> str:

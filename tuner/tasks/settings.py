@@ -13,6 +13,9 @@ Method = Literal["full", "lora", "head"]
 METHODS: tuple[Method, ...] = ("full", "lora", "head")
 ADVERSARIAL = ("none", "fgm", "freelb")
 PRECISIONS = ("auto", "float32", "mixed")
+Choice = Literal["similar", "coverage"]
+CHOICES: tuple[Choice, ...] = ("similar", "coverage")
+"""How the examples are chosen that a language model is shown; see `tuner.tasks.shots`."""
 
 
 @dataclass(frozen=True)
@@ -80,16 +83,21 @@ def choose(
         epochs=_epochs(method, examples),
         learning_rate=rates[method],
         head_rate=1e-3,
-        batch=_batch(examples),
+        # The other pairs of a step are what a pair is told apart from.
+        batch=64 if task == "embed" else _batch(examples),
         head_first=task == "classify" and method != "head",
         max_tokens=_max_tokens(task, longest, encoder["positions"]),
     )
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    if task == "embed" and (method == "head" or settings.head_first):
+        raise DatasetError("task embed has no head, it trains the encoder; take method lora or full")
     _check(settings, encoder)
     return settings
 
 
 def _method(task: TaskName, examples: int) -> Method:
+    if task == "embed":
+        return "lora"
     return "head" if task == "classify" and examples < 100 else "full"
 
 
@@ -105,7 +113,7 @@ def _batch(examples: int) -> int:
 
 
 def _max_tokens(task: TaskName, longest: int, positions: int) -> int:
-    most = {"classify": 256, "tag": 256, "relate": 192, "answer": 384}[task]
+    most = {"classify": 256, "tag": 256, "relate": 192, "answer": 384, "embed": 256}[task]
     # Never short: what is asked later may be longer than what was learnt from, and windows cost only what is in them.
     return min(most, positions, max(128, -(-longest // 16) * 16))
 

@@ -12,7 +12,7 @@ import importlib.util
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,15 +56,18 @@ def read_text(path: Path, encoding: str | None = None) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_rows(path: Path, encoding: str | None = None) -> list[Row]:
-    """All rows of a table or of JSON. Raises DatasetError with file, line and reason."""
+def read_rows(path: Path, encoding: str | None = None, *, headers: Collection[str] | None = None) -> list[Row]:
+    """All rows of a table or of JSON. Raises DatasetError with file, line and reason.
+
+    With `headers`, in lower case, the first row of a table is one of names only if it has one of these.
+    """
     suffix = path.suffix.lower()
     text = read_text(path, encoding)
     if suffix in JSON_LINES:
         return _json_lines(path, text)
     if suffix == ".json":
         return _json_list(path, text)
-    return _table(path, text)
+    return _table(path, text, headers)
 
 
 def read_parts(path: Path, names: Mapping[str, str], encoding: str | None = None) -> dict[str, list[Row]]:
@@ -163,6 +166,8 @@ def _json_list(path: Path, text: str) -> list[Row]:
         raise DatasetError(f"{path} is not JSON ({fault}); expected a list of objects") from None
     if isinstance(data, dict) and isinstance(data.get("data"), list):
         data = data["data"]
+    if isinstance(data, dict) and data and all(isinstance(one, dict) for one in data.values()):
+        return [Row(one, f"{path}: {name}") for name, one in data.items()]
     if not isinstance(data, list):
         raise DatasetError(f"{path} holds {type(data).__name__}; expected a list of objects")
     return [_object(one, f"{path}[{number}]") for number, one in enumerate(data)]
@@ -174,11 +179,41 @@ def _object(data: object, source: str) -> Row:
     return Row(data, source)
 
 
-def _table(path: Path, text: str) -> list[Row]:
+def _table(path: Path, text: str, headers: Collection[str] | None) -> list[Row]:
     delimiter = "\t" if path.suffix.lower() in (".tsv", ".tab") else _delimiter(text)
     # A quote inside a field of a TSV is mostly just a character.
     plain = delimiter == "\t" and not _is_quoted(text)
     csv.field_size_limit(2**31 - 1)
+    try:
+        lines = _cells(text, delimiter, plain=plain)
+    except _NotQuotedError as fault:
+        if delimiter != "\t":
+            raise DatasetError(f"{path}:{fault}; expected fields in straight quotes") from None
+        lines = _cells(text, delimiter, plain=True)
+    width = Counter(len(cells) for _, cells in lines).most_common(1)[0][0]
+    for number, cells in lines:
+        if len(cells) != width:
+            raise DatasetError(
+                f"{path}:{number}: {len(cells)} fields where the others have {width}; put quotes around a field that "
+                f"holds {delimiter!r}"
+            )
+    if headers is None:
+        headed = has_header([cells for _, cells in lines[:HEADED]])
+    else:
+        headed = any(cell.strip().lower() in headers for cell in lines[0][1])
+    names = [cell.strip() for cell in lines[0][1]] if headed else [str(place + 1) for place in range(width)]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DatasetError(f"{path}:1: two columns are called {twice!r}; give each a name of its own")
+    return [Row(dict(zip(names, cells, strict=True)), f"{path}:{number}") for number, cells in lines[headed:]]
+
+
+class _NotQuotedError(Exception):
+    """A quote stands where none may; says in which line."""
+
+
+def _cells(text: str, delimiter: str, *, plain: bool) -> list[tuple[int, list[str]]]:
+    """The rows that hold anything, each with the line it begins in; with `plain` a quote is a character like any."""
     reader = csv.reader(
         io.StringIO(text, newline=""),
         delimiter=delimiter,
@@ -193,20 +228,8 @@ def _table(path: Path, text: str) -> list[Row]:
                 lines.append((began, cells))
             began = reader.line_num + 1
     except csv.Error as fault:
-        raise DatasetError(f"{path}:{began}: not CSV ({fault}); expected fields in straight quotes") from None
-    width = Counter(len(cells) for _, cells in lines).most_common(1)[0][0]
-    for number, cells in lines:
-        if len(cells) != width:
-            raise DatasetError(
-                f"{path}:{number}: {len(cells)} fields where the others have {width}; put quotes around a field that "
-                f"holds {delimiter!r}"
-            )
-    headed = has_header([cells for _, cells in lines[:HEADED]])
-    names = [cell.strip() for cell in lines[0][1]] if headed else [str(place + 1) for place in range(width)]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DatasetError(f"{path}:1: two columns are called {twice!r}; give each a name of its own")
-    return [Row(dict(zip(names, cells, strict=True)), f"{path}:{number}") for number, cells in lines[headed:]]
+        raise _NotQuotedError(f"{began}: not CSV ({fault})") from None
+    return lines
 
 
 def has_header(lines: Sequence[Sequence[str]]) -> bool:

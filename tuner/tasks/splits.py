@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from agent.errors import DatasetError
-from tuner.tasks.records import Asked, Classified, Tagged, group, key, label_of
+from tuner.tasks.records import Asked, Classified, Conversed, Tagged, Written, group, key, label_of
 
 Leakage = Literal["refuse", "drop", "keep"]
 Say = Callable[[str], None]
@@ -116,7 +116,7 @@ def _once(examples: Sequence[Any], notes: list[str]) -> list[Any]:
     if len(kept) < len(examples):
         notes.append(f"{len(examples) - len(kept)} training examples are there twice and count once")
     torn = sum(1 for labels in seen.values() if len(labels) > 1)
-    if torn:
+    if torn and not isinstance(kept[0], Written | Conversed):
         notes.append(f"{torn} training texts are there with different labels; look whether they can be told apart")
     return kept
 
@@ -153,6 +153,8 @@ def _labels(one: Any) -> str:
             return " ".join(tags)
         case Asked(answers=answers):
             return str(answers)
+        case Written(target=text) | Conversed(answer=text):
+            return text
         case _:
             return str(one.label)
 

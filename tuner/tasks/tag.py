@@ -28,6 +28,7 @@ class TagTask:
 
     name: TaskName = "tag"
     width = 1
+    together = 1
 
     def __init__(self, labels: tuple[str, ...]) -> None:
         self.labels = labels

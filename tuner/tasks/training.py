@@ -184,8 +184,8 @@ class _Run:
         self._weights = class_weights
         self._trained = list(model.trained().values())
         self._optimizer = torch.optim.AdamW(_groups(model))
-        per_epoch = math.ceil(len(self._chosen(0)) / self._settings.batch)
-        self._steps = per_epoch * self._settings.epochs
+        self._together = model.task.together
+        self._steps = self._batches(self._chosen(0)) * self._settings.epochs
 
     def epoch(self, number: int, tell: Tell) -> tuple[float, Scores]:
         """One pass over the windows. Returns its mean loss and the validation scores behind it."""
@@ -193,10 +193,16 @@ class _Run:
         chosen = self._chosen(number)
         losses: list[float] = []
         self._model.train()
-        for one in batches(chosen, self._settings.batch, self._model.padding, chance=chance, device=self._model.device):
+        for one in batches(
+            chosen,
+            self._settings.batch,
+            self._model.padding,
+            chance=chance,
+            device=self._model.device,
+            together=self._together,
+        ):
             losses.append(self._one_step(one))
-            last = len(losses) * self._settings.batch >= len(chosen)
-            if not last:
+            if len(losses) < self._batches(chosen):
                 tell(TaskProgress(self.step, self._steps, number, losses[-1], None))
         mean = sum(losses) / len(losses)
         found = self.figure()
@@ -258,6 +264,11 @@ class _Run:
         if self._model.task.name == "answer":
             return some_without_answer(self._windows, self._settings, epoch)
         return self._windows
+
+    def _batches(self, chosen: Sequence[Window]) -> int:
+        """How many steps these windows are."""
+        size = max(1, self._settings.batch // self._together)
+        return math.ceil(len(chosen) / (self._together * size))
 
     def _rate(self) -> float:
         """The rate's share at this step: up in the warm-up, then down to nothing."""

@@ -49,26 +49,36 @@ class Batch:
 
 
 def batches(
-    windows: Sequence[Window], size: int, padding: int, *, chance: random.Random | None = None, device: Any = "cpu"
+    windows: Sequence[Window],
+    size: int,
+    padding: int,
+    *,
+    chance: random.Random | None = None,
+    device: Any = "cpu",
+    together: int = 1,
 ) -> Iterator[Batch]:
     """All windows, those of like length together; in the order of length, or shuffled where `chance` is given.
 
-    Shuffled are the windows in pools of 50 batches, sorted inside, and then the batches.
+    Shuffled are the windows in pools of 50 batches, sorted inside, and then the batches. Of `together` windows, one
+    behind the other, all are in the same batch.
     """
-    order = list(range(len(windows)))
+    order = list(range(0, len(windows), together))
+    size = max(1, size // together)
+
+    def length(at: int) -> int:
+        return max(len(one.ids) for one in windows[at : at + together])
+
     if chance is None:
-        order.sort(key=lambda at: len(windows[at].ids))
+        order.sort(key=length)
         made = [order[start : start + size] for start in range(0, len(order), size)]
     else:
         chance.shuffle(order)
         pool = 50 * size
-        pools = [
-            sorted(order[start : start + pool], key=lambda at: len(windows[at].ids))
-            for start in range(0, len(order), pool)
-        ]
+        pools = [sorted(order[start : start + pool], key=length) for start in range(0, len(order), pool)]
         made = [one[start : start + size] for one in pools for start in range(0, len(one), size)]
         chance.shuffle(made)
-    for numbers in made:
+    for begun in made:
+        numbers = [at + part for at in begun for part in range(together)]
         yield batch([windows[at] for at in numbers], padding, numbers=numbers, device=device)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import httpx
 import pytest
 import uvicorn
 from langchain_core.messages import AIMessage
+from langchain_core.tools import BaseTool, StructuredTool
 
 from agent import errors
 from agent.errors import AdapterError, FeedbackError, RatchetError, SettingsError
@@ -21,7 +22,7 @@ from agent.llm.render import Frame
 from agent.llm.scripted import ScriptedModel, answer, call
 from agent.llm.stepper import Proposal, Stepper
 from agent.memory.encoder import HashEncoder
-from agent.runtime import Runtime
+from agent.runtime import Runtime, TrainedTasks
 from agent.serve.app import check_bind, create_app, read_key, status_of
 from agent.settings import find_project
 from agent.trajectory import Provenance, ToolCall, Trajectory
@@ -65,13 +66,19 @@ class Endless:
 
 @contextmanager
 def serving(
-    folder: Path, model: Sequence[AIMessage] | Stepper, *, key: str | None = None, agent: str = "", **limits: int
+    folder: Path,
+    model: Sequence[AIMessage] | Stepper,
+    *,
+    key: str | None = None,
+    agent: str = "",
+    tasks: TrainedTasks | None = None,
+    **limits: int,
 ) -> Iterator[httpx.Client]:
     """A client of a service with this model, which is ended afterwards."""
     (folder / "ratchet.toml").write_text('[tools]\nfiles = ["own.py"]\n[agent]\nmax_steps = 1000\n' + agent)
     (folder / "own.py").write_text(TOOLS)
     chosen = model if isinstance(model, Stepper) else ScriptedModel(model)
-    with Runtime(find_project(folder, {}), model=chosen, encoder=HashEncoder()) as runtime:
+    with Runtime(find_project(folder, {}), model=chosen, encoder=HashEncoder(), tasks=tasks) as runtime:
         app = create_app(runtime, key=key, **limits)
         config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", ws="none")
         server = uvicorn.Server(config)
@@ -87,6 +94,35 @@ def serving(
         finally:
             server.should_exit = True
             thread.join(20)
+
+
+class Verbs:
+    """A trained task that says the second word of a text."""
+
+    def tools(self) -> list[BaseTool]:
+        def verb_of(text: str) -> str:
+            return json.dumps({"labels": [text.split()[1]]})
+
+        return [StructuredTool.from_function(verb_of, description="Say the verb.", metadata={"effect": "read"})]
+
+    def right_output(self, tool: str, arguments: Mapping[str, Any], said: str) -> Mapping[str, Any]:
+        if said not in arguments["text"]:
+            raise FeedbackError(f"{said!r} is no verb of {tool}")
+        return {"labels": [said]}
+
+
+def test_what_a_trained_task_should_have_given_is_kept_beside_the_run(tmp_path: Path) -> None:
+    script = [call("verb_of", text="i really want it", plan=["ask"], thought="Ask."), answer("ok", thought="Say.")]
+    settings = '[tools.tasks]\nverb_of = "verbs"\n'
+    with serving(tmp_path, script, agent=settings, tasks=Verbs()) as client:
+        url = f"/v1/runs/{client.post('/v1/runs', json={'task': 'Tell the verb.'}).json()['id']}"
+        fix = {"step": 0, "output": "want", "reviewer": "ann"}
+        assert client.post(f"{url}/corrections", json=fix).status_code == 201
+        shown = client.get(url).json()
+        assert (shown["corrections"], [one["output"] for one in shown["outputs"]]) == ([], [{"labels": ["want"]}])
+        assert client.post(f"{url}/corrections", json={**fix, "output": "sold"}).status_code == 422
+        both = client.post(f"{url}/corrections", json={**fix, "thought": "x"})
+        assert (both.status_code, "output goes without thought" in both.json()["error"]) == (400, True)
 
 
 def test_a_task_is_done_looked_at_rated_and_corrected(tmp_path: Path) -> None:

@@ -1,0 +1,101 @@
+"""What a person says a trained task should have given: checked, in the form the task gives, and as an example.
+
+A label must be one that the task knows: new ones come with data, not by the way. Pure.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from agent.errors import DatasetError, FeedbackError
+from tuner.tasks.marked import related
+from tuner.tasks.records import Answer, Asked, Classified, Example, Span
+from tuner.tasks.words import tagged
+
+NEW_LABELS = "new labels are learnt from a file: `ratchet task train --from FOLDER --data FILE`"
+
+
+def right_output(told: Mapping[str, Any], arguments: Mapping[str, Any], said: str) -> dict[str, Any]:
+    """An output as a person wrote it: a label, labels with | between, entities as JSON, or an answer.
+
+    `told` is the task's `task.json`. Raises FeedbackError that says what could stand there.
+    """
+    said = said.strip()
+    match told["task"]:
+        case "classify" if told["options"].get("multi"):
+            chosen = sorted({one.strip() for one in said.split("|") if one.strip()})
+            output: dict[str, Any] = {"labels": [_known(one, told["labels"]) for one in chosen]}
+        case "classify" | "relate":
+            output = {"labels": [_known(said, told["labels"])]}
+        case "tag":
+            output = {"entities": [_entity(one, arguments["text"], told["labels"]) for one in _list(said)]}
+        case "answer":
+            output = {"answer": said}
+        case other:
+            raise FeedbackError(f"the output of a task {other} cannot be corrected yet")
+    try:
+        as_taught(told, arguments, output)
+    except (ValueError, DatasetError) as fault:
+        raise FeedbackError(str(fault)) from fault
+    return output
+
+
+def as_taught(told: Mapping[str, Any], arguments: Mapping[str, Any], output: Mapping[str, Any]) -> Example:
+    """A call with the output that it should have had, as an example. Raises ValueError where the two do not fit."""
+    match told["task"]:
+        case "classify":
+            pair = arguments["other"] if told.get("pairs") else None
+            return Classified(str(arguments["text"]).strip(), tuple(output["labels"]), pair)
+        case "relate":
+            return related(arguments["text"], output["labels"][0])
+        case "tag":
+            spans = [Span(one["start"], one["end"], one["label"]) for one in output["entities"]]
+            return tagged(arguments["text"], spans)
+        case "answer":
+            return Asked(arguments["question"], arguments["context"], _answers(output["answer"], arguments["context"]))
+        case other:
+            raise ValueError(f"the output of a task {other} cannot be learnt from yet")
+
+
+def _known(label: str, labels: list[str]) -> str:
+    if label in labels:
+        return label
+    near = difflib.get_close_matches(label, labels, n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(labels[:12])}{', …' * (len(labels) > 12)}"
+    raise FeedbackError(f"the task has no label {label!r}; {hint} ({NEW_LABELS})")
+
+
+def _list(said: str) -> list[Any]:
+    form = '[{"text": "Ada", "label": "PER"}], with start where it stands there twice; [] for none'
+    try:
+        found = json.loads(said)
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise FeedbackError(f"{said[:60]!r} is no list of entities; expected {form}")
+    return found
+
+
+def _entity(one: Mapping[str, Any], text: str, labels: list[str]) -> dict[str, Any]:
+    kinds = sorted({label[2:] for label in labels if "-" in label})
+    label, words, start = _known(str(one.get("label", "")), kinds), str(one.get("text", "")), one.get("start")
+    if not words:
+        raise FeedbackError(f"entity {dict(one)} has no text; expected the words as they stand there")
+    if start is None:
+        if text.count(words) != 1:
+            raise FeedbackError(f"{words!r} stands {text.count(words)} times in {text[:80]!r}; give its start")
+        start = text.index(words)
+    if not isinstance(start, int) or text[start : start + len(words)] != words:
+        raise FeedbackError(f"at {start} of {text[:80]!r} does not stand {words!r}; correct its start")
+    return {"start": start, "end": start + len(words), "label": label, "text": words}
+
+
+def _answers(answer: str, context: str) -> tuple[Answer, ...]:
+    if not answer:
+        return ()
+    if answer not in context:
+        raise ValueError(f"{answer!r} does not stand in the context; give it word for word, or an empty text for none")
+    return (Answer(answer, context.index(answer)),)
