@@ -8,7 +8,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check lint bench bench-desk bench-banking77 bench-tuning bench-inference bench-retrieval bench-grounding bench-memory docs lock clean
+.PHONY: help setup demo test check lint bench bench-desk bench-banking77 bench-tuning bench-inference bench-retrieval bench-grounding bench-memory bench-tasks docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | while IFS='|' read -r target text; do \
@@ -50,7 +50,7 @@ test: lint ## lint and every test, those with the real model too
 check: lint ## lint and the fast tests
 	$(PYTEST) -m "not slow"
 
-bench: bench-desk bench-banking77 bench-tuning bench-inference bench-retrieval bench-grounding bench-memory ## every benchmark (hours); writes docs/results
+bench: bench-desk bench-banking77 bench-tuning bench-inference bench-retrieval bench-grounding bench-memory bench-tasks ## every benchmark (hours); writes docs/results
 
 bench-desk: $(READY) ## the whole demo desk, all tickets
 	$(PY) -m tests.bench.desk
@@ -76,6 +76,9 @@ bench-inference: $(PEERS)/.ready $(VLLM)/.ready ## an agent's steps against smol
 
 bench-retrieval: $(PEERS)/.ready ## the search of documents against Chroma, bm25s and LangChain; asks for the data under ../shared/data
 	$(PY) -m tests.bench.retrieval
+
+bench-tasks: $(PEERS)/.ready ## classic tasks against logistic regression, SetFit and Trainer; asks for the data under ../shared/data
+	$(PY) -m tests.bench.tasks
 
 $(VLLM)/.ready: tests/bench/vllm_peers.txt $(READY)
 	@rm -rf $(VLLM); $(PY) -m pip install --no-input --disable-pip-version-check -qq --no-deps --target $(VLLM) -r tests/bench/vllm_peers.txt

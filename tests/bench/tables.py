@@ -18,6 +18,7 @@ from typing import Any
 from tests.bench.memory_tables import memory
 from tests.bench.results import ROOT
 from tests.bench.retrieval_tables import retrieval
+from tests.bench.tasks_tables import tasks
 from tuner.evaluate import wilson
 from tuner.report import comparison_table, markdown_table, with_interval
 
@@ -311,6 +312,7 @@ _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "inference": _inference,
     "retrieval": retrieval,
     "memory": memory,
+    "tasks": tasks,
 }
 
 if __name__ == "__main__":

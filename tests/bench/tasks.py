@@ -1,180 +1,180 @@
-"""Classic tasks on public data: a row for each task, method and seed, beside logistic regression on labelled texts.
+"""`make bench-tasks`: the classic tasks on public data, by our methods and by what others would take for them.
 
-    python -m tests.bench.tasks --data ../shared/data --tasks banking77 wnut17 --methods head lora full --seeds 0 1 2
-
-With `--limit` only so many examples are trained on, drawn by the seed. Writes JSON lines to `--out`, each as soon as it
-is there; what is in the file already is not measured again.
+A part is a set. Each side is trained and measured in a process of its own; a row is kept from run to run, until the
+same part, method and seed are measured again. Settings are chosen on training files only, see docs/lab.md. With
+`--limit` only so many examples are learnt from, drawn by the seed; `--test-limit` measures with fewer, always the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
+import os
+import statistics
+import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agent.settings import find_project
-from tuner.evaluate import Interval
-from tuner.tasks.fitting import fit
-from tuner.tasks.metrics import single_label
-from tuner.tasks.readers import read_file
-from tuner.tasks.records import TaskName
-from tuner.tasks.settings import METHODS
-from tuner.tasks.splits import Splits, part
+from tests.bench.results import RESULTS, ROOT, commit, machine, write_result
+from tests.bench.tasks_sets import SETS, splits_of
+from tests.bench.tasks_sides import OURS, PEERS, peers_of, run
 
-ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT.parent / "shared" / "data"
+USUAL = ("head", "lora", "full", "head+typos", "lora+typos", "lora+fgm", "lora+freelb")
+"""Our methods, unless others are named."""
 
-
-@dataclass(frozen=True)
-class Set:
-    """A public set: its task and its files."""
-
-    task: TaskName
-    train: str
-    test: str | None = None
-    validation: str | None = None
+Row = dict[str, Any]
 
 
-SETS = {
-    "banking77": Set("classify", "banking77/train.csv", "banking77/test.csv"),
-    "bitext_8k": Set("classify", "bitext_8k/Bitext_Sample_Customer_Service_Training_Dataset.csv"),
-    "wnut17": Set("tag", "wnut17/wnut17train.conll", "wnut17/emerging.test.annotated", "wnut17/emerging.dev.conll"),
-    "semeval2010t8": Set("relate", "semeval2010t8/TRAIN_FILE.TXT", "semeval2010t8/TEST_FILE_FULL.TXT"),
-    "xquad_en": Set("answer", "xquad/xquad.en.json"),
-    "xquad_zh": Set("answer", "xquad/xquad.zh.json"),
-    "covidqa": Set("answer", "covidqa/200423_covidQA.json"),
-}
-PEERS = ("logistic_vectors", "logistic_words")
-"""Logistic regression on the vectors of the same encoder, and on TF-IDF."""
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--tasks", nargs="+", choices=sorted(SETS), default=sorted(SETS))
-    parser.add_argument("--methods", nargs="+", choices=(*METHODS, *PEERS), default=[*METHODS, *PEERS])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--limit", type=int, help="examples to train on, at most")
-    parser.add_argument("--test-limit", type=int, help="examples to measure with, at most, the same for all seeds")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting, as JSON")
-    parser.add_argument("--out", type=Path, default=ROOT / ".ratchet" / "tasks.jsonl")
-    args = parser.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    known = (
-        {_name(json.loads(line)) for line in args.out.read_text("utf-8").splitlines()} if args.out.is_file() else set()
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
     settings = {name: json.loads(value) for name, _, value in (one.partition("=") for one in args.set)}
-    for row in _rows(args, settings, known):
-        with args.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        print(json.dumps(row), flush=True)
+    if args.measure:
+        part, method, seed = args.measure
+        splits = splits_of(args.data, part, int(seed), args.limit, args.test_limit)
+        print(json.dumps(run(part, method, splits, int(seed), settings, find_project(ROOT))))
+        return 0
+    if not args.data.is_dir():
+        print(f"{args.data} is missing; the benchmark needs the public data there", file=sys.stderr)
+        return 1
+    path = RESULTS / "tasks.json"
+    rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    for part in args.parts:
+        for seed in args.seeds:
+            for method in args.methods or (*USUAL, *peers_of(part)):
+                if method in PEERS and method not in peers_of(part):
+                    continue
+                row = measured(part, method, seed, args, settings)
+                print("  " + json.dumps(row), flush=True)
+                rows = merged(rows, row)
+                write_result("tasks", "make bench-tasks", metrics_of(rows), rows)
     return 0
 
 
-def _rows(args: argparse.Namespace, settings: dict[str, Any], known: set[str]) -> Iterator[dict[str, Any]]:
-    for name in args.tasks:
-        for seed in args.seeds:
-            splits = _splits(args.data, SETS[name], seed, args.limit, args.test_limit)
-            for method in args.methods:
-                head = {"task": name, "method": method, "seed": seed, "train": len(splits.train), "settings": settings}
-                if _name(head) in known or (method in PEERS and SETS[name].task != "classify"):
-                    continue
-                if method in PEERS:
-                    yield {**head, **_peer(method, splits)}
-                else:
-                    yield {**head, **_ours(SETS[name].task, method, splits, seed, settings)}
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--parts", nargs="+", choices=sorted(SETS), default=sorted(SETS))
+    parser.add_argument("--methods", nargs="+", choices=(*OURS, *PEERS), help="default: all but the slower ones")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--limit", type=int, help="examples to train on, at most")
+    parser.add_argument("--test-limit", type=int, help="examples to measure with, at most, the same for all seeds")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting, as JSON")
+    parser.add_argument("--measure", nargs=3, metavar=("PART", "METHOD", "SEED"), help="one row, in this process")
+    return parser
 
 
-def _splits(data: Path, chosen: Set, seed: int, limit: int | None, test_limit: int | None) -> Splits:
-    files = [
-        read_file(chosen.task, data / one) if one else [] for one in (chosen.train, chosen.validation, chosen.test)
+def measured(part: str, method: str, seed: int, args: argparse.Namespace, settings: Mapping[str, Any]) -> Row:
+    """A row of a process of its own."""
+    peers = str(ROOT / ".ratchet" / "bench-peers")
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")]), peers])
+    command = [sys.executable, "-m", "tests.bench.tasks", "--data", str(args.data)]
+    command += [
+        "--measure",
+        part,
+        method,
+        str(seed),
+        *(f"--set={name}={json.dumps(settings[name])}" for name in settings),
     ]
-    # The test is the same for every seed; which examples are learnt from is not.
-    made = part(*files, seed=0, leakage="drop")
-    train, test = made.train, made.test
-    if limit and limit < len(train):
-        train = random.Random(seed).sample(train, limit)
-    if test_limit and test_limit < len(test):
-        test = random.Random(0).sample(test, test_limit)
-    return Splits(train, made.validation, test, made.notes)
+    for name in ("limit", "test_limit"):
+        if getattr(args, name) is not None:
+            command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "PYTHONPATH": path}, cwd=ROOT
+    )
+    found: Row = json.loads(done.stdout.splitlines()[-1])
+    where = {"commit": commit(), "cpu": machine()["cpu"], "threads": len(os.sched_getaffinity(0))}
+    return {"part": part, "method": method, "seed": seed, **where, "settings": dict(settings), **found}
 
 
-def _ours(task: TaskName, method: str, splits: Splits, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    from tuner.tasks.columns import Columns
+def merged(rows: Iterable[Row], row: Row) -> list[Row]:
+    """The rows with this one in place of the one of the same part, method and seed; in order of parts and methods."""
 
-    given = {"method": method, "seed": seed, **({} if method == "head" else settings)}
-    with tempfile.TemporaryDirectory() as folder:
-        made = fit(
-            task, splits, None, Path(folder) / "made", "bench", find_project(ROOT), Columns(), _note, _tell, given
-        )
-    figures = {name: _interval(one) for name, one in made.scores.figures.items()}
-    trained = made.trained
+    def key(one: Row) -> tuple[str, str, int]:
+        return one["part"], one["method"], one["seed"]
+
+    order = [*OURS, *PEERS]
+    return sorted(
+        [*(one for one in rows if key(one) != key(row)), row],
+        key=lambda one: (list(SETS).index(one["part"]), order.index(one["method"]), one["seed"]),
+    )
+
+
+def metrics_of(rows: Sequence[Row]) -> dict[str, float | None]:
+    """Differences in points, between rows of the same seed and as many examples; None where there are none."""
+    gaps = [gap for part in _parts(rows) if (gap := _gap_to_baseline(part)) is not None]
+    noise = {
+        kind: [(one, other) for part in _parts(rows) for one, other in _hardened(part, kind)]
+        for kind in ("typos", "fgm", "freelb")
+    }
     return {
-        "main": made.scores.main,
-        "figures": figures,
-        "test": len(splits.test),
-        "seconds": round(trained.seconds, 1),
-        "parameters": trained.parameters,
-        "peak_gib": round(trained.peak_bytes / 2**30, 2),
+        "worst_gap_to_baseline_points": min(gaps, default=None),
+        "lora_gap_to_full_points": _mean(
+            _points(lora) - _points(full) for part in _parts(rows) for lora, full in _pairs(part, "lora", "full")
+        ),
+        "lora_checkpoint_share": _mean(
+            lora["checkpoint_bytes"] / full["checkpoint_bytes"]
+            for part in _parts(rows)
+            for lora, full in _pairs(part, "lora", "full")
+        ),
+        "adversarial_gain_points": _gain(noise["typos"], "typos"),
+        "adversarial_unseen_gain_points": _gain(noise["typos"], "keys"),
+        "adversarial_clean_points": _mean(_points(one) - _points(other) for one, other in noise["typos"]),
+        **{f"{kind}_gain_points": _gain(noise[kind], "typos") for kind in ("fgm", "freelb")},
+        # The product does not do these yet.
+        "transfer_gain_points": None,
+        "few_shot_gain_points": None,
     }
 
 
-def _peer(method: str, splits: Splits) -> dict[str, Any]:
-    from sklearn.linear_model import LogisticRegression
-
-    started = time.monotonic()
-    read = _vectors if method == "logistic_vectors" else _word_counts
-    train, test = read([one.text for one in splits.train], [one.text for one in splits.test])
-    labels = [one.labels[0] for one in splits.train]
-    said = LogisticRegression(C=10, max_iter=1000).fit(train, labels).predict(test)
-    gold = [one.labels[0] for one in splits.test]
-    scores = single_label(gold, list(said), sorted({*labels, *gold}))
-    return {
-        "main": scores.main,
-        "figures": {name: _interval(one) for name, one in scores.figures.items()},
-        "test": len(splits.test),
-        "seconds": round(time.monotonic() - started, 1),
-    }
+def _parts(rows: Sequence[Row]) -> list[list[Row]]:
+    return [[row for row in rows if row["part"] == part] for part in dict.fromkeys(row["part"] for row in rows)]
 
 
-def _vectors(train: list[str], test: list[str]) -> tuple[Any, Any]:
-    from agent.llm.catalog import DEFAULT_ENCODER
-    from agent.llm.weights import encoder_weights
-    from agent.memory.encoder import SentenceEncoder
-
-    base = encoder_weights(DEFAULT_ENCODER, find_project(ROOT).home.models)
-    encoder = SentenceEncoder(base.folder, name=base.name)
-    return encoder.encode(train), encoder.encode(test)
-
-
-def _word_counts(train: list[str], test: list[str]) -> tuple[Any, Any]:
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    counter = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    return counter.fit_transform(train), counter.transform(test)
+def _gap_to_baseline(rows: Sequence[Row]) -> float | None:
+    """What is chosen where no method is named, over the best of the others, each as the mean of the seeds of both."""
+    ours = next((row["method"] for row in rows if row.get("default")), None)
+    if ours is None:
+        return None
+    gaps = [
+        statistics.fmean(_points(one) - _points(other) for one, other in pairs)
+        for peer in PEERS
+        if (pairs := _pairs(rows, ours, peer))
+    ]
+    return min(gaps, default=None)
 
 
-def _interval(one: Interval) -> list[float]:
-    return [round(value, 4) for value in (one.mean, one.low, one.high)]
+def _hardened(rows: Sequence[Row], kind: str) -> list[tuple[Row, Row]]:
+    return [pair for method in ("head", "lora", "full") for pair in _pairs(rows, f"{method}+{kind}", method)]
 
 
-def _name(row: dict[str, Any]) -> str:
-    return json.dumps([row[name] for name in ("task", "method", "seed", "train", "settings")])
+def _pairs(rows: Sequence[Row], method: str, other: str) -> list[tuple[Row, Row]]:
+    """Rows of two methods that learnt from the same examples and were measured with the same."""
+
+    def found(name: str) -> dict[tuple[int, int, int], Row]:
+        return {(row["seed"], row["train"], row["test"]): row for row in rows if row["method"] == name}
+
+    ours, theirs = found(method), found(other)
+    return [(ours[key], theirs[key]) for key in ours if key in theirs]
 
 
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _gain(pairs: Sequence[tuple[Row, Row]], noise: str) -> float | None:
+    return _mean(
+        100 * (one["noisy"][noise][0] - other["noisy"][noise][0]) for one, other in pairs if noise in one["noisy"]
+    )
 
 
-def _tell(progress: Any) -> None:
-    if progress.validation is not None:
-        _note(f"epoch {progress.epoch + 1}, loss {progress.loss:.3f}, validation {progress.validation.value:.4f}")
+def _points(row: Row) -> float:
+    value: float = 100 * row["figures"][row["main"]][0]
+    return value
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return round(statistics.fmean(found), 2) if found else None
 
 
 if __name__ == "__main__":

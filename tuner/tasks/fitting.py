@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +20,11 @@ from tuner.tasks.kinds import Task, task_of
 from tuner.tasks.predictor import TaskPredictor, TaskResult, predict_with
 from tuner.tasks.records import Asked, Classified, Similar, TaskName, shown
 from tuner.tasks.report import Outcome, card, write_figures, write_page
-from tuner.tasks.settings import choose
+from tuner.tasks.settings import TaskSettings, choose
 from tuner.tasks.splits import Splits, dataset_hash
 from tuner.tasks.start import Start, begin, continued
 from tuner.tasks.training import TaskProgress, train_model
+from tuner.tasks.typos import mistyped
 
 if TYPE_CHECKING:
     from tuner.tasks.windows import Window
@@ -60,12 +62,11 @@ def fit(
     )
     given = given if start is None else start.settings(given)
     encoder = load_encoder(base, device=_device(project.settings.model.device))
-    settings = choose(name, len(splits.train), _longest(name, splits, encoder), encoder.facts, given)
+    task, settings = planned(name, splits, encoder, columns, given)
     if settings.precision == "auto":
         settings = replace(settings, precision=faster_precision(str(encoder.model.device)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        task = _task(name, splits, encoder, columns)
         model = TaskModel(encoder, task if start is None else continued(task, start), settings)
     if start is not None:
         known = begin(model, start, base)
@@ -101,6 +102,14 @@ def fit(
     return TaskResult(TaskPredictor(model, folder), folder, before, after, trained, notes)
 
 
+def planned(
+    name: TaskName, splits: Splits, encoder: Encoder, columns: Columns, given: Mapping[str, Any]
+) -> tuple[Task, TaskSettings]:
+    """The untrained task and the settings that `fit` takes for these examples. Raises DatasetError."""
+    settings = choose(name, len(splits.train), _longest(name, splits, encoder), encoder.facts, given)
+    return _task(name, splits, encoder, columns), settings
+
+
 def _train(model: TaskModel, splits: Splits, tell: Callable[[TaskProgress], None]) -> Any:
     task, limit = model.task, model.settings.max_tokens
     windows = task.windows(splits.train, model.tokenizer, limit)
@@ -110,8 +119,21 @@ def _train(model: TaskModel, splits: Splits, tell: Callable[[TaskProgress], None
         _fit_margin(task, splits, watched, scores)
         return task.measure(splits.validation, task.predict(splits.validation, watched, scores), resamples=0)
 
+    def mistyped_windows(number: int) -> list[Window]:
+        chance = random.Random(f"{model.settings.seed} typos {number}")
+        changed = [mistyped(one, chance, model.settings.adversarial_size) for one in splits.train]
+        return task.windows(changed, model.tokenizer, limit)
+
     weights = task.class_weights(windows) if model.settings.class_weights else None
-    trained = train_model(model, windows, check, watched, class_weights=weights, on_progress=tell)
+    trained = train_model(
+        model,
+        windows,
+        check,
+        watched,
+        class_weights=weights,
+        mistyped=mistyped_windows if model.settings.adversarial == "typos" else None,
+        on_progress=tell,
+    )
     if task.name == "answer":
         from tuner.tasks.heads import score
 

@@ -11,7 +11,7 @@ from tuner.tasks.records import TaskName
 
 Method = Literal["full", "lora", "head"]
 METHODS: tuple[Method, ...] = ("full", "lora", "head")
-ADVERSARIAL = ("none", "fgm", "freelb")
+ADVERSARIAL = ("none", "fgm", "freelb", "typos")
 PRECISIONS = ("auto", "float32", "mixed")
 Choice = Literal["similar", "coverage"]
 CHOICES: tuple[Choice, ...] = ("similar", "coverage")
@@ -51,9 +51,10 @@ class TaskSettings:
     class_weights: bool = False
     """Let rare classes weigh as much as common ones."""
     adversarial: str = "none"
-    """"fgm" or "freelb": train against the worst small change of the embeddings as well."""
+    """"fgm" or "freelb": train against the worst small change of the embeddings as well; "typos": on mistyped texts as
+    well, see `tuner.tasks.typos`."""
     adversarial_size: float = 0.2
-    """Its length, as a share of each embedding's."""
+    """The length of the change, as a share of each embedding's; of "typos", the share of words that are mistyped."""
     negatives: int = 2
     """Windows without the answer that each question brings, at most."""
     precision: str = "auto"
@@ -123,8 +124,13 @@ def _check(settings: TaskSettings, encoder: Mapping[str, int]) -> None:
         raise DatasetError(f"precision is {settings.precision!r}; expected one of {', '.join(PRECISIONS)}")
     if settings.adversarial not in ADVERSARIAL:
         raise DatasetError(f"adversarial is {settings.adversarial!r}; expected one of {', '.join(ADVERSARIAL)}")
-    if settings.adversarial != "none" and settings.method == "head":
-        raise DatasetError("adversarial training needs the encoder in each step; take method lora or full")
+    if settings.adversarial in ("fgm", "freelb") and settings.method == "head":
+        raise DatasetError(
+            f"adversarial {settings.adversarial} needs the encoder in each step, and method head reads once; "
+            "take method lora or full, or adversarial typos"
+        )
+    if not 0 < settings.adversarial_size <= 1:
+        raise DatasetError(f"adversarial_size is {settings.adversarial_size}; expected a share above 0, up to 1")
     if not 16 <= settings.max_tokens <= encoder["positions"]:
         raise DatasetError(f"max_tokens is {settings.max_tokens}; this encoder reads 16 to {encoder['positions']}")
     for name in ("epochs", "batch", "patience"):

@@ -1,7 +1,8 @@
 """One loop that trains any task: AdamW, warm-up and decay, early stopping on the validation figure.
 
 The same seed, data, precision and machine give the same tensors. A head alone is fitted by `tuner.tasks.frozen`.
-Training against changed embeddings follows `tuner.adversarial`: FGM (Miyato et al., 2017), FreeLB (Zhu et al., 2020).
+Training against changed embeddings follows `tuner.adversarial`: FGM (Miyato et al., 2017), FreeLB (Zhu et al., 2020);
+training on typing mistakes `tuner.tasks.typos`.
 """
 
 from __future__ import annotations
@@ -66,6 +67,10 @@ class TrainedTask:
 Tell = Callable[[TaskProgress], None]
 Check = Callable[[list[Any]], Scores]
 """Scores the head's outputs on the validation windows."""
+Mistyped = Callable[[int], Sequence[Window]]
+"""All training windows with typing mistakes, drawn by the number."""
+COPIES = 3
+"""Mistyped ones of each example that a head alone is fitted to, beside the example itself."""
 
 
 def train_model(
@@ -75,17 +80,19 @@ def train_model(
     validation: Sequence[Window],
     *,
     class_weights: torch.Tensor | None = None,
+    mistyped: Mistyped | None = None,
     on_progress: Tell = lambda progress: None,
 ) -> TrainedTask:
     """Train a model in place; it is left with the epoch whose validation figure is best.
 
-    To be called in a team of threads of its own, see `agent.teams`. Raises LivenessError.
+    With `mistyped` each epoch sees those windows beside the others. To be called in a team of threads of its own, see
+    `agent.teams`. Raises LivenessError.
     """
     started = time.monotonic()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(model.settings.seed)
         fit = _fit_head if model.settings.method == "head" else _fit_all
-        made = fit(model, windows, check, validation, class_weights, on_progress)
+        made = fit(model, _Learnt(windows, mistyped, model), check, validation, class_weights, on_progress)
     model.eval()
     return TrainedTask(
         steps=made.curve[-1][0],
@@ -102,6 +109,32 @@ def train_model(
 
 
 @dataclass(frozen=True)
+class _Learnt:
+    """The windows that are learnt from."""
+
+    windows: Sequence[Window]
+    mistyped: Mistyped | None
+    model: TaskModel
+
+    def epoch(self, number: int) -> Sequence[Window]:
+        """Those of one pass: all, and as many mistyped ones."""
+        more = self._chosen(self.mistyped(number), number) if self.mistyped else ()
+        return [*self._chosen(self.windows, number), *more]
+
+    def once(self) -> Sequence[Window]:
+        """Those that a head alone is fitted to."""
+        copies = (
+            (self._chosen(self.mistyped(-number), number) for number in range(1, COPIES + 1)) if self.mistyped else ()
+        )
+        return [*self._chosen(self.windows, 0), *(window for one in copies for window in one)]
+
+    def _chosen(self, windows: Sequence[Window], number: int) -> Sequence[Window]:
+        if self.model.task.name == "answer":
+            return some_without_answer(windows, self.model.settings, number)
+        return windows
+
+
+@dataclass(frozen=True)
 class _Fitted:
     """Curves over the steps, and which epoch was kept."""
 
@@ -112,18 +145,17 @@ class _Fitted:
 
 def _fit_head(
     model: TaskModel,
-    windows: Sequence[Window],
+    learnt: _Learnt,
     check: Check,
     validation: Sequence[Window],
     class_weights: torch.Tensor | None,
     tell: Tell,
 ) -> _Fitted:
-    chosen = some_without_answer(windows, model.settings, 0) if model.task.name == "answer" else windows
     most = len(LOOSENESS) * model.settings.epochs
     return _Fitted(
         *fit_head(
             model,
-            chosen,
+            learnt.once(),
             check,
             validation,
             class_weights=class_weights,
@@ -134,7 +166,7 @@ def _fit_head(
 
 def _fit_all(
     model: TaskModel,
-    windows: Sequence[Window],
+    learnt: _Learnt,
     check: Check,
     validation: Sequence[Window],
     class_weights: torch.Tensor | None,
@@ -142,11 +174,11 @@ def _fit_all(
 ) -> _Fitted:
     best = -math.inf
     if model.settings.head_first:
-        _, figures, _ = fit_head(model, windows, check, validation, class_weights=class_weights)
+        _, figures, _ = fit_head(model, learnt.once(), check, validation, class_weights=class_weights)
         best = max(value for _, value in figures[1:])
     # Leaving a head that was fitted first makes it worse before it gets better.
     certain = model.settings.epochs // 2 if model.settings.head_first else 0
-    run = _Run(model, windows, check, validation, class_weights)
+    run = _Run(model, learnt, check, validation, class_weights)
     best_epoch, better_epoch, kept = -1, -1, model.state()
     curve: list[tuple[int, float]] = []
     checked: list[tuple[int, float]] = [(0, run.figure().value)]
@@ -170,7 +202,7 @@ class _Run:
     def __init__(
         self,
         model: TaskModel,
-        windows: Sequence[Window],
+        learnt: _Learnt,
         check: Check,
         validation: Sequence[Window],
         class_weights: torch.Tensor | None,
@@ -178,19 +210,19 @@ class _Run:
         self.step = 0
         self._model = model
         self._settings = model.settings
-        self._windows = windows
+        self._learnt = learnt
         self._check = check
         self._validation = validation
         self._weights = class_weights
         self._trained = list(model.trained().values())
-        self._optimizer = torch.optim.AdamW(_groups(model))
+        self._optimizer = torch.optim.AdamW(_groups(model), fused=True)
         self._together = model.task.together
-        self._steps = self._batches(self._chosen(0)) * self._settings.epochs
+        self._steps = self._batches(learnt.epoch(0)) * self._settings.epochs
 
     def epoch(self, number: int, tell: Tell) -> tuple[float, Scores]:
         """One pass over the windows. Returns its mean loss and the validation scores behind it."""
         chance = random.Random(f"{self._settings.seed} {number}")
-        chosen = self._chosen(number)
+        chosen = self._learnt.epoch(number)
         losses: list[float] = []
         self._model.train()
         for one in batches(
@@ -233,7 +265,7 @@ class _Run:
 
     def _backward(self, one: Batch) -> float:
         """Add the gradient of a batch; returns its loss, the unchanged one where embeddings are changed too."""
-        if self._settings.adversarial != "none":
+        if self._settings.adversarial in ("fgm", "freelb"):
             return self._adversarial(one)
         loss = self._loss(self._model(one), one)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -259,11 +291,6 @@ class _Run:
 
     def _loss(self, scores: torch.Tensor, one: Batch) -> torch.Tensor:
         return self._model.task.loss(scores, one, self._weights)
-
-    def _chosen(self, epoch: int) -> Sequence[Window]:
-        if self._model.task.name == "answer":
-            return some_without_answer(self._windows, self._settings, epoch)
-        return self._windows
 
     def _batches(self, chosen: Sequence[Window]) -> int:
         """How many steps these windows are."""

@@ -113,11 +113,20 @@ def test_a_head_that_was_fitted_first_stays_where_training_on_makes_it_worse(enc
     assert made.scores.value == pytest.approx(head.scores.value)
 
 
-@pytest.mark.parametrize("kind", ["fgm", "freelb"])
-def test_training_against_changed_embeddings_learns_too(kind: str, encoder: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["fgm", "freelb", "typos"])
+def test_training_against_changed_embeddings_or_texts_learns_too(kind: str, encoder: str, tmp_path: Path) -> None:
     data = write_lines(tmp_path / "texts.jsonl", texts())
     made = train("classify", data, model=encoder, out=tmp_path / "out", adversarial=kind, **QUICK)
     assert made.scores.figures["accuracy"].mean > 0.8
+
+
+def test_a_head_alone_learns_from_mistyped_texts_and_says_the_same_again(encoder: str, tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "texts.jsonl", texts())
+    train("classify", data, model=encoder, out=tmp_path / "plain", method="head")
+    for name in ("one", "other"):
+        train("classify", data, model=encoder, out=tmp_path / name, method="head", adversarial="typos")
+    hashes = [verify(tmp_path / name).tensors_sha256 for name in ("plain", "one", "other")]
+    assert hashes[0] != hashes[1] == hashes[2]
 
 
 def test_the_same_seed_gives_the_same_tensors(encoder: str, tmp_path: Path) -> None:

@@ -133,7 +133,8 @@ def test_more_examples_have_fewer_epochs_and_few_texts_a_head_alone() -> None:
         ({"learning_rate": 2.0}, "learning_rate is 2.0"),
         ({"max_tokens": 1000}, "this encoder reads 16 to 512"),
         ({"method": "head", "adversarial": "fgm"}, "take method lora or full"),
-        ({"adversarial": "pgd"}, "expected one of none, fgm, freelb"),
+        ({"adversarial": "typos", "adversarial_size": 1.5}, "expected a share above 0"),
+        ({"adversarial": "pgd"}, "expected one of none, fgm, freelb, typos"),
         ({"precision": "int8"}, "expected one of auto, float32, mixed"),
     ],
 )
