@@ -44,11 +44,14 @@ lint: $(READY) ## format, lint and types
 # Two processes with a thread each take a third less time than one with two; two threads each take several times as long.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --benchmark-disable
 
+# The longest first, so that the two end together.
+TESTS := tests/examples tests/agent/llm tests
+
 test: lint ## lint and every test, those with the real model too
-	$(PYTEST)
+	$(PYTEST) $(TESTS)
 
 check: lint ## lint and the fast tests
-	$(PYTEST) -m "not slow"
+	$(PYTEST) $(TESTS) -m "not slow"
 
 bench: bench-desk bench-banking77 bench-tuning bench-inference bench-retrieval bench-grounding bench-memory bench-tasks ## every benchmark (hours); writes docs/results
 

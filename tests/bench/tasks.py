@@ -20,7 +20,7 @@ from typing import Any
 from agent.settings import find_project
 from tests.bench.results import RESULTS, ROOT, commit, machine, write_result
 from tests.bench.tasks_sets import SETS, splits_of
-from tests.bench.tasks_sides import OURS, PEERS, peers_of, run
+from tests.bench.tasks_sides import OURS, PEERS, WAYS, peers_of, run
 
 DATA = ROOT.parent / "shared" / "data"
 USUAL = ("head", "lora", "full", "head+typos", "lora+typos", "lora+fgm", "lora+freelb")
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.measure:
         part, method, seed = args.measure
         splits = splits_of(args.data, part, int(seed), args.limit, args.test_limit)
-        print(json.dumps(run(part, method, splits, int(seed), settings, find_project(ROOT))))
+        print(json.dumps(run(part, method, splits, int(seed), settings, find_project(ROOT), args.data)))
         return 0
     if not args.data.is_dir():
         print(f"{args.data} is missing; the benchmark needs the public data there", file=sys.stderr)
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--parts", nargs="+", choices=sorted(SETS), default=sorted(SETS))
-    parser.add_argument("--methods", nargs="+", choices=(*OURS, *PEERS), help="default: all but the slower ones")
+    parser.add_argument("--methods", nargs="+", choices=(*OURS, *WAYS, *PEERS), help="default: all but the slower ones")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--limit", type=int, help="examples to train on, at most")
     parser.add_argument("--test-limit", type=int, help="examples to measure with, at most, the same for all seeds")
@@ -96,7 +96,7 @@ def merged(rows: Iterable[Row], row: Row) -> list[Row]:
     def key(one: Row) -> tuple[str, str, int]:
         return one["part"], one["method"], one["seed"]
 
-    order = [*OURS, *PEERS]
+    order = [*OURS, *WAYS, *PEERS]
     return sorted(
         [*(one for one in rows if key(one) != key(row)), row],
         key=lambda one: (list(SETS).index(one["part"]), order.index(one["method"]), one["seed"]),
@@ -112,9 +112,7 @@ def metrics_of(rows: Sequence[Row]) -> dict[str, float | None]:
     }
     return {
         "worst_gap_to_baseline_points": min(gaps, default=None),
-        "lora_gap_to_full_points": _mean(
-            _points(lora) - _points(full) for part in _parts(rows) for lora, full in _pairs(part, "lora", "full")
-        ),
+        "lora_gap_to_full_points": _over(rows, "lora", "full"),
         "lora_checkpoint_share": _mean(
             lora["checkpoint_bytes"] / full["checkpoint_bytes"]
             for part in _parts(rows)
@@ -124,9 +122,8 @@ def metrics_of(rows: Sequence[Row]) -> dict[str, float | None]:
         "adversarial_unseen_gain_points": _gain(noise["typos"], "keys"),
         "adversarial_clean_points": _mean(_points(one) - _points(other) for one, other in noise["typos"]),
         **{f"{kind}_gain_points": _gain(noise[kind], "typos") for kind in ("fgm", "freelb")},
-        # The product does not do these yet.
-        "transfer_gain_points": None,
-        "few_shot_gain_points": None,
+        "transfer_gain_points": _over(rows, "transfer", "tenth"),
+        "few_shot_gain_points": _over(rows, "shots_8", "shots_0"),
     }
 
 
@@ -145,6 +142,11 @@ def _gap_to_baseline(rows: Sequence[Row]) -> float | None:
         if (pairs := _pairs(rows, ours, peer))
     ]
     return min(gaps, default=None)
+
+
+def _over(rows: Sequence[Row], method: str, other: str) -> float | None:
+    """By how much one method is above another, over all parts and seeds that have both."""
+    return _mean(_points(one) - _points(two) for part in _parts(rows) for one, two in _pairs(part, method, other))
 
 
 def _hardened(rows: Sequence[Row], kind: str) -> list[tuple[Row, Row]]:

@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from agent.settings import Project
 from tests.bench.tasks_sets import SETS, Predict, noisy
+from tests.bench.tasks_ways import NEIGHBOURS, SHOTS, TENTHS, asked, tenth
 from tuner.memory import peak_bytes
 from tuner.tasks.kinds import Task
 from tuner.tasks.settings import ADVERSARIAL, METHODS, TaskSettings
@@ -24,6 +25,7 @@ from tuner.tasks.splits import Splits
 Row = dict[str, Any]
 OURS = (*METHODS, *(f"{method}+{kind}" for method in METHODS for kind in ADVERSARIAL[1:]))
 """A method, and how it is made to bear noise."""
+WAYS = (*SHOTS, *TENTHS)
 RATE, BATCH = 2e-5, 16
 """SetFit's own."""
 
@@ -39,11 +41,13 @@ class Trained:
     checkpoint_bytes: int
 
 
-def run(name: str, method: str, splits: Splits, seed: int, settings: Row, project: Project) -> Row:
+def run(name: str, method: str, splits: Splits, seed: int, settings: Row, project: Project, data: Path) -> Row:
     """Train one side on a set and measure it. Raises ValueError for a side that does not do the set's task."""
     task = SETS[name].task
     if method in OURS:
         made, more = _ours(name, method, splits, seed, settings, project)
+    elif method in WAYS:
+        made, more = _by_way(name, method, splits, seed, settings, project, data), {}
     elif task not in PEERS[method]:
         raise ValueError(f"{method} does not do {task}; expected one of {', '.join(peers_of(name))}")
     else:
@@ -121,6 +125,17 @@ def _ours(name: str, method: str, splits: Splits, seed: int, settings: Row, proj
         "epochs": made.trained.epochs,
     }
     return trained, told
+
+
+def _by_way(name: str, method: str, splits: Splits, seed: int, settings: Row, project: Project, data: Path) -> Trained:
+    if method in SHOTS:
+        way = asked(name, method, splits, seed, project)
+    elif name in NEIGHBOURS:
+        way = tenth(name, method, splits, seed, settings, project, data)
+    else:
+        raise ValueError(f"{name} has no neighbour; expected one of {', '.join(NEIGHBOURS)}")
+    task = plan(name, splits, seed, settings, project).task
+    return Trained(way.predict, task, way.seconds, way.parameters, way.checkpoint_bytes)
 
 
 def _logistic_vectors(splits: Splits, plan: Plan, project: Project) -> Trained:

@@ -15,6 +15,10 @@ _NAMES = {
     "logistic_words": "logistic regression on TF-IDF",
     "setfit": "SetFit",
     "trainer": "transformers' Trainer",
+    "shots_0": "language model, untrained",
+    "shots_8": "language model, shown 8 examples",
+    "tenth": "`lora`, a tenth of the examples",
+    "transfer": "`lora`, a tenth, from a neighbouring task with replay",
 }
 _NOISE = {"typos": "mistyped", "keys": "neighbouring keys"}
 _FIGURES = {"accuracy": "accuracy", "entity_f1": "entity F1", "official_f1": "official macro F1", "f1": "F1"}

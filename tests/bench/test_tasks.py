@@ -102,3 +102,19 @@ def test_the_table_has_a_line_for_each_method_over_its_seeds() -> None:
     text = tasks({"rows": rows})
     assert "| `lora` (chosen) | 85.0 % (83.0-87.0) | 2 |" in text
     assert "| SetFit | 70.0 %" in text
+
+
+def test_shots_and_transfers_are_held_against_the_same_without() -> None:
+    rows = [
+        row("shots_0", 0.02, train=0),
+        row("shots_8", 0.62, train=0),
+        row("tenth", 0.70),
+        row("transfer", 0.72),
+        row("tenth", 0.70, seed=1),
+        row("transfer", 0.76, seed=1),
+        row("transfer", 0.99, seed=2),
+    ]
+    metrics = metrics_of(rows)
+    assert metrics["few_shot_gain_points"] == pytest.approx(60.0)
+    assert metrics["transfer_gain_points"] == pytest.approx(4.0)
+    assert "language model, shown 8 examples" in tasks({"rows": rows})

@@ -46,7 +46,8 @@ class TaskSettings:
     frozen_layers: int = 0
     """Layers from the bottom, with the embeddings, that are left as they are."""
     head_first: bool = False
-    """Fit the head to the encoder as it is before both are trained, and end no worse than that on the validation.
+    """Fit the head to the encoder as it is before both are trained, begin from a tight fit, fit it anew to what the
+    encoder became, and end no worse than the first fit on the validation.
     Source: Kumar et al., "Fine-Tuning can Distort Pretrained Features" (2022)."""
     class_weights: bool = False
     """Let rare classes weigh as much as common ones."""
@@ -79,14 +80,15 @@ def choose(
         raise DatasetError(f"there is no method {method!r}; expected one of {', '.join(METHODS)}")
     small = encoder["hidden"] <= 512
     rates = {"full": 2e-4 if small else 3e-5, "lora": 1e-3 if small else 3e-4, "head": 0.0}
+    head_first = task == "classify" and method != "head"
     settings = TaskSettings(
         method=method,
-        epochs=_epochs(method, examples),
+        epochs=_epochs(method, examples, 6 if head_first else 20),
         learning_rate=rates[method],
         head_rate=1e-3,
         # The other pairs of a step are what a pair is told apart from.
         batch=64 if task == "embed" else _batch(examples),
-        head_first=task == "classify" and method != "head",
+        head_first=head_first,
         max_tokens=_max_tokens(task, longest, encoder["positions"]),
     )
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
@@ -102,11 +104,11 @@ def _method(task: TaskName, examples: int) -> Method:
     return "head" if task == "classify" and examples < 100 else "full"
 
 
-def _epochs(method: Method, examples: int) -> int:
+def _epochs(method: Method, examples: int, most: int) -> int:
     """More passes over fewer examples, so that a training has some hundred steps at least."""
     if method == "head":
         return 200
-    return max(4, min(20, 40_000 // max(1, examples)))
+    return max(4, min(most, 40_000 // max(1, examples)))
 
 
 def _batch(examples: int) -> int:

@@ -48,7 +48,7 @@ class TrainedTask:
     epochs: int
     """Of a head alone, how many fits, from tight to loose."""
     best_epoch: int
-    """From 0; -1 where none was better than the head that was fitted first. Of a head alone, which of the fits."""
+    """From 0; -1 where none was as good as the head that was fitted first. Of a head alone, which of the fits."""
     loss: float
     """Mean over the last epoch."""
     validation: float
@@ -172,16 +172,15 @@ def _fit_all(
     class_weights: torch.Tensor | None,
     tell: Tell,
 ) -> _Fitted:
-    best = -math.inf
+    best, kept = -math.inf, model.state()
     if model.settings.head_first:
-        _, figures, _ = fit_head(model, learnt.once(), check, validation, class_weights=class_weights)
-        best = max(value for _, value in figures[1:])
+        best, kept = _begun(model, learnt, check, validation, class_weights)
     # Leaving a head that was fitted first makes it worse before it gets better.
     certain = model.settings.epochs // 2 if model.settings.head_first else 0
     run = _Run(model, learnt, check, validation, class_weights)
-    best_epoch, better_epoch, kept = -1, -1, model.state()
+    best_epoch = better_epoch = -1
     curve: list[tuple[int, float]] = []
-    checked: list[tuple[int, float]] = [(0, run.figure().value)]
+    checked: list[tuple[int, float]] = [(0, best if model.settings.head_first else run.figure().value)]
     for epoch in range(model.settings.epochs):
         loss, found = run.epoch(epoch, tell)
         curve.append((run.step, loss))
@@ -192,8 +191,39 @@ def _fit_all(
             best, best_epoch, kept = found.value, epoch, model.state()
         if epoch - better_epoch >= model.settings.patience and epoch + 1 >= certain:
             break
+    if best_epoch >= 0:
+        model.load_state(kept)
+    if model.settings.head_first:
+        # The head that went along with the encoder is behind the best one for what the encoder became.
+        _, figures, _ = fit_head(model, learnt.once(), check, validation, class_weights=class_weights)
+        checked.append((run.step, max(value for _, value in figures[1:])))
+        if checked[-1][1] >= best:
+            return _Fitted(curve, checked, best_epoch if best_epoch >= 0 else len(curve) - 1)
     model.load_state(kept)
     return _Fitted(curve, checked, best_epoch)
+
+
+def _begun(
+    model: TaskModel,
+    learnt: _Learnt,
+    check: Check,
+    validation: Sequence[Window],
+    class_weights: torch.Tensor | None,
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """The figure and the state of the best head on the encoder as it is; the model is left with the tightest one.
+
+    A loose head is right of nearly all it learnt from, so that nothing is left for the encoder to learn.
+    """
+    tight: dict[str, torch.Tensor] = {}
+
+    def told(number: int, steps: int, loss: float, found: Scores) -> None:
+        if number == 0:
+            tight.update({name: one.detach().clone() for name, one in model.head.state_dict().items()})
+
+    _, figures, _ = fit_head(model, learnt.once(), check, validation, class_weights=class_weights, told=told)
+    floor = model.state()
+    model.head.load_state_dict(tight)
+    return max(value for _, value in figures[1:]), floor
 
 
 class _Run:

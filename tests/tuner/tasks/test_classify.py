@@ -113,6 +113,18 @@ def test_a_head_that_was_fitted_first_stays_where_training_on_makes_it_worse(enc
     assert made.scores.value == pytest.approx(head.scores.value)
 
 
+def test_behind_the_last_epoch_the_head_is_fitted_anew(encoder: str, tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "texts.jsonl", texts())
+    head = train("classify", data, model=encoder, out=tmp_path / "head", method="head")
+    settings = {**QUICK, "head_first": True, "epochs": 3}
+    made = train("classify", data, model=encoder, out=tmp_path / "full", **settings)
+    steps = [step for step, _ in made.trained.validation_curve]
+    assert steps[0] == 0
+    assert len(steps) == 1 + 3 + 1
+    assert steps[-1] == steps[-2]
+    assert made.trained.validation >= head.trained.validation == made.trained.validation_curve[0][1]
+
+
 @pytest.mark.parametrize("kind", ["fgm", "freelb", "typos"])
 def test_training_against_changed_embeddings_or_texts_learns_too(kind: str, encoder: str, tmp_path: Path) -> None:
     data = write_lines(tmp_path / "texts.jsonl", texts())

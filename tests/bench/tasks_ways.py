@@ -1,0 +1,87 @@
+"""Two more ways to a classic task: the language model shown some examples, and going on from a neighbouring task.
+
+What is compared is kept together: `shots_8` learns from nothing, as `shots_0` does; `transfer` learns from the same
+tenth of the examples as `tenth`, behind a training on the neighbour's, a share of which it learns again.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from agent.settings import Project
+from tests.bench.tasks_sets import SETS, Predict, drawn, splits_of
+from tuner.tasks.predictor import TaskResult
+from tuner.tasks.splits import Splits
+
+SHOTS = {"shots_0": 0, "shots_8": 8}
+TENTHS = ("tenth", "transfer")
+NEIGHBOURS = {"banking77": "bitext_8k", "bitext_8k": "banking77"}
+"""Whose labels differ and whose texts are alike."""
+METHOD = "lora"
+"""Of both sides of a transfer."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """What one of these came to."""
+
+    predict: Predict
+    seconds: float
+    parameters: int
+    checkpoint_bytes: int
+
+
+def asked(name: str, method: str, splits: Splits, seed: int, project: Project) -> Way:
+    """The language model as it is, shown the examples most alike, or none."""
+    from tuner.tasks.prompted import prompted
+
+    model = prompted(SETS[name].task, splits, shots=SHOTS[method], seed=seed, project=project, say=_note)
+    return Way(model.predict, 0.0, 0, 0)
+
+
+def tenth(
+    name: str, method: str, splits: Splits, seed: int, settings: Mapping[str, Any], project: Project, data: Path
+) -> Way:
+    """A tenth of the examples, alone or behind as many of the neighbour's as there are. Seconds are of both."""
+    from tuner.tasks.start import REPLAYED, open_start, replayed
+
+    few = replace(
+        splits,
+        train=drawn(splits.train, max(1, len(splits.train) // 10), seed),
+        validation=drawn(splits.validation, max(1, len(splits.validation) // 10), seed),
+    )
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        start = None
+        if method == "transfer":
+            near = splits_of(data, NEIGHBOURS[name], seed, len(splits.train), 100)
+            _fit(name, near, Path(folder) / "near", project, {**settings, "seed": seed})
+            start = open_start(Path(folder) / "near")
+            few = replayed(few, near.train, REPLAYED * len(few.train) / len(near.train), seed)
+        made = _fit(name, few, Path(folder) / "made", project, {"seed": seed}, start)
+        size = (Path(folder) / "made" / "adapter_model.safetensors").stat().st_size
+    return Way(made.predictor.predict, time.monotonic() - started, made.trained.parameters, size)
+
+
+def _fit(
+    name: str, splits: Splits, out: Path, project: Project, settings: Mapping[str, Any], start: Any = None
+) -> TaskResult:
+    from tuner.tasks.columns import Columns
+    from tuner.tasks.fitting import fit
+
+    given = {**settings, "method": METHOD}
+    return fit(SETS[name].task, splits, None, out, "bench", project, Columns(), _note, _quiet, given, start=start)
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _quiet(progress: Any) -> None:
+    pass
