@@ -27,10 +27,10 @@ def find_task(project: Project, name: str) -> Path:
     # What the settings name is found whatever folder the command is called in.
     places = [Path(name).expanduser()] if named is None else []
     name = named or name
-    for folder in (*places, project.resolve(name), project.home.tasks / name):
-        if (folder / TASK).is_file():
-            return folder
-    looked = " and ".join(dict.fromkeys((str(project.resolve(name)), str(project.home.tasks / name))))
+    folder = _first(*places, *_places(project, name))
+    if folder is not None:
+        return folder
+    looked = " and ".join(dict.fromkeys(map(str, _places(project, name))))
     known = ", ".join(one.name for one in home_tasks(project)) or "none"
     raise AdapterError(
         f"there is no trained task {name!r}: looked for {looked}; in the home are {known}. Train one with "
@@ -48,10 +48,8 @@ def project_tasks(project: Project) -> Mapping[Path, tuple[str, ...]]:
     """Every task of the home, and those that tools are named for; with the names of these tools."""
     found: dict[Path, tuple[str, ...]] = {one.resolve(): () for one in home_tasks(project)}
     for tool, name in project.settings.tools.tasks.items():
-        for folder in (project.resolve(name), project.home.tasks / name):
-            if (folder / TASK).is_file():
-                found[folder.resolve()] = (*found.get(folder.resolve(), ()), tool)
-                break
+        if (folder := _first(*_places(project, name))) is not None:
+            found[folder.resolve()] = (*found.get(folder.resolve(), ()), tool)
     return found
 
 
@@ -70,3 +68,12 @@ def served_folder(folder: Path) -> Path:
     """The folder that a task's name stands for now."""
     found = serving(folder).adapter
     return folder if found is None else found.folder
+
+
+def _places(project: Project, name: str) -> tuple[Path, Path]:
+    """Where a task of this name may lie."""
+    return project.resolve(name), project.home.tasks / name
+
+
+def _first(*places: Path) -> Path | None:
+    return next((folder for folder in places if (folder / TASK).is_file()), None)

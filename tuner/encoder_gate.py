@@ -31,7 +31,7 @@ from agent.memory.shelf import Shelf, StoredDocument, Vector
 from agent.memory.splitting import Chunk
 from tuner.encoder_lessons import Judged, LabelledTask
 from tuner.encoder_tasks import with_names
-from tuner.evaluate import bootstrap_mean
+from tuner.evaluate import gain_cells, paired, points, told_gain
 from tuner.report import markdown_table
 
 DEEP = 10
@@ -135,15 +135,15 @@ def decide(report: EncoderReport, policy: EncoderPolicy | None = None) -> Encode
     # A loss of just the margin is allowed, whatever floating point makes of it.
     most = policy.margin + 1e-9
     if not against and -whole.gain > most:
-        against.append(f"The whole search lost more than {_points(policy.margin, sign=False)}: {_told(whole)}.")
+        against.append(f"The whole search lost more than {points(policy.margin, sign=False)}: {_told(whole)}.")
     if not against and -tasks.gain > most:
-        against.append(f"Tasks are told apart worse by more than {_points(policy.margin, sign=False)}: {_told(tasks)}.")
+        against.append(f"Tasks are told apart worse by more than {points(policy.margin, sign=False)}: {_told(tasks)}.")
     if dense.gain < 0:
         against.append(f"The vectors alone rank worse: {_told(dense)}.")
     if whole.queries and not general.queries:
         against.append("No passage is long enough to take a sentence of, so general similarity was not looked at.")
     elif -general.gain > most:
-        against.append(f"General similarity lost more than {_points(policy.margin, sign=False)}: {_told(general)}.")
+        against.append(f"General similarity lost more than {points(policy.margin, sign=False)}: {_told(general)}.")
     notes = [
         f"{'Shares' if one is tasks else f'nDCG@{DEEP}'} of {one.name}: {_told(one)}."
         for one in (whole, dense, general, tasks)
@@ -286,16 +286,7 @@ def write_report(report: EncoderReport, decision: EncoderDecision) -> dict[str, 
     """The files of the report, by name."""
     table = markdown_table(
         (f"nDCG@{DEEP}; how well the {TASKS} were told", "of", "before", "after", "gain"),
-        [
-            (
-                one.name,
-                one.queries,
-                f"{one.before:.3f}",
-                f"{one.after:.3f}",
-                f"{_points(one.gain)} ({_points(one.low)} to {_points(one.high)})",
-            )
-            for one in decision.measured
-        ],
+        [(one.name, one.queries, *gain_cells(one)) for one in decision.measured],
     )
     verdict = "Ship" if decision.ship else "Do not ship"
     reasons = "\n".join(f"- {reason}" for reason in decision.reasons)
@@ -328,9 +319,12 @@ def pseudo_query(text: str) -> str | None:
 
 
 def _figure(name: str, scores: Sequence[Score], policy: EncoderPolicy) -> Figure:
-    gain = bootstrap_mean([one.after - one.before for one in scores], resamples=policy.resamples, seed=policy.seed)
-    count = max(1, len(scores))
-    before, after = (sum(values) / count for values in ([s.before for s in scores], [s.after for s in scores]))
+    before, after, gain = paired(
+        [one.before for one in scores],
+        [one.after for one in scores],
+        resamples=policy.resamples,
+        seed=policy.seed,
+    )
     return Figure(name, len(scores), before, after, gain.mean, gain.low, gain.high)
 
 
@@ -343,11 +337,4 @@ def _doubt(one: Figure, policy: EncoderPolicy) -> str:
 
 
 def _told(one: Figure) -> str:
-    return (
-        f"{one.before:.3f} before, {one.after:.3f} after, {_points(one.gain)} with a 95 % interval of "
-        f"{_points(one.low)} to {_points(one.high)} over {one.queries} {'tasks' if one.name == TASKS else 'queries'}"
-    )
-
-
-def _points(share: float, *, sign: bool = True) -> str:
-    return f"{share * 100:+.1f} points" if sign else f"{share * 100:.1f} points"
+    return told_gain(one, f"{one.queries} {'tasks' if one.name == TASKS else 'queries'}")

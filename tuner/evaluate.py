@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -189,6 +189,48 @@ def bootstrap_mean(values: Sequence[float], *, resamples: int = 10_000, seed: in
     means = np.concatenate(draws) / count
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(count, float(counts @ distinct / count), float(low), float(high))
+
+
+class Gain(Protocol):
+    """A mean before and after, and the gain with its interval, all 0 to 1."""
+
+    @property
+    def before(self) -> float: ...
+    @property
+    def after(self) -> float: ...
+    @property
+    def gain(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+def paired(
+    before: Sequence[float], after: Sequence[float], *, resamples: int, seed: int
+) -> tuple[float, float, Interval]:
+    """The means before and after, and the gain with its paired 95 % bootstrap interval; 0 where there is nothing."""
+    gain = bootstrap_mean([new - old for old, new in zip(before, after, strict=True)], resamples=resamples, seed=seed)
+    count = max(1, len(before))
+    return sum(before) / count, sum(after) / count, gain
+
+
+def points(share: float, *, sign: bool = True) -> str:
+    """A share of 1 as points of a hundred."""
+    return f"{share * 100:+.1f} points" if sign else f"{share * 100:.1f} points"
+
+
+def told_gain(one: Gain, over: str) -> str:
+    """A gain in words; `over` says how many of what it was measured with."""
+    return (
+        f"{one.before:.3f} before, {one.after:.3f} after, {points(one.gain)} with a 95 % interval of "
+        f"{points(one.low)} to {points(one.high)} over {over}"
+    )
+
+
+def gain_cells(one: Gain) -> tuple[str, str, str]:
+    """The same as cells of a table: before, after, gain."""
+    return f"{one.before:.3f}", f"{one.after:.3f}", f"{points(one.gain)} ({points(one.low)} to {points(one.high)})"
 
 
 @dataclass(frozen=True)

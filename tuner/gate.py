@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from agent.errors import TuningError
-from tuner.evaluate import Evaluation, Row, bootstrap_mean
+from tuner.evaluate import Evaluation, Row, bootstrap_mean, points
 
 
 @dataclass(frozen=True)
@@ -175,18 +175,18 @@ def _against(overall: Change, policy: GatePolicy) -> Iterable[str]:
         yield f"Only {overall.tasks} tasks were held out; at least {policy.min_tasks} are needed to decide."
     if overall.low <= 0:
         yield (
-            f"The gain is not sure: {_points(overall.gain)} with a 95 % interval of {_points(overall.low)} "
-            f"to {_points(overall.high)}, not above zero ({overall.won} tasks won, {overall.lost} lost)."
+            f"The gain is not sure: {points(overall.gain)} with a 95 % interval of {points(overall.low)} "
+            f"to {points(overall.high)}, not above zero ({overall.won} tasks won, {overall.lost} lost)."
         )
 
 
 def _loss(change: Change, what: str, policy: GatePolicy) -> str:
-    one = _points(1 / change.tasks, sign=False)
+    one = points(1 / change.tasks, sign=False)
     small = f" It is small: one of its {change.tasks} tasks is {one}." if change.small else ""
     return (
-        f"{what} lost {_points(-change.gain, sign=False)} "
-        f"(95 % interval of the change {_points(change.low)} to {_points(change.high)}), "
-        f"more than the margin of {_points(policy.margin, sign=False)}.{small}"
+        f"{what} lost {points(-change.gain, sign=False)} "
+        f"(95 % interval of the change {points(change.low)} to {points(change.high)}), "
+        f"more than the margin of {points(policy.margin, sign=False)}.{small}"
     )
 
 
@@ -196,12 +196,12 @@ def _notes(
     notes = []
     if overall.low > 0:
         notes.append(
-            f"The candidate gains {_points(overall.gain)} over the {over} (95 % interval "
-            f"{_points(overall.low)} to {_points(overall.high)}; {overall.won} won and "
+            f"The candidate gains {points(overall.gain)} over the {over} (95 % interval "
+            f"{points(overall.low)} to {points(overall.high)}; {overall.won} won and "
             f"{overall.lost} lost of {overall.tasks} tasks)."
         )
     if not any(group.too_much and group.watched for group in groups):
-        notes.append(f"No watched group lost more than {_points(policy.margin, sign=False)}.")
+        notes.append(f"No watched group lost more than {points(policy.margin, sign=False)}.")
     for group in groups:
         if group.too_much and not group.watched:
             notes.append(_loss(group, f"Unwatched, so not held against it: {group.name!r}", policy))
@@ -216,7 +216,3 @@ def _notes(
             f"{refusals.after:.0%} are now."
         )
     return notes
-
-
-def _points(share: float, *, sign: bool = True) -> str:
-    return f"{share * 100:+.1f} points" if sign else f"{share * 100:.1f} points"

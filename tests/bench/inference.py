@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench import inference_parts, inference_sides, inference_tasks
-from tests.bench.results import RESULTS, commit, machine, write_result
+from tests.bench.results import beside_peers, commit, machine, rows_of, write_result
 from tuner.memory import peak_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(measure(args)))
         return 0
     inference_tasks.prepare(args.home)
-    path = RESULTS / "inference.json"
-    rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    rows = rows_of("inference")
     for part in args.parts:
         made = contest(args, part) if part in COUNTS else [{"part": part, **child(args, part)}]
         rows = joined(rows, [{"commit": commit(), "cpu": machine()["cpu"], **row} for row in made])
@@ -95,10 +93,7 @@ def child(args: argparse.Namespace, what: str, **options: Any) -> Any:
     command = [sys.executable, "-m", "tests.bench.inference", "--home", str(args.home), "--measure", what]
     for key, value in options.items():
         command += [f"--{key}", str(value)]
-    peers = str(ROOT / ".ratchet" / "bench-peers")
-    quiet = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-    # Behind our own packages, so that a peer's do not stand in for them.
-    quiet["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")]), peers])
+    quiet = {**beside_peers(), "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=quiet)
     result = json.loads(done.stdout.strip().splitlines()[-1])
     print(f"  {what} {options or ''}: {_brief(result)}", file=sys.stderr, flush=True)

@@ -21,7 +21,7 @@ from typing import Any
 from agent import cli
 from agent.runtime import Runtime
 from tests.bench.banking77 import DATA
-from tests.bench.results import RESULTS, ROOT, commit, machine, write_result
+from tests.bench.results import RESULTS, ROOT, commit, machine, rows_of, write_result
 from tuner import demo
 from tuner.evaluate import Evaluation
 from tuner.pipeline import tune
@@ -51,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "banking77" in args.parts and not (args.data / "train.csv").is_file():
         print(f"bench-memory: {args.data} has no train.csv; name the folder with --data", file=sys.stderr)
         return 1
-    path = RESULTS / "memory.json"
-    rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    rows = rows_of("memory")
     for part in args.parts:
         made = banking77(args.data, args.reviewed, args.seeds) if part == "banking77" else desk()
         made = [{"commit": commit(), "cpu": machine()["cpu"], "part": part, **row} for row in made]

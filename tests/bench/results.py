@@ -19,6 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
+PEERS = ROOT / ".ratchet" / "bench-peers"
 
 
 def write_result(
@@ -51,6 +52,18 @@ def write_result(
     beside.write_text(text + "\n", encoding="utf-8")
     beside.replace(path)
     return path
+
+
+def rows_of(name: str) -> list[dict[str, Any]]:
+    """The rows of a result as they were written last; none where there is none."""
+    path = RESULTS / f"{name}.json"
+    return list(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.is_file() else []
+
+
+def beside_peers() -> dict[str, str]:
+    """The environment of a process that may import the peers: behind our own packages, which none stands in for."""
+    parts = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")]), str(PEERS)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(parts)}
 
 
 def commit(root: Path = ROOT) -> str:

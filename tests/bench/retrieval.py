@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from agent.llm.weights import resolve_encoder
 from agent.memory.encoder import Encoder, SentenceEncoder
 from tests.bench import retrieval_growth, retrieval_kills
 from tests.bench.encoder_gain import encoder_gain
-from tests.bench.results import RESULTS, ROOT, commit, machine, write_result
+from tests.bench.results import ROOT, beside_peers, commit, machine, rows_of, write_result
 from tests.bench.retrieval_sets import Question, RetrievalSet, retrieval_sets
 from tests.bench.retrieval_sides import SIDES, corpus
 from tuner.encoder_gate import ndcg
@@ -51,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.data.is_dir():
         print(f"{args.data} is missing; the benchmark needs the public data there", file=sys.stderr)
         return 1
-    path = RESULTS / "retrieval.json"
-    rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    rows = rows_of("retrieval")
     for part in args.parts:
         made = [{"commit": commit(), "cpu": machine()["cpu"], "part": part, **row} for row in child(part, args.data)]
         for row in made:
@@ -64,12 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def child(part: str, data: Path) -> list[Row]:
     """What a part measures, in a process of its own."""
-    peers = str(ROOT / ".ratchet" / "bench-peers")
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")]), peers])
     command = [sys.executable, "-m", "tests.bench.retrieval", "--measure", part, "--data", str(data)]
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "PYTHONPATH": path}
-    )
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=beside_peers())
     found: list[Row] = json.loads(done.stdout.splitlines()[-1])
     return found
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.settings import find_project
-from tests.bench.results import RESULTS, ROOT, commit, machine, write_result
+from tests.bench.results import ROOT, beside_peers, commit, machine, rows_of, write_result
 from tests.bench.tasks_sets import SETS, splits_of
 from tests.bench.tasks_sides import OURS, PEERS, WAYS, peers_of, run
 
@@ -40,8 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.data.is_dir():
         print(f"{args.data} is missing; the benchmark needs the public data there", file=sys.stderr)
         return 1
-    path = RESULTS / "tasks.json"
-    rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    rows = rows_of("tasks")
     for part in args.parts:
         for seed in args.seeds:
             for method in args.methods or (*USUAL, *peers_of(part)):
@@ -69,8 +68,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def measured(part: str, method: str, seed: int, args: argparse.Namespace, settings: Mapping[str, Any]) -> Row:
     """A row of a process of its own."""
-    peers = str(ROOT / ".ratchet" / "bench-peers")
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")]), peers])
     command = [sys.executable, "-m", "tests.bench.tasks", "--data", str(args.data)]
     command += [
         "--measure",
@@ -82,9 +79,7 @@ def measured(part: str, method: str, seed: int, args: argparse.Namespace, settin
     for name in ("limit", "test_limit"):
         if getattr(args, name) is not None:
             command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "PYTHONPATH": path}, cwd=ROOT
-    )
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=beside_peers(), cwd=ROOT)
     found: Row = json.loads(done.stdout.splitlines()[-1])
     where = {"commit": commit(), "cpu": machine()["cpu"], "threads": len(os.sched_getaffinity(0))}
     return {"part": part, "method": method, "seed": seed, **where, "settings": dict(settings), **found}

@@ -15,8 +15,8 @@ from typing import Any
 from uuid import uuid4
 
 from agent.settings import Project
-from tests.bench.tasks_sets import SETS, Predict, noisy
-from tests.bench.tasks_ways import NEIGHBOURS, SHOTS, TENTHS, asked, tenth
+from tests.bench.tasks_sets import SETS, noisy
+from tests.bench.tasks_ways import NEIGHBOURS, SHOTS, TENTHS, Trained, asked, tenth
 from tuner.memory import peak_bytes
 from tuner.tasks.kinds import Task
 from tuner.tasks.settings import ADVERSARIAL, METHODS, TaskSettings
@@ -28,17 +28,6 @@ OURS = (*METHODS, *(f"{method}+{kind}" for method in METHODS for kind in ADVERSA
 WAYS = (*SHOTS, *TENTHS)
 RATE, BATCH = 2e-5, 16
 """SetFit's own."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a side came to, before it is measured."""
-
-    predict: Predict
-    task: Task
-    seconds: float
-    parameters: int
-    checkpoint_bytes: int
 
 
 def run(name: str, method: str, splits: Splits, seed: int, settings: Row, project: Project, data: Path) -> Row:
@@ -128,14 +117,12 @@ def _ours(name: str, method: str, splits: Splits, seed: int, settings: Row, proj
 
 
 def _by_way(name: str, method: str, splits: Splits, seed: int, settings: Row, project: Project, data: Path) -> Trained:
-    if method in SHOTS:
-        way = asked(name, method, splits, seed, project)
-    elif name in NEIGHBOURS:
-        way = tenth(name, method, splits, seed, settings, project, data)
-    else:
-        raise ValueError(f"{name} has no neighbour; expected one of {', '.join(NEIGHBOURS)}")
     task = plan(name, splits, seed, settings, project).task
-    return Trained(way.predict, task, way.seconds, way.parameters, way.checkpoint_bytes)
+    if method in SHOTS:
+        return asked(task, method, splits, seed, project)
+    if name in NEIGHBOURS:
+        return tenth(name, task, method, splits, seed, settings, project, data)
+    raise ValueError(f"{name} has no neighbour; expected one of {', '.join(NEIGHBOURS)}")
 
 
 def _logistic_vectors(splits: Splits, plan: Plan, project: Project) -> Trained:

@@ -16,6 +16,7 @@ from typing import Any
 
 from agent.settings import Project
 from tests.bench.tasks_sets import SETS, Predict, drawn, splits_of
+from tuner.tasks.kinds import Task
 from tuner.tasks.predictor import TaskResult
 from tuner.tasks.splits import Splits
 
@@ -28,26 +29,34 @@ METHOD = "lora"
 
 
 @dataclass(frozen=True)
-class Way:
-    """What one of these came to."""
+class Trained:
+    """What a side came to, before it is measured."""
 
     predict: Predict
+    task: Task
     seconds: float
     parameters: int
     checkpoint_bytes: int
 
 
-def asked(name: str, method: str, splits: Splits, seed: int, project: Project) -> Way:
+def asked(task: Task, method: str, splits: Splits, seed: int, project: Project) -> Trained:
     """The language model as it is, shown the examples most alike, or none."""
     from tuner.tasks.prompted import prompted
 
-    model = prompted(SETS[name].task, splits, shots=SHOTS[method], seed=seed, project=project, say=_note)
-    return Way(model.predict, 0.0, 0, 0)
+    model = prompted(task.name, splits, shots=SHOTS[method], seed=seed, project=project, say=_note)
+    return Trained(model.predict, task, 0.0, 0, 0)
 
 
 def tenth(
-    name: str, method: str, splits: Splits, seed: int, settings: Mapping[str, Any], project: Project, data: Path
-) -> Way:
+    name: str,
+    task: Task,
+    method: str,
+    splits: Splits,
+    seed: int,
+    settings: Mapping[str, Any],
+    project: Project,
+    data: Path,
+) -> Trained:
     """A tenth of the examples, alone or behind as many of the neighbour's as there are. Seconds are of both."""
     from tuner.tasks.start import REPLAYED, open_start, replayed
 
@@ -66,7 +75,7 @@ def tenth(
             few = replayed(few, near.train, REPLAYED * len(few.train) / len(near.train), seed)
         made = _fit(name, few, Path(folder) / "made", project, {"seed": seed}, start)
         size = (Path(folder) / "made" / "adapter_model.safetensors").stat().st_size
-    return Way(made.predictor.predict, time.monotonic() - started, made.trained.parameters, size)
+    return Trained(made.predictor.predict, task, time.monotonic() - started, made.trained.parameters, size)
 
 
 def _fit(

@@ -27,14 +27,13 @@ from agent.llm import weights
 from agent.llm.catalog import DEFAULT_MODEL
 from agent.llm.render import Renderer
 from tests.bench import continual, noise, tuning_sets
-from tests.bench.results import RESULTS, commit, machine, write_result
+from tests.bench.results import PEERS, RESULTS, commit, machine, write_result
 from tuner.memory import peak_bytes
 from tuner.packing import Example, make_batches, tokens_in
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
 HOME = ROOT / ".ratchet" / "bench-tuning"
-PEERS = ROOT / ".ratchet" / "bench-peers"
 RATE = 5e-4
 R = 16
 HELD_OUT = 40

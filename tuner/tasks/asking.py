@@ -247,8 +247,31 @@ class AskAnswer:
         return {"none": self.none}
 
 
+class _Writes:
+    """What the tasks that write free text have in common."""
+
+    def grammar(self, example: Any) -> None:
+        return None
+
+    def read(self, example: Any, said: str, score: float) -> Said:
+        return Said(said.strip(), score)
+
+    def options(self) -> dict[str, Any]:
+        return {}
+
+
+class _WritesOf(_Writes):
+    """Those of one text, which is shown as it is."""
+
+    def conversation(self, example: Written) -> list[Message]:
+        return [Message("user", example.text)]
+
+    def wanted(self, example: Written) -> str:
+        return example.target
+
+
 @dataclass(frozen=True)
-class AskTranslate:
+class AskTranslate(_WritesOf):
     """A translation, as free text."""
 
     labels: tuple[str, ...] = ()
@@ -261,60 +284,31 @@ class AskTranslate:
         into = f" into {self.into}" if self.into else ""
         return f"You translate{into}. Answer with the translation alone."
 
-    def conversation(self, example: Written) -> list[Message]:
-        return [Message("user", example.text)]
-
-    def wanted(self, example: Written) -> str:
-        return example.target
-
-    def grammar(self, example: Written) -> None:
-        return None
-
-    def read(self, example: Written, said: str, score: float) -> Said:
-        return Said(said.strip(), score)
-
     def measure(
         self, examples: Sequence[Written], predictions: Sequence[Said], *, resamples: int = RESAMPLES
     ) -> Scores:
-        gold, said = [one.target for one in examples], [one.text for one in predictions]
-        return text_metrics.translations(gold, said, resamples=resamples)
+        return text_metrics.translations(*_written(self, examples, predictions), resamples=resamples)
 
     def options(self) -> dict[str, Any]:
         return {"into": self.into}
 
 
 @dataclass(frozen=True)
-class AskSummarise:
+class AskSummarise(_WritesOf):
     """A summary, as free text."""
 
     labels: tuple[str, ...] = ()
     name: TaskName = "summarise"
     system = "You summarise texts in a few plain sentences. Answer with the summary alone."
 
-    def conversation(self, example: Written) -> list[Message]:
-        return [Message("user", example.text)]
-
-    def wanted(self, example: Written) -> str:
-        return example.target
-
-    def grammar(self, example: Written) -> None:
-        return None
-
-    def read(self, example: Written, said: str, score: float) -> Said:
-        return Said(said.strip(), score)
-
     def measure(
         self, examples: Sequence[Written], predictions: Sequence[Said], *, resamples: int = RESAMPLES
     ) -> Scores:
-        gold, said = [one.target for one in examples], [one.text for one in predictions]
-        return text_metrics.summaries(gold, said, resamples=resamples)
-
-    def options(self) -> dict[str, Any]:
-        return {}
+        return text_metrics.summaries(*_written(self, examples, predictions), resamples=resamples)
 
 
 @dataclass(frozen=True)
-class AskConverse:
+class AskConverse(_Writes):
     """The next answer to a customer, as free text; the chat so far is shown as a chat."""
 
     labels: tuple[str, ...] = ()
@@ -327,20 +321,10 @@ class AskConverse:
     def wanted(self, example: Conversed) -> str:
         return example.answer
 
-    def grammar(self, example: Conversed) -> None:
-        return None
-
-    def read(self, example: Conversed, said: str, score: float) -> Said:
-        return Said(said.strip(), score)
-
     def measure(
         self, examples: Sequence[Conversed], predictions: Sequence[Said], *, resamples: int = RESAMPLES
     ) -> Scores:
-        gold, said = [one.answer for one in examples], [one.text for one in predictions]
-        return text_metrics.replies(gold, said, resamples=resamples)
-
-    def options(self) -> dict[str, Any]:
-        return {}
+        return text_metrics.replies(*_written(self, examples, predictions), resamples=resamples)
 
 
 ASKINGS: Mapping[str, Any] = {
@@ -390,6 +374,11 @@ def located(words: str, text: str, behind: int = 0) -> tuple[int, int] | None:
     found = [match.span(1) for match in re.finditer(f"(?=({pattern}))", text)]
     whole = [place for place in found if place[0] in starts and place[1] in ends] or found
     return next((place for place in whole if place[0] >= behind), whole[0] if whole else None)
+
+
+def _written(task: Asking, examples: Sequence[Any], predictions: Sequence[Said]) -> tuple[list[str], list[str]]:
+    """What should have been written, and what was."""
+    return [task.wanted(one) for one in examples], [one.text for one in predictions]
 
 
 def _overlap(place: tuple[int, int], span: Span) -> bool:

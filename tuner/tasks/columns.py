@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -49,12 +49,34 @@ def find(rows: Sequence[Row], role: str, named: str | None, file: str) -> str:
 
 def find_maybe(rows: Sequence[Row], role: str, named: str | None, file: str) -> str | None:
     """As `find`, and None where no name fits."""
+    return column_named(rows, named, NAMES[role], file)
+
+
+def column_named(rows: Sequence[Row], named: str | None, known: Sequence[str], file: str) -> str | None:
+    """The column that was named, else the first that is called as one of `known`. Raises DatasetError."""
     columns = {name.strip().lower(): name for name in rows[0].values}
     if named is not None:
         if named.lower() not in columns:
             raise DatasetError(f"{file} has no column {named!r}; it has {', '.join(map(repr, rows[0].values))}")
         return columns[named.lower()]
-    return next((columns[name] for name in NAMES[role] if name in columns), None)
+    return next((columns[name] for name in known if name in columns), None)
+
+
+def settle(
+    rows: Sequence[Row], found: Mapping[str, str | None], how: str, file: str, say: Say, *, guessed: bool
+) -> tuple[str, str]:
+    """Two columns that were found, by option; told where any was guessed. Raises DatasetError where one is missing."""
+    (first, text), (second, other) = found.items()
+    if text is None or other is None or text == other:
+        missing = first if text is None else second
+        raise DatasetError(
+            f"{file} has the columns {', '.join(map(repr, rows[0].values))}, and none looks like the {missing}; say it "
+            f"with --{missing}"
+        )
+    if guessed:
+        columns = f"{first} is column {text!r}, {second} is column {other!r}"
+        say(f"{file}: {columns} (guessed {how}; else: --{first}, --{second})")
+    return text, other
 
 
 def guess_text_and_label(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> tuple[str, str]:
@@ -68,15 +90,8 @@ def guess_text_and_label(rows: Sequence[Row], columns: Columns, file: str, say: 
         others = [name for name in others if name != label]
     if text is None:
         by, text = "by length", _longest(rows, others)
-    if text is None or label is None or text == label:
-        missing = "text" if text is None else "label"
-        raise DatasetError(
-            f"{file} has the columns {', '.join(map(repr, rows[0].values))}, and none looks like the {missing}; say it "
-            f"with --{missing}"
-        )
-    if columns.text is None or columns.label is None:
-        say(f"{file}: text is column {text!r}, label is column {label!r} (guessed {by}; else: --text, --label)")
-    return text, label
+    guessed = columns.text is None or columns.label is None
+    return settle(rows, {"text": text, "label": label}, by, file, say, guessed=guessed)
 
 
 def _repeating(rows: Sequence[Row], names: Sequence[str]) -> str | None:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from tuner.evaluate import bootstrap_mean
+from tuner.evaluate import gain_cells, paired, points, told_gain
 from tuner.report import markdown_table
 
 
@@ -78,7 +78,7 @@ def decide(
         if new.gain < 0 < old.low:
             against.append(f"The test gains, but {_told(new)}.")
         if -old.gain > policy.margin + 1e-9:
-            against.append(f"More than {_points(policy.margin, sign=False)} are lost on {_told(old)}.")
+            against.append(f"More than {points(policy.margin, sign=False)} are lost on {_told(old)}.")
     notes = [f"How right on {_told(one)}." for one in (old, new) if one.examples]
     return TaskDecision(not against, old, new, (*against, *notes), policy)
 
@@ -87,16 +87,7 @@ def write_report(decision: TaskDecision, before: str, after: str) -> dict[str, b
     """The files of the report, by name; no text of an example is in them."""
     table = markdown_table(
         ("how right on", "examples", "before", "after", "gain"),
-        [
-            (
-                one.name,
-                one.examples,
-                f"{one.before:.3f}",
-                f"{one.after:.3f}",
-                f"{_points(one.gain)} ({_points(one.low)} to {_points(one.high)})",
-            )
-            for one in (decision.test, decision.corrected)
-        ],
+        [(one.name, one.examples, *gain_cells(one)) for one in (decision.test, decision.corrected)],
     )
     verdict = "Ship" if decision.ship else "Do not ship"
     reasons = "\n".join(f"- {reason}" for reason in decision.reasons)
@@ -109,18 +100,9 @@ def write_report(decision: TaskDecision, before: str, after: str) -> dict[str, b
 
 
 def _compared(name: str, before: Sequence[float], after: Sequence[float], policy: TaskPolicy) -> Compared:
-    gains = [new - old for old, new in zip(before, after, strict=True)]
-    gain = bootstrap_mean(gains, resamples=policy.resamples, seed=policy.seed)
-    count = max(1, len(gains))
-    return Compared(name, len(gains), sum(before) / count, sum(after) / count, gain.mean, gain.low, gain.high)
+    old, new, gain = paired(before, after, resamples=policy.resamples, seed=policy.seed)
+    return Compared(name, len(before), old, new, gain.mean, gain.low, gain.high)
 
 
 def _told(one: Compared) -> str:
-    return (
-        f"{one.name}: {one.before:.3f} before, {one.after:.3f} after, {_points(one.gain)} with a 95 % interval of "
-        f"{_points(one.low)} to {_points(one.high)} over {one.examples} examples"
-    )
-
-
-def _points(share: float, *, sign: bool = True) -> str:
-    return f"{share * 100:+.1f} points" if sign else f"{share * 100:.1f} points"
+    return f"{one.name}: {told_gain(one, f'{one.examples} examples')}"

@@ -13,6 +13,7 @@ from typing import Any
 from agent.errors import DatasetError, FeedbackError
 from tuner.tasks.marked import related
 from tuner.tasks.records import Answer, Asked, Classified, Example, Span
+from tuner.tasks.schemes import kinds_of
 from tuner.tasks.words import tagged
 
 NEW_LABELS = "new labels are learnt from a file: `ratchet task train --from FOLDER --data FILE`"
@@ -80,7 +81,7 @@ def _list(said: str) -> list[Any]:
 
 
 def _entity(one: Mapping[str, Any], text: str, labels: list[str]) -> dict[str, Any]:
-    kinds = sorted({label[2:] for label in labels if "-" in label})
+    kinds = sorted(kinds_of(labels))
     label, words, start = _known(str(one.get("label", "")), kinds), str(one.get("text", "")), one.get("start")
     if not words:
         raise FeedbackError(f"entity {dict(one)} has no text; expected the words as they stand there")

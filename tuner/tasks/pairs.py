@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import DatasetError
-from tuner.tasks.columns import Columns, Say, find_maybe
+from tuner.tasks.columns import Columns, Say, find_maybe, settle
 from tuner.tasks.languages import LANGUAGES, language_named
 from tuner.tasks.names import KNOWN
 from tuner.tasks.records import Written
@@ -105,15 +105,8 @@ def _columns(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> tupl
         text = next((name for name in spoken if name != target), None)
     if text is None and target is None and names[:2] == ["1", "2"] and _has_letters(rows):
         how, (text, target) = "by place", ("1", "2")
-    if text is None or target is None or text == target:
-        missing = "text" if text is None else "target"
-        raise DatasetError(
-            f"{file} has the columns {', '.join(map(repr, names))}, and none looks like the {missing}; say it with "
-            f"--{missing}"
-        )
-    if columns.text is None or columns.target is None:
-        say(f"{file}: text is column {text!r}, target is column {target!r} (guessed {how}; else: --text, --target)")
-    return text, target
+    guessed = columns.text is None or columns.target is None
+    return settle(rows, {"text": text, "target": target}, how, file, say, guessed=guessed)
 
 
 def _column_named(target: str | None, names: Sequence[str]) -> str | None:

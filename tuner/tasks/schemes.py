@@ -63,3 +63,8 @@ def _parts(tag: str) -> tuple[str, str]:
     if len(tag) > 2 and tag[1] in "-_" and tag[0].upper() in _KNOWN:
         return tag[0].upper(), tag[2:]
     raise ValueError(f"{tag!r} is no tag; expected O, or B-, I-, E-, S-, L- or U- with a type")
+
+
+def kinds_of(labels: Sequence[str]) -> list[str]:
+    """The types of a task's labels, in their order: a head's are tags such as B-PER, a language model's the types."""
+    return list(dict.fromkeys(one[2:] if one[:2] in ("B-", "I-") else one for one in labels if one != OUTSIDE))

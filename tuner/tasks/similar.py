@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from agent.errors import DatasetError
-from tuner.tasks.columns import Columns, Say
+from tuner.tasks.columns import Columns, Say, column_named
 from tuner.tasks.records import Similar
 from tuner.tasks.sources import Row
 
@@ -50,35 +50,27 @@ def reader(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> Callab
 
 
 def _columns(rows: Sequence[Row], columns: Columns, file: str) -> tuple[str, str, str | None, str | None]:
-    names = {name.strip().lower(): name for name in rows[0].values}
-    first = _named(columns.text, FIRST, names, file)
-    second = _named(columns.pair, SECOND, names, file)
-    score = _named(columns.label, SCORE, names, file)
-    negative = _named(None, NEGATIVE, names, file)
+    names = list(rows[0].values)
+    first = column_named(rows, columns.text, FIRST, file)
+    second = column_named(rows, columns.pair, SECOND, file)
+    score = column_named(rows, columns.label, SCORE, file)
+    negative = column_named(rows, None, NEGATIVE, file)
     if score is not None and columns.label is None and not _numbers(rows, score):
         score = None
     if score is None and columns.label is None and negative is None:
-        score = next((name for name in names.values() if name not in (first, second) and _numbers(rows, name)), None)
-    left = [name for name in names.values() if name not in (first, second, score, negative)]
+        score = next((name for name in names if name not in (first, second) and _numbers(rows, name)), None)
+    left = [name for name in names if name not in (first, second, score, negative)]
     left.sort(key=lambda name: -fmean(len(str(row.values.get(name) or "")) for row in rows))
     # In their order in the file, so that the first is the one that asks.
-    longest = [name for name in names.values() if name in left[: (first is None) + (second is None)]]
+    longest = [name for name in names if name in left[: (first is None) + (second is None)]]
     first = first or (longest.pop(0) if longest else None)
     second = second or (longest.pop(0) if longest else None)
     if first is None or second is None:
         raise DatasetError(
-            f"{file} has the columns {', '.join(map(repr, names.values()))}; two texts are expected: say which they "
+            f"{file} has the columns {', '.join(map(repr, names))}; two texts are expected: say which they "
             "are with --text and --pair"
         )
     return first, second, score, None if score is not None else negative
-
-
-def _named(named: str | None, known: Sequence[str], names: dict[str, str], file: str) -> str | None:
-    if named is None:
-        return next((names[name] for name in known if name in names), None)
-    if named.lower() not in names:
-        raise DatasetError(f"{file} has no column {named!r}; it has {', '.join(map(repr, names.values()))}")
-    return names[named.lower()]
 
 
 def _numbers(rows: Sequence[Row], name: str) -> bool:

@@ -19,6 +19,7 @@ from agent.errors import AdapterError, DatasetError, FeedbackError
 from agent.sealing import MANIFEST, TASK, verify
 from agent.settings import Project
 from agent.task_folders import find_task, serving
+from tuner.tasks.schemes import kinds_of
 
 if TYPE_CHECKING:
     from tuner.tasks.predictor import Say, TaskPredictor, Text
@@ -162,9 +163,7 @@ def describe_task(told: Mapping[str, Any]) -> str:
         case "classify":
             return f"Say {several} a text has: {labels}."
         case "tag":
-            # A head's labels are tags such as B-PER; a language model's are the types themselves.
-            kinds = dict.fromkeys(one[2:] if one[:2] in ("B-", "I-") else one for one in told["labels"] if one != "O")
-            return f"Find the entities in a text: {_listed(list(kinds))}."
+            return f"Find the entities in a text: {_listed(kinds_of(told['labels']))}."
         case "relate":
             return f"Say what <e1>…</e1> and <e2>…</e2> in a text are to each other: {labels}."
         case "answer":
