@@ -9,10 +9,12 @@ batch, but for the rounding of float arithmetic.
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import queue
 import sys
 import threading
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -50,6 +52,16 @@ SWITCH_INTERVAL = 5e-5
 
 IDLE_SECONDS = 2.0
 """After so long without work the worker ends; see `agent.teams`."""
+
+
+_OPEN: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Python kills threads that are in torch when it ends, and torch then ends the process as one that crashed."""
+    for engine in list(_OPEN):
+        engine.close()
 
 
 class Engine:
@@ -95,6 +107,7 @@ class Engine:
         self._worker: threading.Thread | None = None
         self._starting = threading.Lock()
         self._closed = False
+        _OPEN.add(self)
 
     def _cached_dtype(self) -> torch.dtype | None:
         """Where products are made in bfloat16, keys and values are kept so too; attention is then faster as well."""

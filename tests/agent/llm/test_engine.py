@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -22,6 +24,7 @@ from agent.llm.grammar import StepShape, ToolSpec, parse_step, step_grammar
 from agent.llm.render import Renderer
 from agent.llm.session import Generation, Request
 from agent.sealing import tensors_hash
+from tests.tuner.tiny import save_base
 
 MakeEngine = Callable[..., Engine]
 NO_END = -1
@@ -614,3 +617,32 @@ def test_a_base_in_bfloat16_runs_under_adapters_of_every_kind(parts: Any, tokeni
         assert engine.generate(Request(prompt(1, 40), NO_END, max_new=6)).ids == said[0]
     finally:
         engine.close()
+
+
+LEFT_OPEN = """
+import atexit, sys, threading
+from pathlib import Path
+# What is registered first is called last.
+atexit.register(lambda: print([one.name for one in threading.enumerate()]))
+from agent.llm.local import LocalModel
+from agent.llm.session import Request
+model = LocalModel.load(sys.argv[1], Path(sys.argv[1]).parent)
+model.engine.generate(Request((5, 6, 7), -1, max_new=3))
+print([one.name for one in threading.enumerate()])
+"""
+
+
+def test_what_was_left_open_is_closed_before_the_process_ends(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", ["some words to make a tokenizer of"])
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT_OPEN, str(base)],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    before, after = done.stdout.splitlines()[-2:]
+    assert "ratchet-engine" in before
+    assert "ratchet-engine" not in after
