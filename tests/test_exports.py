@@ -49,8 +49,8 @@ PUBLIC: dict[str, tuple[str, ...]] = {
     ),
     "agent.doctor": ("Finding", "diagnose"),
     "tuner.tasks.api": ("load", "train"),
-    "tuner.tasks.prompted": ("measure", "prompted"),
-    "tuner.tasks.records": (
+    "tuner.tasks.language.prompted": ("measure", "prompted"),
+    "tuner.tasks.data.records": (
         *("Answer", "Asked", "Classified", "Conversed", "Related", "Similar", "Span", "Tagged", "Turn", "Written"),
     ),
     "tuner.tasks.tools": ("TaskTools",),

@@ -52,8 +52,8 @@ MAY_BE_HEAVY = frozenset(
         "agent.llm.local",
         "agent.llm.bank",
         "tuner.mixed",
-        "tuner.tasks.heads",
-        "tuner.tasks.training",
+        "tuner.tasks.head.model",
+        "tuner.tasks.head.training",
         "tuner.train",
     }
 )

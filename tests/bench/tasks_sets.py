@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tuner.tasks.readers import read_file
-from tuner.tasks.records import Classified, TaskName
-from tuner.tasks.splits import Splits, part
-from tuner.tasks.typos import mistyped
+from tuner.tasks.data.readers import read_file
+from tuner.tasks.data.records import Classified, TaskName
+from tuner.tasks.data.splits import Splits, part
+from tuner.tasks.data.typos import mistyped
 
 SHARE = 0.3
 """Of the longer words of a noisy input, those with a mistake."""

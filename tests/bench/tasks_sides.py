@@ -18,9 +18,9 @@ from agent.settings import Project
 from tests.bench.tasks_sets import SETS, noisy
 from tests.bench.tasks_ways import NEIGHBOURS, SHOTS, TENTHS, Trained, asked, tenth
 from tuner.memory import peak_bytes
-from tuner.tasks.kinds import Task
+from tuner.tasks.data.splits import Splits
+from tuner.tasks.head.kinds import Task
 from tuner.tasks.settings import ADVERSARIAL, METHODS, TaskSettings
-from tuner.tasks.splits import Splits
 
 Row = dict[str, Any]
 OURS = (*METHODS, *(f"{method}+{kind}" for method in METHODS for kind in ADVERSARIAL[1:]))
@@ -83,9 +83,9 @@ class Plan:
 
 def plan(name: str, splits: Splits, seed: int, settings: Row, project: Project) -> Plan:
     from agent.llm.weights import encoder_weights
-    from tuner.tasks.columns import Columns
-    from tuner.tasks.fitting import planned
-    from tuner.tasks.heads import load_encoder
+    from tuner.tasks.data.columns import Columns
+    from tuner.tasks.head.fitting import planned
+    from tuner.tasks.head.model import load_encoder
 
     base = encoder_weights(project.named(project.settings.model.encoder), project.home.models)
     encoder = load_encoder(base)
@@ -96,8 +96,8 @@ def plan(name: str, splits: Splits, seed: int, settings: Row, project: Project) 
 
 
 def _ours(name: str, method: str, splits: Splits, seed: int, settings: Row, project: Project) -> tuple[Trained, Row]:
-    from tuner.tasks.columns import Columns
-    from tuner.tasks.fitting import fit
+    from tuner.tasks.data.columns import Columns
+    from tuner.tasks.head.fitting import fit
 
     way, _, adversarial = method.partition("+")
     planned = plan(name, splits, seed, settings, project)
@@ -314,8 +314,8 @@ def _their_predictions(model: Any, examples: Sequence[Any], plan: Plan) -> list[
 
 
 def _likeliest(examples: Sequence[Any], windows: Sequence[Any], scores: Sequence[Any], plan: Plan) -> list[Any]:
+    from tuner.tasks.data.words import spans_of
     from tuner.tasks.predictions import Entities
-    from tuner.tasks.words import spans_of
 
     tags = [["O"] * len(one.offsets) for one in examples]
     for window, given in zip(windows, scores, strict=True):

@@ -16,9 +16,9 @@ from typing import Any
 
 from agent.settings import Project
 from tests.bench.tasks_sets import SETS, Predict, drawn, splits_of
-from tuner.tasks.kinds import Task
+from tuner.tasks.data.splits import Splits
+from tuner.tasks.head.kinds import Task
 from tuner.tasks.predictor import TaskResult
-from tuner.tasks.splits import Splits
 
 SHOTS = {"shots_0": 0, "shots_8": 8}
 TENTHS = ("tenth", "transfer")
@@ -41,7 +41,7 @@ class Trained:
 
 def asked(task: Task, method: str, splits: Splits, seed: int, project: Project) -> Trained:
     """The language model as it is, shown the examples most alike, or none."""
-    from tuner.tasks.prompted import prompted
+    from tuner.tasks.language.prompted import prompted
 
     model = prompted(task.name, splits, shots=SHOTS[method], seed=seed, project=project, say=_note)
     return Trained(model.predict, task, 0.0, 0, 0)
@@ -58,7 +58,7 @@ def tenth(
     data: Path,
 ) -> Trained:
     """A tenth of the examples, alone or behind as many of the neighbour's as there are. Seconds are of both."""
-    from tuner.tasks.start import REPLAYED, open_start, replayed
+    from tuner.tasks.head.start import REPLAYED, open_start, replayed
 
     few = replace(
         splits,
@@ -81,8 +81,8 @@ def tenth(
 def _fit(
     name: str, splits: Splits, out: Path, project: Project, settings: Mapping[str, Any], start: Any = None
 ) -> TaskResult:
-    from tuner.tasks.columns import Columns
-    from tuner.tasks.fitting import fit
+    from tuner.tasks.data.columns import Columns
+    from tuner.tasks.head.fitting import fit
 
     given = {**settings, "method": METHOD}
     return fit(SETS[name].task, splits, None, out, "bench", project, Columns(), _note, _quiet, given, start=start)

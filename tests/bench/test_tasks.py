@@ -10,7 +10,7 @@ import pytest
 from tests.bench.tasks import merged, metrics_of
 from tests.bench.tasks_sets import drawn, misstruck, noisy
 from tests.bench.tasks_tables import tasks
-from tuner.tasks.records import Asked, Classified
+from tuner.tasks.data.records import Asked, Classified
 
 
 def row(method: str, accuracy: float, *, part: str = "banking77", seed: int = 0, **more: Any) -> dict[str, Any]:

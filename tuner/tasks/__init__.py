@@ -1,1 +1,1 @@
-"""Classic tasks: text is classified, tagged, related and searched for answers by a head on an encoder."""
+"""Classic tasks: what the guide to fine-tuning teaches, by a head on an encoder or by the language model."""

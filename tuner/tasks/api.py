@@ -20,18 +20,18 @@ from agent.errors import DatasetError
 from agent.settings import Project, find_project
 from agent.task_folders import find_task, served_folder
 from agent.teams import give_back_memory, in_own_team
-from tuner.tasks.columns import Columns
+from tuner.tasks.data.columns import Columns
+from tuner.tasks.data.readers import read, read_file
+from tuner.tasks.data.records import TASKS, TaskName
+from tuner.tasks.data.splits import Leakage, Splits, part
+from tuner.tasks.head.start import REPLAYED, open_start, replayed
+from tuner.tasks.language.prompted import Way, way_of
 from tuner.tasks.learnt import before
 from tuner.tasks.origin import Origin
 from tuner.tasks.predictor import Say, TaskPredictor, TaskResult, silent
-from tuner.tasks.prompted import Way, way_of
-from tuner.tasks.readers import read, read_file
-from tuner.tasks.records import TASKS, TaskName
-from tuner.tasks.splits import Leakage, Splits, part
-from tuner.tasks.start import REPLAYED, open_start, replayed
 
 if TYPE_CHECKING:
-    from tuner.tasks.training import TaskProgress
+    from tuner.tasks.head.training import TaskProgress
 
 
 def train(
@@ -125,10 +125,10 @@ def fit_in_team(
 
     def work() -> TaskResult:
         if way == "generation":
-            from tuner.tasks import generation_training as generation
+            from tuner.tasks.language import training as generation
 
             return generation.fit(task, splits, model, folder, name, project, into, say, tell, settings, kept=told)
-        from tuner.tasks.fitting import fit
+        from tuner.tasks.head.fitting import fit
 
         columns = origin.read_columns()
         return fit(task, splits, model, folder, name, project, columns, say, tell, settings, kept=told, start=start)
@@ -155,7 +155,7 @@ def load_version(
 ) -> TaskPredictor:
     """The very folder, verified. Raises AdapterError, WeightsError."""
     from tuner.tasks.folders import open_folder
-    from tuner.tasks.generation_training import is_generation, open_generation
+    from tuner.tasks.language.training import is_generation, open_generation
 
     if is_generation(folder):
         other = None if beside is None else beside.generator

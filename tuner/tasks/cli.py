@@ -10,16 +10,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner.tasks.columns import Columns
+from tuner.tasks.data.columns import Columns
+from tuner.tasks.data.records import TASKS
 from tuner.tasks.origin import Origin
-from tuner.tasks.records import TASKS
 from tuner.tasks.settings import ADVERSARIAL, CHOICES, METHODS
 from tuner.tasks.telling import note, result, show_progress
 
 if TYPE_CHECKING:
     from agent.settings import Project
+    from tuner.tasks.data.splits import Splits
     from tuner.tasks.predictor import TaskPredictor
-    from tuner.tasks.splits import Splits
 
 BATCH = 64
 """Texts that are predicted together when they come from a file or stdin."""
@@ -125,8 +125,8 @@ def _train(args: argparse.Namespace, project: Project) -> int:
 
 
 def _evaluate(args: argparse.Namespace, project: Project) -> int:
-    from tuner.tasks import prompted
     from tuner.tasks.api import load, read_splits
+    from tuner.tasks.language import prompted
     from tuner.tasks.report import as_data, text_report
 
     if _is_prompted(args):
@@ -185,7 +185,7 @@ def _origin(args: argparse.Namespace, project: Project) -> Origin:
 
 
 def _prompted(args: argparse.Namespace, splits: Splits | None, project: Project) -> TaskPredictor:
-    from tuner.tasks.prompted import prompted
+    from tuner.tasks.language.prompted import prompted
 
     return prompted(
         args.folder.name,
@@ -210,7 +210,7 @@ def _tell(predictor: Any, texts: list[Any]) -> None:
 def _texts(args: argparse.Namespace) -> Iterator[str | tuple[str, str]]:
     """The texts of the arguments, of a file or of stdin; a line of JSON has `text` and perhaps a second one."""
     from agent.errors import DatasetError
-    from tuner.tasks.sources import read_text
+    from tuner.tasks.data.sources import read_text
 
     if args.texts:
         yield from args.texts

@@ -17,8 +17,8 @@ from agent.errors import AdapterError
 from agent.llm.weights import ModelFolder, encoder_weights
 from agent.sealing import CARD, CONFIG, TASK, WEIGHTS, Manifest, seal, tensors_hash, verify
 from tuner.candidates import code_version
-from tuner.tasks.heads import Encoder, TaskModel, load_encoder
-from tuner.tasks.kinds import make_task
+from tuner.tasks.head.kinds import make_task
+from tuner.tasks.head.model import Encoder, TaskModel, load_encoder
 from tuner.tasks.settings import TaskSettings
 
 VERSION = 1

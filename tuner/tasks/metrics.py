@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tuner.evaluate import Interval, bootstrap_mean
-from tuner.tasks.schemes import OUTSIDE, chunks
-from tuner.tasks.words import is_unspaced
+from tuner.tasks.data.schemes import OUTSIDE, chunks
+from tuner.tasks.data.words import is_unspaced
 
 RESAMPLES = 1000
 """Of an interval. With 0 there are no intervals and no reports by tag, for a look between epochs."""

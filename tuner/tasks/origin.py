@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from agent.settings import Project
-from tuner.tasks.columns import Columns
-from tuner.tasks.splits import Leakage
-from tuner.tasks.start import REPLAYED
+from tuner.tasks.data.columns import Columns
+from tuner.tasks.data.splits import Leakage
+from tuner.tasks.head.start import REPLAYED
 
 
 @dataclass(frozen=True)

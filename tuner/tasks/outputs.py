@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent.errors import DatasetError, FeedbackError
-from tuner.tasks.marked import related
-from tuner.tasks.records import Answer, Asked, Classified, Example, Span
-from tuner.tasks.schemes import kinds_of
-from tuner.tasks.words import tagged
+from tuner.tasks.data.marked import related
+from tuner.tasks.data.records import Answer, Asked, Classified, Example, Span
+from tuner.tasks.data.schemes import kinds_of
+from tuner.tasks.data.words import tagged
 
 NEW_LABELS = "new labels are learnt from a file: `ratchet task train --from FOLDER --data FILE`"
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tuner.tasks.records import Span
+from tuner.tasks.data.records import Span
 
 
 @dataclass(frozen=True)

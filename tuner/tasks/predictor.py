@@ -10,18 +10,29 @@ from typing import TYPE_CHECKING, Any
 
 from agent.errors import DatasetError
 from agent.teams import in_own_team
-from tuner.tasks.columns import Columns
-from tuner.tasks.generation import Generator
-from tuner.tasks.marked import related
+from tuner.tasks.data.columns import Columns
+from tuner.tasks.data.marked import related
+from tuner.tasks.data.readers import read, read_file
+from tuner.tasks.data.records import (
+    Asked,
+    Classified,
+    Conversed,
+    Example,
+    Related,
+    Similar,
+    Tagged,
+    TaskName,
+    Turn,
+    Written,
+)
+from tuner.tasks.data.words import split_words
+from tuner.tasks.language.generation import Generator
 from tuner.tasks.metrics import Scores
 from tuner.tasks.predictions import Prediction
-from tuner.tasks.readers import read, read_file
-from tuner.tasks.records import Asked, Classified, Conversed, Example, Related, Similar, Tagged, TaskName, Turn, Written
-from tuner.tasks.words import split_words
 
 if TYPE_CHECKING:
-    from tuner.tasks.heads import TaskModel
-    from tuner.tasks.training import TrainedTask
+    from tuner.tasks.head.model import TaskModel
+    from tuner.tasks.head.training import TrainedTask
 
 Say = Callable[[str], None]
 Text = str | tuple[str, str] | Example
@@ -111,7 +122,7 @@ def predict_with(model: TaskModel | Generator, examples: Sequence[Any]) -> list[
     """What a model says of examples, in their order."""
     if isinstance(model, Generator):
         return model.predict(examples)
-    from tuner.tasks.heads import score
+    from tuner.tasks.head.model import score
 
     windows = model.task.windows(examples, model.tokenizer, model.settings.max_tokens)
     return model.task.predict(examples, windows, score(model, windows))

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from tuner.evaluate import Interval
 from tuner.pages import Table, html_table, page, short
 from tuner.report import markdown_table, with_interval
+from tuner.tasks.data.records import Asked, Classified, Conversed, Example, Related, Similar, Tagged, Written, shown
+from tuner.tasks.data.words import spans_of
+from tuner.tasks.head.training import TrainedTask
 from tuner.tasks.metrics import ClassRow, Scores
 from tuner.tasks.predictions import Alike, Entities, Found, Labelled, Prediction, Said
-from tuner.tasks.records import Asked, Classified, Conversed, Example, Related, Similar, Tagged, Written, shown
-from tuner.tasks.training import TrainedTask
-from tuner.tasks.words import spans_of
 from tuner.tuning_report import curves_svg
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from agent.errors import DatasetError
-from tuner.tasks.records import TaskName
+from tuner.tasks.data.records import TaskName
 
 Method = Literal["full", "lora", "head"]
 METHODS: tuple[Method, ...] = ("full", "lora", "head")
@@ -15,7 +15,7 @@ ADVERSARIAL = ("none", "fgm", "freelb", "typos")
 PRECISIONS = ("auto", "float32", "mixed")
 Choice = Literal["similar", "coverage"]
 CHOICES: tuple[Choice, ...] = ("similar", "coverage")
-"""How the examples are chosen that a language model is shown; see `tuner.tasks.shots`."""
+"""How the examples are chosen that a language model is shown; see `tuner.tasks.language.shots`."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class TaskSettings:
     """Let rare classes weigh as much as common ones."""
     adversarial: str = "none"
     """"fgm" or "freelb": train against the worst small change of the embeddings as well; "typos": on mistyped texts as
-    well, see `tuner.tasks.typos`."""
+    well, see `tuner.tasks.data.typos`."""
     adversarial_size: float = 0.2
     """The length of the change, as a share of each embedding's; of "typos", the share of words that are mistyped."""
     negatives: int = 2

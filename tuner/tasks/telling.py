@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tuner.tasks.training import TaskProgress
+    from tuner.tasks.head.training import TaskProgress
 
 
 def note(text: str) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 
 from agent.errors import DatasetError
 from tuner.evaluate import Interval, bootstrap_mean
-from tuner.tasks.languages import language_of
+from tuner.tasks.data.languages import language_of
+from tuner.tasks.data.words import is_unspaced, split_words
 from tuner.tasks.metrics import RESAMPLES, Scores
-from tuner.tasks.words import is_unspaced, split_words
 
 TOKENIZERS = {"Chinese": "zh", "Japanese": "char", "Thai": "char"}
 ROUGE = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}

@@ -19,7 +19,7 @@ from agent.errors import AdapterError, DatasetError, FeedbackError
 from agent.sealing import MANIFEST, TASK, verify
 from agent.settings import Project
 from agent.task_folders import find_task, serving
-from tuner.tasks.schemes import kinds_of
+from tuner.tasks.data.schemes import kinds_of
 
 if TYPE_CHECKING:
     from tuner.tasks.predictor import Say, TaskPredictor, Text

@@ -21,16 +21,16 @@ from agent.settings import Project
 from agent.store import Store
 from agent.task_folders import project_tasks, served_folder, versions
 from agent.trajectory import OutputCorrection
+from tuner.tasks.data.records import Example, key
+from tuner.tasks.data.splits import Splits
 from tuner.tasks.gate import TaskDecision, TaskPolicy, decide, write_report
 from tuner.tasks.origin import Origin
 from tuner.tasks.outputs import as_taught
 from tuner.tasks.predictor import Say, silent
-from tuner.tasks.records import Example, key
-from tuner.tasks.splits import Splits
 from tuner.tunings import one_at_a_time
 
 if TYPE_CHECKING:
-    from tuner.tasks.training import TaskProgress
+    from tuner.tasks.head.training import TaskProgress
 
 EVERY = 3
 """Of so many corrected texts one is held out."""

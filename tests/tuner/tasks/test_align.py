@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tuner.tasks.tiny_encoder import save_encoder
-from tuner.tasks.align import IGNORED, frame, is_first, pieces, text_ids, word_ids, word_targets
-from tuner.tasks.records import Span, Tagged
-from tuner.tasks.tag import TagTask
-from tuner.tasks.words import join_words, spans_of, split_words, tagged
+from tuner.tasks.data.records import Span, Tagged
+from tuner.tasks.data.words import join_words, spans_of, split_words, tagged
+from tuner.tasks.head.align import IGNORED, frame, is_first, pieces, text_ids, word_ids, word_targets
+from tuner.tasks.head.tag import TagTask
 
 WORDS = (
     "Anna",

@@ -11,7 +11,9 @@ from agent.llm.render import Renderer
 from agent.memory.encoder import HashEncoder
 from tests.tuner.tiny import tiny_tokenizer
 from tuner.prepare import choices
-from tuner.tasks.asking import (
+from tuner.tasks.data.records import Answer, Asked, Classified, Conversed, Span, Tagged, Turn, Written
+from tuner.tasks.data.words import split_words, tagged
+from tuner.tasks.language.asking import (
     AskAnswer,
     AskClassify,
     AskConverse,
@@ -23,12 +25,10 @@ from tuner.tasks.asking import (
     located,
     make_asking,
 )
-from tuner.tasks.generation import Budget, budget_of, fitted_prompt, prompt_ids
-from tuner.tasks.generation_training import examples_of
+from tuner.tasks.language.generation import Budget, budget_of, fitted_prompt, prompt_ids
+from tuner.tasks.language.shots import Coverage, NoShots, Similar, covering
+from tuner.tasks.language.training import examples_of
 from tuner.tasks.predictions import Found, Labelled
-from tuner.tasks.records import Answer, Asked, Classified, Conversed, Span, Tagged, Turn, Written
-from tuner.tasks.shots import Coverage, NoShots, Similar, covering
-from tuner.tasks.words import split_words, tagged
 
 TEXT = 'Ann "Nan" Lee of Oslo met Ann in\nNew  York.'
 
@@ -118,7 +118,7 @@ def test_an_answer_is_words_of_the_context_or_null(renderer: Renderer) -> None:
 
 def test_a_relation_is_one_of_the_set_and_its_pair_is_shown_marked(renderer: Renderer) -> None:
     task = AskRelate(("Part(e1,e2)", "Other"))
-    from tuner.tasks.marked import related
+    from tuner.tasks.data.marked import related
 
     example = related("The <e1>lid</e1> of the <e2>pot</e2>.", "Part(e1,e2)")
     assert task.conversation(example)[0].text == "The <e1>lid</e1> of the <e2>pot</e2>."

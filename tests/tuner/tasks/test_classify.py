@@ -13,7 +13,7 @@ from agent.errors import AdapterError, DatasetError
 from agent.sealing import verify
 from tests.tuner.tasks.tiny_encoder import save_encoder, write_lines
 from tuner.tasks.api import TaskResult, load, train
-from tuner.tasks.columns import Columns
+from tuner.tasks.data.columns import Columns
 from tuner.tasks.predictions import Labelled
 
 COLOURS = ("red", "blue", "green", "grey")

@@ -22,13 +22,13 @@ from agent.sealing import WEIGHTS, verify
 from tests.tuner.tasks.test_classify import COLOURS, THINGS, VERBS, WORDS
 from tests.tuner.tasks.tiny_encoder import save_encoder, write_lines
 from tuner.tasks.api import load, train
-from tuner.tasks.columns import Columns
-from tuner.tasks.embed import EmbedTask
+from tuner.tasks.data.columns import Columns
+from tuner.tasks.data.readers import read_file
+from tuner.tasks.data.records import Similar
+from tuner.tasks.head.embed import EmbedTask
+from tuner.tasks.head.similarity import correlations, ranking
+from tuner.tasks.head.windows import Window, batch, batches
 from tuner.tasks.predictions import Alike
-from tuner.tasks.readers import read_file
-from tuner.tasks.records import Similar
-from tuner.tasks.similarity import correlations, ranking
-from tuner.tasks.windows import Window, batch, batches
 
 QUICK: dict[str, Any] = {"epochs": 5, "learning_rate": 5e-3, "batch": 16, "precision": "float32"}
 

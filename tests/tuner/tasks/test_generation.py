@@ -17,9 +17,9 @@ from agent.settings import find_project
 from tests.tuner.tasks.tiny_encoder import save_encoder, write_lines
 from tests.tuner.tiny import save_base
 from tuner.tasks.api import TaskResult, load, read_splits, train
+from tuner.tasks.language.prompted import measure, prompted, way_of
 from tuner.tasks.origin import Origin
 from tuner.tasks.predictions import Entities, Labelled, Said
-from tuner.tasks.prompted import measure, prompted, way_of
 
 PLACES = {"north": "Lund", "south": "Bari", "east": "Lviv", "west": "Cork"}
 THINGS = ("road", "rail", "boat", "path", "wind", "bird")

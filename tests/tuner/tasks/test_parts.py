@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from agent.errors import DatasetError
 from tests.tuner.tasks.tiny_encoder import save_encoder
-from tuner.tasks.align import IGNORED
-from tuner.tasks.answer import AnswerTask
-from tuner.tasks.classify import ClassifyTask
-from tuner.tasks.records import Answer, Asked, Related
-from tuner.tasks.relate import RelateTask
+from tuner.tasks.data.records import Answer, Asked, Related
+from tuner.tasks.head.align import IGNORED
+from tuner.tasks.head.answer import AnswerTask
+from tuner.tasks.head.classify import ClassifyTask
+from tuner.tasks.head.relate import RelateTask
+from tuner.tasks.head.tag import TagTask
+from tuner.tasks.head.windows import Window, balanced, batch, batches
 from tuner.tasks.settings import choose
-from tuner.tasks.tag import TagTask
-from tuner.tasks.windows import Window, balanced, batch, batches
 
 ENCODER = {"hidden": 384, "positions": 512}
 

@@ -9,10 +9,10 @@ import pytest
 
 from agent.errors import DatasetError
 from tests.tuner.tasks.tiny_encoder import write_lines
-from tuner.tasks.columns import Columns
-from tuner.tasks.readers import read, read_file
-from tuner.tasks.records import Answer, Asked, Classified, Related, Tagged, TaskName
-from tuner.tasks.words import spans_of
+from tuner.tasks.data.columns import Columns
+from tuner.tasks.data.readers import read, read_file
+from tuner.tasks.data.records import Answer, Asked, Classified, Related, Tagged, TaskName
+from tuner.tasks.data.words import spans_of
 
 
 def write(folder: Path, name: str, text: str | bytes) -> Path:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.tasks.schemes import Chunk, chunks, from_chunks, may_follow, to_iob2
+from tuner.tasks.data.schemes import Chunk, chunks, from_chunks, may_follow, to_iob2
 
 CHUNKS = [("PER", 0, 2), ("PER", 2, 3), ("LOC", 4, 5), ("ORG", 5, 8)]
 IOB2 = ("B-PER", "I-PER", "B-PER", "O", "B-LOC", "B-ORG", "I-ORG", "I-ORG")

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.errors import DatasetError
-from tuner.tasks.records import Asked, Classified, Tagged
-from tuner.tasks.splits import part, stratified
-from tuner.tasks.words import split_words
+from tuner.tasks.data.records import Asked, Classified, Tagged
+from tuner.tasks.data.splits import part, stratified
+from tuner.tasks.data.words import split_words
 
 
 def texts(count: int, label: str = "a", start: int = 0) -> list[Classified]:

@@ -16,10 +16,10 @@ from agent.settings import find_project
 from tests.tuner.tasks.test_classify import COLOURS, QUICK, THINGS, VERBS, WORDS
 from tests.tuner.tasks.tiny_encoder import save_encoder, write_lines
 from tuner.tasks.api import load, train
+from tuner.tasks.data.records import Classified
+from tuner.tasks.data.splits import Splits
 from tuner.tasks.folders import read_task
-from tuner.tasks.records import Classified
-from tuner.tasks.splits import Splits
-from tuner.tasks.start import replayed
+from tuner.tasks.head.start import replayed
 
 STILL: dict[str, Any] = {**QUICK, "epochs": 1, "learning_rate": 0.0, "head_rate": 0.0}
 """A training whose steps change nothing, so that what it saves is what it began with."""

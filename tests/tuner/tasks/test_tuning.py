@@ -22,9 +22,9 @@ from agent.task_folders import find_task, served_folder, versions
 from tests.tuner.tasks.test_classify import COLOURS, QUICK, THINGS, VERBS, WORDS
 from tests.tuner.tasks.tiny_encoder import save_encoder, write_lines
 from tuner.tasks.api import load, train
+from tuner.tasks.data.records import Asked, Classified, Related, Tagged
 from tuner.tasks.gate import decide
 from tuner.tasks.outputs import as_taught, right_output
-from tuner.tasks.records import Asked, Classified, Related, Tagged
 from tuner.tasks.tools import TaskTools
 from tuner.tasks.tuning import tune_task
 

@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from tuner.tasks.marked import related
-from tuner.tasks.records import Answer, Asked, Classified, Tagged, shown
-from tuner.tasks.typos import mistype, mistyped
-from tuner.tasks.words import join_words
+from tuner.tasks.data.marked import related
+from tuner.tasks.data.records import Answer, Asked, Classified, Tagged, shown
+from tuner.tasks.data.typos import mistype, mistyped
+from tuner.tasks.data.words import join_words
 
 
 def test_a_mistake_swaps_drops_doubles_or_changes_case_and_spares_the_first_letter() -> None:

@@ -9,11 +9,11 @@ import pytest
 
 from agent.errors import DatasetError
 from tests.tuner.tasks.tiny_encoder import write_lines
-from tuner.tasks.columns import Columns
-from tuner.tasks.languages import language_named, language_of
-from tuner.tasks.readers import read, read_file
-from tuner.tasks.records import Conversed, Turn, Written
-from tuner.tasks.splits import part
+from tuner.tasks.data.columns import Columns
+from tuner.tasks.data.languages import language_named, language_of
+from tuner.tasks.data.readers import read, read_file
+from tuner.tasks.data.records import Conversed, Turn, Written
+from tuner.tasks.data.splits import part
 from tuner.tasks.text_metrics import replies, rouge, summaries, translations
 
 SAME = [("Good morning.", "早上好。"), ("Where is it?", "在哪里。"), ("I paid, twice", "我付了两次")]

@@ -1,0 +1,96 @@
+"""Examples with typing mistakes, for a training that is to bear them: letters swapped, dropped, doubled, in other case.
+
+The labels stay, and what points into the text moves along. Only words of four letters and more are mistyped, so
+numbers, names of products with digits and scripts without spaces stay as they are; of a question that is answered from
+a context the question alone, and of two texts that are compared the first. Source: Belinkov & Bisk, "Synthetic and
+Natural Noise Both Break Neural Machine Translation" (2018), where training on such noise is what helped.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+from tuner.tasks.data.records import Asked, Classified, Related, Similar, Tagged
+from tuner.tasks.data.words import split_words
+
+SHORTEST = 4
+"""Letters of a word that is mistyped."""
+KINDS = ("swap", "drop", "double", "case")
+
+
+def mistyped(example: Any, chance: random.Random, share: float) -> Any:
+    """The example with about `share` of its longer words mistyped, once each."""
+    match example:
+        case Classified(text=text, pair=pair):
+            second = None if pair is None else _changed(pair, split_words(pair), chance, share)[0]
+            return replace(example, text=_changed(text, split_words(text), chance, share)[0], pair=second)
+        case Tagged(text=text, offsets=offsets):
+            text, offsets = _changed(text, offsets, chance, share)
+            return replace(example, text=text, offsets=offsets)
+        case Related():
+            return _related(example, chance, share)
+        case Similar(text=text):
+            return replace(example, text=_changed(text, split_words(text), chance, share)[0])
+        case Asked(question=question):
+            return replace(example, question=_changed(question, split_words(question), chance, share)[0])
+        case _:
+            raise TypeError(f"a {type(example).__name__} is no example of a task")
+
+
+def mistype(word: str, chance: random.Random) -> str:
+    """The word with one mistake; its first letter stays where it is."""
+    kind = chance.choice(KINDS)
+    at = chance.randrange(1, len(word) - 1)
+    if kind == "swap":
+        return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+    if kind == "drop":
+        return word[:at] + word[at + 1 :]
+    if kind == "double":
+        return word[:at] + word[at] + word[at:]
+    return word.swapcase()
+
+
+def _related(example: Related, chance: random.Random, share: float) -> Related:
+    edges = sorted({0, len(example.text), *example.first, *example.second})
+    # No word may reach over an edge, or the edge would have no place in the changed text.
+    words = tuple(
+        (start + left, start + right)
+        for start, end in pairwise(edges)
+        for left, right in split_words(example.text[start:end])
+    )
+    text, moved = _changed(example.text, words, chance, share)
+
+    def place(old: int) -> int:
+        """Every word in front of an edge has moved it by what it grew."""
+        return old + sum(
+            (right - left) - (end - start)
+            for (start, end), (left, right) in zip(words, moved, strict=True)
+            if end <= old
+        )
+
+    (first, first_end), (second, second_end) = example.first, example.second
+    return replace(
+        example, text=text, first=(place(first), place(first_end)), second=(place(second), place(second_end))
+    )
+
+
+def _changed(
+    text: str, words: tuple[tuple[int, int], ...], chance: random.Random, share: float
+) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """The text, and where its words stand now."""
+    parts: list[str] = []
+    places = []
+    length = done = 0
+    for start, end in words:
+        word = text[start:end]
+        if len(word) >= SHORTEST and word.isalpha() and chance.random() < share:
+            word = mistype(word, chance)
+        parts += [text[done:start], word]
+        length += start - done
+        places.append((length, length + len(word)))
+        length += len(word)
+        done = end
+    return "".join((*parts, text[done:])), tuple(places)

@@ -1,0 +1,194 @@
+"""From examples to a sealed folder: settings, model, training, figures on the test, report and card."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent.llm.precision import faster_precision
+from agent.llm.weights import encoder_weights
+from agent.loop import timestamp
+from agent.settings import Project
+from tuner.tasks.data.columns import Columns
+from tuner.tasks.data.records import Asked, Classified, Similar, TaskName, shown
+from tuner.tasks.data.splits import Splits, dataset_hash
+from tuner.tasks.data.typos import mistyped
+from tuner.tasks.folders import Sealed, save
+from tuner.tasks.head.align import text_ids
+from tuner.tasks.head.kinds import Task, task_of
+from tuner.tasks.head.model import Encoder, TaskModel, load_encoder
+from tuner.tasks.head.start import Start, begin, continued
+from tuner.tasks.head.training import TaskProgress, train_model
+from tuner.tasks.predictor import TaskPredictor, TaskResult, predict_with
+from tuner.tasks.report import Outcome, card, write_figures, write_page
+from tuner.tasks.settings import TaskSettings, choose
+
+if TYPE_CHECKING:
+    from tuner.tasks.head.windows import Window
+
+MEASURED = 2000
+"""Examples by which the length of windows is chosen."""
+
+UNREAD = 0.05
+"""Share of unknown tokens from which that is told."""
+
+
+def fit(
+    name: TaskName,
+    splits: Splits,
+    encoder_name: str | None,
+    folder: Path,
+    tuning: str,
+    project: Project,
+    columns: Columns,
+    say: Callable[[str], None],
+    tell: Callable[[TaskProgress], None],
+    given: Mapping[str, Any],
+    *,
+    kept: Mapping[str, Any] | None = None,
+    start: Start | None = None,
+) -> TaskResult:
+    """Train on `splits.train`, watch with `splits.validation`, measure with `splits.test`, and save.
+
+    `kept` goes into `task.json`, for whoever trains again; `start` is what it goes on from.
+    """
+    import torch
+
+    base = encoder_weights(
+        project.named(encoder_name or project.settings.model.encoder), project.home.models, progress=say
+    )
+    given = given if start is None else start.settings(given)
+    encoder = load_encoder(base, device=_device(project.settings.model.device))
+    task, settings = planned(name, splits, encoder, columns, given)
+    if settings.precision == "auto":
+        settings = replace(settings, precision=faster_precision(str(encoder.model.device)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = TaskModel(encoder, task if start is None else continued(task, start), settings)
+    if start is not None:
+        known = begin(model, start, base)
+        stays = f", of whose head {known} of {model.task.outputs} outputs stay" if model.task.outputs else ""
+        say(f"goes on from {start.manifest.id}{stays}")
+    say(f"{name} on {base.name}: {settings.method}, {settings.epochs} epochs at most, {len(splits.train)} examples")
+    notes = (*splits.notes, *_unread(splits, encoder, base.name))
+    for note in notes[len(splits.notes) :]:
+        say(f"noticed: {note}")
+    before = model.task.measure(splits.test, predict_with(model, splits.test))
+    trained = _train(model, splits, tell)
+    predictions = predict_with(model, splits.test)
+    after = model.task.measure(splits.test, predictions)
+    counts = {part: len(getattr(splits, part)) for part in ("train", "validation", "test")}
+    outcome = Outcome(
+        name,
+        base.name,
+        counts,
+        splits.notes,
+        settings,
+        trained,
+        before,
+        after,
+        splits.test,
+        predictions,
+        what="Vectors for the task" if name == "embed" else "A head for the task",
+    )
+    report = {"report.html": write_page(outcome).encode(), "metrics.json": write_figures(outcome).encode()}
+    told = {"pairs": any(getattr(one, "pair", None) is not None for one in splits.train), **(kept or {})}
+    parent = None if start is None else start.manifest.id
+    sealed = Sealed(base, dataset_hash(splits), tuning, timestamp(), parent, told)
+    save(model, folder, sealed, lambda id: card(id, outcome), report)
+    return TaskResult(TaskPredictor(model, folder), folder, before, after, trained, notes)
+
+
+def planned(
+    name: TaskName, splits: Splits, encoder: Encoder, columns: Columns, given: Mapping[str, Any]
+) -> tuple[Task, TaskSettings]:
+    """The untrained task and the settings that `fit` takes for these examples. Raises DatasetError."""
+    settings = choose(name, len(splits.train), _longest(name, splits, encoder), encoder.facts, given)
+    return _task(name, splits, encoder, columns), settings
+
+
+def _train(model: TaskModel, splits: Splits, tell: Callable[[TaskProgress], None]) -> Any:
+    task, limit = model.task, model.settings.max_tokens
+    windows = task.windows(splits.train, model.tokenizer, limit)
+    watched = task.windows(splits.validation, model.tokenizer, limit)
+
+    def check(scores: list[Any]) -> Any:
+        _fit_margin(task, splits, watched, scores)
+        return task.measure(splits.validation, task.predict(splits.validation, watched, scores), resamples=0)
+
+    def mistyped_windows(number: int) -> list[Window]:
+        chance = random.Random(f"{model.settings.seed} typos {number}")
+        changed = [mistyped(one, chance, model.settings.adversarial_size) for one in splits.train]
+        return task.windows(changed, model.tokenizer, limit)
+
+    weights = task.class_weights(windows) if model.settings.class_weights else None
+    trained = train_model(
+        model,
+        windows,
+        check,
+        watched,
+        class_weights=weights,
+        mistyped=mistyped_windows if model.settings.adversarial == "typos" else None,
+        on_progress=tell,
+    )
+    if task.name == "answer":
+        from tuner.tasks.head.model import score
+
+        _fit_margin(task, splits, watched, score(model, watched))
+    return trained
+
+
+def _fit_margin(task: Any, splits: Splits, watched: list[Window], scores: list[Any]) -> None:
+    if task.name == "answer":
+        task.fit_margin(splits.validation, watched, scores)
+
+
+def _task(name: TaskName, splits: Splits, encoder: Encoder, columns: Columns) -> Task:
+    options: dict[str, Any] = {}
+    if name in ("classify", "embed"):
+        options["pooling"] = encoder.pooling
+    if name == "classify" and (columns.multi_label or (columns.label and "," in columns.label)):
+        options["multi"] = True
+    return task_of(name, splits.train, **options)
+
+
+def _longest(name: TaskName, splits: Splits, encoder: Encoder) -> int:
+    """Tokens that nearly all examples fit into, special ones and signs counted generously."""
+    step = max(1, len(splits.train) // MEASURED)
+    lengths = sorted(len(text_ids(encoder.tokenizer, _read(one))[0]) + 8 for one in splits.train[::step])
+    return lengths[min(len(lengths) - 1, int(len(lengths) * 0.995))]
+
+
+def _unread(splits: Splits, encoder: Encoder, name: str) -> list[str]:
+    """A note where the encoder does not know much of what the texts are written in."""
+    step = max(1, len(splits.train) // MEASURED)
+    ids = [id for one in splits.train[::step] for id in text_ids(encoder.tokenizer, _read(one))[0]]
+    share = ids.count(encoder.tokenizer.unk_token_id) / max(1, len(ids))
+    if share < UNREAD:
+        return []
+    return [
+        f"{name} does not know {share:.0%} of the tokens of these texts; name an encoder of their language (--model)"
+    ]
+
+
+def _read(one: Any) -> str:
+    match one:
+        case Asked(question=question, context=context):
+            return f"{question} {context}"
+        case Classified(text=text, pair=pair):
+            return text if pair is None else f"{text} {pair}"
+        case Similar(text=text, other=other):
+            return max(text, other, key=len)
+        case _:
+            return shown(one)
+
+
+def _device(wanted: str) -> str:
+    import torch
+
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,139 @@
+"""A training that goes on from an earlier one: its encoder, and the rows of its head for the labels that are the same.
+
+Transfer: another task on the encoder that the earlier one left. Continual learning: the same task with new examples, a
+share of the older ones among them (experience replay, Rolnick et al., 2019).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent.errors import AdapterError, DatasetError
+from agent.sealing import WEIGHTS, Manifest, verify
+from tuner.tasks.data.records import key, label_of
+from tuner.tasks.data.splits import Splits, stratified
+
+if TYPE_CHECKING:
+    import torch
+
+    from agent.llm.weights import ModelFolder
+    from tuner.tasks.head.kinds import Task
+    from tuner.tasks.head.model import TaskModel
+
+KEPT = ("method", "r", "alpha", "frozen_layers", "max_tokens")
+"""Settings that are the earlier training's where none are given: its tensors fit no others, or were made with them."""
+REPLAYED = 0.2
+"""Share of the older examples that are learnt again."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """An earlier training, verified."""
+
+    folder: Path
+    manifest: Manifest
+    told: Mapping[str, Any]
+    """Its `task.json`."""
+
+    @property
+    def task(self) -> str:
+        return str(self.told["task"])
+
+    def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What was given, and of the rest what must be as it was. A head that is kept is not fitted anew first."""
+        earlier = {name: self.told["settings"][name] for name in KEPT if name in self.told["settings"]}
+        if given.get("method") not in (None, earlier.get("method")) or earlier.get("method") == "head":
+            # Where the encoder was left as it is, any method goes on from it.
+            earlier = {}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return {"head_first": False, **earlier, **chosen}
+
+
+def open_start(folder: Path) -> Start:
+    """Raises AdapterError where the folder is none of a trained task, or not whole."""
+    from tuner.tasks.folders import read_task
+
+    return Start(folder, verify(folder), read_task(folder))
+
+
+def continued(task: Task, start: Start) -> Task:
+    """The same kind of task with the labels that it knew before the new ones; another kind as it is.
+
+    Raises DatasetError where one has several labels a text and the other has one.
+    """
+    from tuner.tasks.head.kinds import make_task
+
+    if start.task != task.name:
+        return task
+    options, before = dict(task.options()), start.told["options"]
+    if options.get("multi") != before.get("multi"):
+        several = "several labels" if before.get("multi") else "one label"
+        raise DatasetError(f"{start.folder} gives a text {several}; train without --from, or with data of that kind")
+    labels = tuple(dict.fromkeys([*start.told["labels"], *task.labels]))
+    return make_task(task.name, labels, options)
+
+
+def begin(model: TaskModel, start: Start, base: ModelFolder) -> int:
+    """Put the earlier tensors into a fresh model. Returns how many outputs of its head were known.
+
+    Raises AdapterError where it is on another base, or its method cannot go on from them.
+    """
+    from safetensors.torch import load_file
+
+    from tuner.tasks.head.model import HEAD
+
+    if base.revision != start.manifest.base_revision:
+        raise AdapterError(
+            f"{start.folder} was trained on {start.manifest.base} ({start.manifest.base_revision[:12]}), this is "
+            f"{base.name} ({base.revision[:12]}); leave out --model, or train without --from"
+        )
+    before, now = load_file(start.folder / WEIGHTS), model.state()
+    encoder = {name: one for name, one in before.items() if not name.startswith(HEAD)}
+    wrong = [name for name, one in encoder.items() if name not in now or now[name].shape != one.shape]
+    if wrong:
+        raise AdapterError(
+            f"{start.folder} was trained by method {start.told['settings'].get('method', 'lora')}, and {len(wrong)} of "
+            f"its tensors have no place in one of method {model.settings.method}; leave out --method and --freeze, or "
+            "train without --from"
+        )
+    rows = _known_rows(model.task, start)
+    model.load_state({**now, **encoder, **_head(before, now, rows)})
+    return len(rows)
+
+
+def replayed(splits: Splits, older: Sequence[Any], share: float, seed: int) -> Splits:
+    """The training examples with a share of older ones, drawn by class; those in validation or test stay out."""
+    if not 0 < share <= 1:
+        raise DatasetError(f"the share of older examples is {share}; expected more than 0 and at most 1")
+    apart = {key(one) for one in (*splits.train, *splits.validation, *splits.test)}
+    fresh = [one for one in older if key(one) not in apart]
+    chosen = fresh if share == 1 else stratified(fresh, share, seed)[1]
+    if not chosen:
+        raise DatasetError(f"of {len(older)} older examples none is left to learn again; give more, or a larger share")
+    told = f"{len(chosen)} of {len(older)} older examples are learnt again"
+    unseen = {label_of(one) for one in fresh} - {label_of(one) for one in chosen}
+    told += f"; of {len(unseen)} of their classes there is none among them" if unseen else ""
+    return replace(splits, train=[*splits.train, *chosen], notes=(*splits.notes, told))
+
+
+def _known_rows(task: Task, start: Start) -> list[tuple[int, int]]:
+    """Which output of the head was which output of the earlier one; none for another kind of task."""
+    if start.task != task.name:
+        return []
+    places = {label: place for place, label in enumerate(start.told["labels"])}
+    return [(place, places[label]) for place, label in enumerate(task.labels) if label in places]
+
+
+def _head(
+    before: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor], rows: Sequence[tuple[int, int]]
+) -> dict[str, torch.Tensor]:
+    from tuner.tasks.head.model import HEAD
+
+    made = {name: one.clone() for name, one in now.items() if name.startswith(HEAD)}
+    for name, one in made.items():
+        for place, earlier in rows:
+            one[place] = before[name][earlier]
+    return made

@@ -1,0 +1,109 @@
+"""Tasks by a language model that was not trained for them: asked as it is, or shown a few examples first.
+
+from tuner.tasks.language.prompted import prompted
+
+asked = prompted("classify", labels=["delivery", "refund"])
+print(asked.predict(["Where is my parcel?"]))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from agent.errors import DatasetError
+from agent.llm.weights import kind_of
+from agent.settings import Project, find_project
+from tuner.tasks.data.records import TASKS, WRITTEN, TaskName
+from tuner.tasks.data.splits import Splits
+from tuner.tasks.head.kinds import KINDS
+from tuner.tasks.language.shots import Coverage, Shots, Similar
+from tuner.tasks.metrics import Scores
+from tuner.tasks.predictor import Say, TaskPredictor, drawn, silent
+from tuner.tasks.settings import CHOICES, Choice
+
+Way = Literal["head", "generation"]
+
+
+def way_of(task: TaskName, model: str | None, project: Project, *, say: Say = silent) -> Way:
+    """A head on an encoder, or a language model: by the model that was named, else by the task.
+
+    Raises DatasetError where the model cannot do the task, WeightsError where there is no such model.
+    """
+    if model is None:
+        return "generation" if task in WRITTEN else "head"
+    if kind_of(project.named(model), progress=say) == "model":
+        return "generation"
+    if task not in KINDS:
+        raise DatasetError(
+            f"{model} is an encoder, and task {task} writes text; name a language model with --model, or leave it out "
+            f"for {project.settings.model.base}"
+        )
+    return "head"
+
+
+def prompted(
+    task: TaskName,
+    splits: Splits | None = None,
+    *,
+    model: str | None = None,
+    shots: int = 0,
+    choose: Choice = "similar",
+    labels: Sequence[str] = (),
+    into: str = "",
+    seed: int = 0,
+    project: Project | None = None,
+    say: Say = silent,
+) -> TaskPredictor:
+    """A language model that is asked for a task, shown `shots` of the training examples before each text.
+
+    `labels` and `into`, what to translate into, are needed where no examples tell them. Raises DatasetError,
+    WeightsError.
+    """
+    from agent.llm.weights import resolve_model
+    from tuner.tasks.language.asking import asking_of
+    from tuner.tasks.language.generation import Generator, budget_of
+    from tuner.tasks.language.training import load_served
+
+    project = project or find_project(Path.cwd())
+    _check(task, model, choose, project)
+    examples = splits.train if splits is not None else []
+    asked = asking_of(task, examples, labels=labels, into=into)
+    if task == "translate" and not asked.options()["into"]:
+        raise DatasetError("nobody says what to translate into; name the language with --into, such as --into German")
+    base = resolve_model(project.named(model or project.settings.model.base), project.home.models, progress=say)
+    shown = _shots(examples, shots, choose, seed, project)
+    served = load_served(base, project)
+    budget = budget_of(asked, examples, served.renderer, served.engine.context)
+    return TaskPredictor(Generator(served, asked, budget, shots=shown, say=say), None)
+
+
+def measure(predictor: TaskPredictor, splits: Splits, *, most: int | None = None, seed: int = 0) -> Scores:
+    """The figures on the test part, or on `most` of its examples, drawn by seed."""
+    return predictor.evaluate(drawn(splits.test, most, seed))
+
+
+def _check(task: TaskName, model: str | None, choose: str, project: Project) -> None:
+    if task not in TASKS:
+        raise DatasetError(f"there is no task {task!r}; expected one of {', '.join(TASKS)}")
+    if choose not in CHOICES:
+        raise DatasetError(f"shots are chosen by {choose!r}; expected {' or '.join(CHOICES)}")
+    if model is not None and kind_of(project.named(model)) != "model":
+        raise DatasetError(
+            f"{model} is an encoder, and its head for {task} is yet to be trained: ratchet task train {task}; or name "
+            f"a language model, such as {project.settings.model.base}"
+        )
+
+
+def _shots(examples: Sequence[Any], count: int, choose: Choice, seed: int, project: Project) -> Shots | None:
+    if not count:
+        return None
+    if choose == "coverage":
+        return Coverage(examples, count, seed)
+    from agent.llm.weights import resolve_encoder
+    from agent.memory.encoder import SentenceEncoder
+
+    name = project.settings.model.encoder
+    folder = resolve_encoder(project.named(name), project.home.models)
+    return Similar(examples, count, SentenceEncoder(folder, name=name))
