@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,12 @@ def test_one_file_may_hold_all_splits_and_what_is_out_of_scope(tmp_path: Path) -
 def test_a_class_that_is_called_like_a_column_makes_no_header(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", "question,How are you?\nclaim,I am fine\nquestion,Who is it?\nclaim,It is me\n")
     assert pairs(path)[0] == ("How are you?", ("question",))
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DatasetError, match="pipe is a pipe or a device; save what comes through it"):
+        read("classify", tmp_path / "pipe")
 
 
 def test_a_saved_datasets_folder_without_the_library_says_what_to_install(tmp_path: Path) -> None:

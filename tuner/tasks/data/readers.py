@@ -59,6 +59,8 @@ def read(task: TaskName, path: Path, columns: Columns | None = None, *, say: Say
         if parts:
             return Read({name: _from_rows(task, rows, columns, f"{path}: {name}", say) for name, rows in parts.items()})
         return Read({"train": read_file(task, path, columns, say=say)})
+    if not path.is_dir():
+        raise DatasetError(f"{path} is a pipe or a device; save what comes through it to a file, and name that")
     if is_datasets(path):
         named = {SPLITS.get(name, name): rows for name, rows in read_datasets(path).items()}
         return Read({name: _from_rows(task, rows, columns, f"{path}/{name}", say) for name, rows in named.items()})
