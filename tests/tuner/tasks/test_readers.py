@@ -207,6 +207,56 @@ def test_a_class_that_is_called_like_a_column_makes_no_header(tmp_path: Path) ->
     assert pairs(path)[0] == ("How are you?", ("question",))
 
 
+@pytest.mark.parametrize(
+    ("head", "first"),
+    [
+        (["kind", "Subject", "Body"], "Lost 0\nWhere is my parcel 0?"),
+        (["Class Index", "Title", "Description"], "Lost 0\nWhere is my parcel 0?"),
+        (["kind", "name", "message"], "Where is my parcel 0?"),
+    ],
+)
+def test_a_title_goes_before_its_text(tmp_path: Path, head: list[str], first: str) -> None:
+    rows = [f"{'ab'[number % 2]},Lost {number},Where is my parcel {number}?" for number in range(8)]
+    path = write(tmp_path, "a.csv", "\n".join([",".join(head), *rows]))
+    assert pairs(path)[0] == (first, ("a",))
+
+
+def test_a_subject_that_recurs_is_no_title(tmp_path: Path) -> None:
+    rows = [f"news {number},{'ab'[number % 2]}" for number in range(8)]
+    path = write(tmp_path, "a.csv", "\n".join(["text,subject", *rows]))
+    assert pairs(path)[0] == ("news 0", ("a",))
+
+
+def test_several_columns_that_were_named_are_one_text_and_one_of_them_may_be_empty(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", "from,said,class\nme,hello,a\nyou,,b\n")
+    assert pairs(path, Columns(text="said,from")) == [("hello\nme", ("a",)), ("you", ("b",))]
+
+
+def test_a_folder_of_texts_for_each_class(tmp_path: Path) -> None:
+    for name in ("train/pos/1.txt", "train/pos/2.txt", "train/neg/1.txt", "train/unsup/1.txt", "test/pos/1.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path, name, f"{name}, a film")
+    write(tmp_path, "test/notes.txt", "not a text")
+    said: list[str] = []
+    with pytest.raises(DatasetError, match=r"test is a folder; expected a file here"):
+        read_file("classify", tmp_path / "test")
+    (tmp_path / "test" / "neg").mkdir()
+    write(tmp_path, "test/neg/9", "no suffix")
+    found = read("classify", tmp_path, say=said.append).splits
+    assert {
+        split: [(one.text, one.labels) for one in some if isinstance(one, Classified)] for split, some in found.items()
+    } == {
+        "train": [
+            ("train/neg/1.txt, a film", ("neg",)),
+            ("train/pos/1.txt, a film", ("pos",)),
+            ("train/pos/2.txt, a film", ("pos",)),
+        ],
+        "test": [("no suffix", ("neg",)), ("test/pos/1.txt, a film", ("pos",))],
+    }
+    assert said == [f"{tmp_path / 'train' / 'unsup'} is left out: 1 files whose class nobody says"]
+    assert len(read_file("classify", tmp_path / "test")) == 2
+
+
 def test_a_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DatasetError, match="pipe is a pipe or a device; save what comes through it"):

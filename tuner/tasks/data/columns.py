@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from agent.errors import DatasetError
-from tuner.tasks.data.names import NAMES
+from tuner.tasks.data.names import NAMES, TITLES
 from tuner.tasks.data.sources import Row
 
 Say = Callable[[str], None]
@@ -18,6 +18,7 @@ class Columns:
     """Columns that the user named; the others are guessed."""
 
     text: str | None = None
+    """Of a classification several, with commas between, are one text: the subject and the body of a mail."""
     pair: str | None = None
     label: str | None = None
     """Several, with commas between, are columns of 0 and 1 of a multi-label task."""
@@ -79,19 +80,42 @@ def settle(
     return text, other
 
 
-def guess_text_and_label(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> tuple[str, str]:
-    """Both columns of a classification, told. Raises DatasetError where only the user can say."""
-    text = find_maybe(rows, "text", columns.text, file)
+def guess_texts_and_label(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> tuple[tuple[str, ...], str]:
+    """The columns of a classification: those whose texts are read as one, and the label; told where guessed.
+
+    A title goes before a longer text beside it. Raises DatasetError where only the user can say.
+    """
     label = find_maybe(rows, "label", columns.label, file)
+    named = [] if columns.text is None else [find(rows, "text", one, file) for one in named_texts(rows, columns.text)]
     by = "by name"
-    others = [name for name in rows[0].values if name not in (text, label) and name != columns.pair]
     if label is None:
-        by, label = "by what repeats", _repeating(rows, others)
-        others = [name for name in others if name != label]
-    if text is None:
-        by, text = "by length", _longest(rows, others)
+        by = "by what repeats"
+        label = _repeating(rows, [name for name in rows[0].values if name not in named and name != columns.pair])
+    free = [name for name in rows[0].values if name not in (label, columns.pair)]
+    text: str | None = named[0] if named else find_maybe(rows, "text", None, file)
+    if text is None or text == label:
+        by, text = "by length", _longest(rows, free)
+    title = None if named else next((name for name in free if _is_title(rows, name)), None)
+    if title is not None and text == title:
+        text = _longest(rows, [name for name in free if name.strip().lower() in NAMES["body"]]) or title
+    texts = tuple(named) or tuple(one for one in dict.fromkeys((title, text)) if one is not None)
+    told = None if text is None else ",".join(texts)
     guessed = columns.text is None or columns.label is None
-    return settle(rows, {"text": text, "label": label}, by, file, say, guessed=guessed)
+    _, label = settle(rows, {"text": told, "label": label}, by, file, say, guessed=guessed)
+    return texts, label
+
+
+def _is_title(rows: Sequence[Row], name: str) -> bool:
+    """By its name, and because it is another one nearly each time: a subject may be a category as well."""
+    if name.strip().lower() not in TITLES:
+        return False
+    return 2 * len({str(row.values.get(name)) for row in rows}) > len(rows)
+
+
+def named_texts(rows: Sequence[Row], named: str) -> list[str]:
+    """The columns that were named with commas between; a column's own name may have some."""
+    whole = named.lower() in {name.strip().lower() for name in rows[0].values}
+    return [named] if whole else [one.strip() for one in named.split(",")]
 
 
 def _repeating(rows: Sequence[Row], names: Sequence[str]) -> str | None:

@@ -8,8 +8,9 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "text": (
         *("text", "message", "utterance", "sentence", "premise", "sentence1", "sentence_1", "text1", "question1"),
         *("question_1", "query", "instruction", "review", "content", "tweet", "comment", "document", "question"),
-        *("body", "title", "input"),
+        *("body", "description", "abstract", "title", "subject", "input"),
     ),
+    "body": ("text", "message", "review", "content", "document", "body", "description", "abstract"),
     "pair": ("pair", "hypothesis", "sentence2", "sentence_2", "text2", "question2", "question_2"),
     "label": (
         *("label", "labels", "intent", "category", "class", "target", "relation", "topic", "sentiment", "polarity"),
@@ -47,6 +48,9 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "speaker": ("speaker", "role", "author", "from", "sender"),
     "spans": ("spans", "entities", "label", "labels"),
 }
+
+TITLES = ("title", "subject", "headline")
+"""What stands over a text of which it is a part."""
 
 KNOWN = frozenset(name for names in NAMES.values() for name in names) | {"id", "idx", "index", "answer_start"}
 """Names by which a first row is known for a header."""

@@ -1,7 +1,8 @@
 """A file becomes the records of a task, whatever its format; every fault has file, line and reason.
 
 Tables and JSON by column, words in columns (CoNLL), SQuAD's JSON, texts with marked entities as in SemEval-2010 task 8,
-fastText's `__label__`, a folder that `datasets` saved, and a folder of such files called after their splits.
+fastText's `__label__`, a folder that `datasets` saved, a folder of such files called after their splits, and texts in a
+folder for each class.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from agent.errors import DatasetError
-from tuner.tasks.data import chats, conll, marked, pairs, similar, squad
-from tuner.tasks.data.columns import Columns, Say, find, find_maybe, guess_text_and_label
+from tuner.tasks.data import chats, class_folders, conll, marked, pairs, similar, squad
+from tuner.tasks.data.columns import Columns, Say, find, find_maybe, guess_texts_and_label, named_texts
 from tuner.tasks.data.records import WRITTEN, Asked, Classified, Example, Related, Span, TaskName
 from tuner.tasks.data.sources import (
     JSON_LINES,
@@ -67,10 +68,14 @@ def read(task: TaskName, path: Path, columns: Columns | None = None, *, say: Say
     if task == "translate" and (lines := pairs.parallel_files(path, SPLITS, columns, say)):
         both = {name: pairs.parallel_rows(*two, columns.encoding) for name, two in lines.items()}
         return Read({name: _from_rows(task, rows, columns, f"{path}/{name}", say) for name, rows in both.items()})
-    files = {SPLITS[one.stem.lower()]: one for one in sorted(path.iterdir()) if one.stem.lower() in SPLITS}
+    if task == "classify" and (found := class_folders.split_folders(path, SPLITS, columns.encoding, say)):
+        return Read({name: _from_classes(rows, columns, f"{path}/{name}", say) for name, rows in found.items()})
+    files = {
+        SPLITS[one.stem.lower()]: one for one in sorted(path.iterdir()) if one.stem.lower() in SPLITS and one.is_file()
+    }
     if "train" not in files:
-        found = ", ".join(one.name for one in sorted(path.iterdir())[:8]) or "nothing"
-        raise DatasetError(f"{path} holds {found}; expected a file called train (and validation, test), or name files")
+        holds = ", ".join(one.name for one in sorted(path.iterdir())[:8]) or "nothing"
+        raise DatasetError(f"{path} holds {holds}; expected a file called train (and validation, test), or name files")
     return Read({name: read_file(task, file, columns, say=say) for name, file in files.items()})
 
 
@@ -80,7 +85,10 @@ def read_file(
     """The examples of one file, at least one. Raises DatasetError."""
     columns = columns or Columns()
     if path.is_dir():
-        raise DatasetError(f"{path} is a folder; expected a file here")
+        rows = class_folders.class_rows(path, columns.encoding, say) if task == "classify" else []
+        if not rows:
+            raise DatasetError(f"{path} is a folder; expected a file here")
+        return _from_classes(rows, columns, str(path), say)
     suffix = path.suffix.lower()
     examples: Sequence[Example]
     other = pairs.other_file(path, columns) if task == "translate" else None
@@ -95,6 +103,10 @@ def read_file(
     if not examples:
         raise DatasetError(f"{path} holds no example; expected some for task {task}")
     return list(examples)
+
+
+def _from_classes(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> list[Example]:
+    return _from_rows("classify", rows, replace(columns, text="text", label="label"), file, say)
 
 
 def _from_json(task: TaskName, path: Path, columns: Columns, say: Say) -> list[Example]:
@@ -159,10 +171,12 @@ def _classified(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> C
     many = columns.label.split(",") if columns.label and "," in columns.label else []
     if many:
         flags = [find(rows, "label", name.strip(), file) for name in many]
-        text = find(rows, "text", columns.text, file)
+        texts = tuple(
+            find(rows, "text", one, file) for one in (named_texts(rows, columns.text) if columns.text else (None,))
+        )
     else:
         flags = []
-        text, label = guess_text_and_label(rows, columns, file, say)
+        texts, label = guess_texts_and_label(rows, columns, file, say)
     pair = find_maybe(rows, "pair", columns.pair, file)
     if pair is not None and columns.pair is None:
         say(f"{file}: the text's pair is column {pair!r} (guessed by name; else name it: --pair)")
@@ -172,7 +186,7 @@ def _classified(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> C
         labels = tuple(name for name in flags if _flag(row, name)) if flags else _labels(row.values[label], columns)
         if not labels and not (flags or columns.multi_label):
             raise ValueError(f"no label in column {label!r}; every row needs one")
-        return Classified(_text(row, text), labels, second, row.source)
+        return Classified(_joined(row, texts), labels, second, row.source)
 
     return make
 
@@ -276,6 +290,12 @@ def _asked(rows: Sequence[Row], columns: Columns, file: str) -> Callable[[Row], 
         return Asked(_text(row, question), inside, found, str(row.values.get("id") or row.source), row.source)
 
     return make
+
+
+def _joined(row: Row, names: Sequence[str]) -> str:
+    """The texts of a row as one, each on a line of its own; one of several may be empty."""
+    filled = [name for name in names if str(row.values[name] or "").strip()]
+    return "\n".join(_text(row, name) for name in filled or names[:1])
 
 
 def _text(row: Row, name: str, *, strip: bool = True) -> str:
