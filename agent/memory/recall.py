@@ -11,9 +11,11 @@ documents, or was taken back by a newer one, is not shown. Safe to call from sev
 
 from __future__ import annotations
 
+import itertools
+import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,6 +66,7 @@ class _Fitted:
         }
         shared = Counter(named.values())
         named = {label: name for label, name in named.items() if shared[name] == 1}
+        self.complete = _complete({(one.tool, one.choices) for one in self.shown}, tools)
         vectors = [self.matrix, *([embed(list(named.values()))] if named else [])]
         self.regression = LabelRegression(np.concatenate(vectors), [*self.labels, *named], texts=len(known))
 
@@ -121,7 +124,8 @@ class Recall:
         }
         scores = fitted.regression.scores(vector, without=sorted(hidden))
         closest = max((float(cosine) for place, cosine in enumerate(alike) if place not in hidden), default=-1.0)
-        shares = dict(zip(fitted.regression.names, fitted.regression.shares(scores, closest).tolist(), strict=True))
+        odds = fitted.regression.shares(scores, closest, complete=fitted.complete)
+        shares = dict(zip(fitted.regression.names, odds.tolist(), strict=True))
         nearest: dict[str, int] = {}
         for place in np.argsort(-alike, kind="stable"):
             if place not in hidden:
@@ -170,6 +174,18 @@ class Recall:
             same = asked_the_same([case.wording for case in cases], matrix @ matrix.T, SAME_SCORE)
             held |= superseded(cases, same).keys()
         return [one for one in self._known.values() if one.source not in held]
+
+
+def _complete(seen: Collection[tuple[str, tuple[tuple[str, str], ...]]], tools: Sequence[ToolSpec]) -> bool:
+    """Whether each call that these tools admit, told apart by what is chosen, has been seen."""
+    ways = sum(math.prod(len(values) for values in tool.choices.values()) for tool in tools)
+    if not tools or ways > len(seen):
+        return False
+    return all(
+        (tool.name, tuple(zip(tool.choices, values, strict=True))) in seen
+        for tool in tools
+        for values in itertools.product(*tool.choices.values())
+    )
 
 
 def choice_name(choices: Sequence[tuple[str, str]]) -> str:

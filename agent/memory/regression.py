@@ -57,15 +57,16 @@ class LabelRegression:
         result: np.ndarray = seen @ weights + self._share
         return result
 
-    def shares(self, scores: np.ndarray, nearest: float) -> np.ndarray:
+    def shares(self, scores: np.ndarray, nearest: float, *, complete: bool = False) -> np.ndarray:
         """Scores as probabilities [L]; what they lack to one is left to labels that are not known.
 
-        That is as much as labels seen once among all texts (Good and Turing), and more for a text whose `nearest` other
-        one, by its cosine, is farther than those of the texts are. With fewer than `LEAST` texts, all of it.
+        That is as much as labels seen once among all texts (Good and Turing), unless these labels are `complete`, and
+        more for a text whose `nearest` other one, by its cosine, is farther than those of the texts are. With fewer
+        than `LEAST` texts, all of it.
         """
         if self._texts < LEAST:
             return np.zeros(len(self.names))
-        once = int((self._marks[: self._texts].sum(axis=0) == 1).sum())
+        once = 0 if complete else int((self._marks[: self._texts].sum(axis=0) == 1).sum())
         nearer = int((self._nearest <= nearest).sum())
         familiar = min(1.0, (nearer + 1) / (self._texts + 1) / UNFAMILIAR)
         result: np.ndarray = familiar * (1 - (once + 1) / (self._texts + 1)) * _softmax(self._steepness * scores)

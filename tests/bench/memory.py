@@ -55,9 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     for part in args.parts:
         made = banking77(args.data, args.reviewed, args.seeds) if part == "banking77" else desk()
         made = [{"commit": commit(), "cpu": machine()["cpu"], "part": part, **row} for row in made]
-        rows = [row for row in rows if row["part"] != part] + made
+        rows = merged(rows, made)
         print(write_result("memory", "make bench-memory", metrics_of(rows, answers_of(RESULTS)), rows), flush=True)
     return 0
+
+
+def merged(rows: Sequence[Row], made: Sequence[Row]) -> list[Row]:
+    """The rows with those made in place of the ones of the same part, number of corrections, seed and way."""
+
+    def key(row: Row) -> tuple[str, int, int, str]:
+        return row["part"], row["corrections"], row.get("seed", 0), row["by"]
+
+    fresh = {key(row) for row in made}
+    return sorted([*(row for row in rows if key(row) not in fresh), *made], key=key)
 
 
 def banking77(data: Path, reviewed: Sequence[int], seeds: Sequence[int]) -> list[Row]:

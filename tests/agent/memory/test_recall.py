@@ -51,6 +51,15 @@ def done(store: Store, run: str, text: str, *tools: str, task: str | None = None
     store.end(run, Outcome.ANSWERED, NOW)
 
 
+def accepted(store: Store, run: str, text: str, call: ToolCall) -> None:
+    """A run of one step, without a plan, that a reviewer accepted."""
+    store.begin(Trajectory(run, Task(f"t-{run}", text), Provenance(), NOW))
+    store.intend(run, 0, Step(call))
+    store.add_step(run, 0, Step(call))
+    store.end(run, Outcome.ANSWERED, NOW)
+    rate(store, run, "up")
+
+
 def rate(store: Store, run: str, verdict: str, id: str | None = None) -> None:
     store.rate(Rating(id or f"r-{run}-{verdict}", run, "up" if verdict == "up" else "down", "ann", "", NOW))
 
@@ -159,19 +168,29 @@ def test_what_a_call_chose_makes_it_another_beginning_and_is_told(store: Store) 
     desks = {"desk": {"enum": ["lost_card", "cash"]}, "note": {"type": "string"}}
     tools = [ToolSpec("route", "Route.", {"type": "object", "properties": desks})]
     for number in range(12):
-        run, text = f"r{number}", f"my card is {'lost' if number % 2 else 'empty'} {'very ' * number}"
+        text = f"my card is {'lost' if number % 2 else 'empty'} {'very ' * number}"
         call = ToolCall("route", {"desk": "lost_card" if number % 2 else "cash", "note": f"n{number}"})
-        store.begin(Trajectory(run, Task(f"t-{run}", text), Provenance(), NOW))
-        store.intend(run, 0, Step(call))
-        store.add_step(run, 0, Step(call))
-        store.end(run, Outcome.ANSWERED, NOW)
-        rate(store, run, "up")
+        accepted(store, f"r{number}", text, call)
     recall = recall_of(store)
     assert [one.choices for one in recall.search("my card is lost", 3)] == [()]
     other, likeliest = recall.search("my card is lost", 3, tools=tools)
     assert (likeliest.choices, other.choices) == ((("desk", "lost_card"),), (("desk", "cash"),))
     assert 1 > likeliest.share > 0.5 > other.share
     assert beginning_text(likeliest) == 'route desk="lost_card"'
+
+
+def test_nothing_is_left_to_choices_unseen_where_each_has_been_taken(store: Store) -> None:
+    desks = [f"desk_{letter}" for letter in "abcdefghijkl"]
+    for number, desk in enumerate(desks):
+        accepted(store, f"r{number}", f"to {desk} {'please ' * number}", ToolCall("route", {"desk": desk}))
+    recall = recall_of(store)
+
+    def kept(names: list[str]) -> float:
+        schema = {"type": "object", "properties": {"desk": {"enum": names}}}
+        return sum(one.share for one in recall.search("to desk_c", 12, tools=[ToolSpec("route", "Route.", schema)]))
+
+    assert kept([*desks, "desk_m"]) < 0.1
+    assert kept(desks) > 0.5
 
 
 def test_without_feedback_the_encoder_is_not_asked_for(store: Store) -> None:
