@@ -2,7 +2,8 @@
 
 Pure: nothing is run, read or written here. The candidate ships only when all of these hold: the paired 95 %
 bootstrap interval of its gain over the active adapter lies above zero, no watched group and no refusals lose
-more than the margin, and there were enough tasks. It is not promised that the suite resembles real use.
+more than the margin (a group may lose one task, however few it has), and there were enough tasks. It is not
+promised that the suite resembles real use.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ class GatePolicy:
     """What is asked of a candidate. Shares are 0 to 1."""
 
     margin: float = 0.1
-    """The loss of success a watched group may take; refusals alike."""
+    """The loss of success a watched group may take; refusals alike. One task may a group lose where that is more: which
+    way a single one goes can hang on the last digit of a sum. No refusal may be lost so."""
     watched: tuple[str, ...] | None = None
     """Names of the groups that may not lose; None watches all of them."""
     min_tasks: int = 20
     small_group: int = 10
-    """Groups with fewer tasks are called small, as one task weighs much there. They still count."""
+    """Groups with fewer tasks are called small, as one task weighs much there. They still count, see `margin`."""
     resamples: int = 10_000
     seed: int = 0
 
@@ -50,7 +52,7 @@ class Change:
     watched: bool = True
     small: bool = False
     too_much: bool = False
-    """Loses more than the margin."""
+    """Loses more than the margin, and, of a group, more than one task."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,9 @@ def decide(
     overall = _change("all tasks", pairs, _success, policy)
     base_rows = _by_id(base)
     over_base = _change("all tasks", [(base_rows[task], new[task]) for task in sorted(new)], _success, policy)
-    groups = tuple(_change(name, [pair for pair in pairs if pair[1].group == name], _success, policy) for name in names)
+    groups = tuple(
+        _change(name, [pair for pair in pairs if pair[1].group == name], _success, policy, spared=1) for name in names
+    )
     due = [pair for pair in pairs if pair[1].expects_refusal]
     refusals = _change("refusals", due, _refused, policy) if due else None
 
@@ -150,7 +154,15 @@ def _refused(row: Row) -> bool:
     return row.scores.refusal is True
 
 
-def _change(name: str, pairs: Iterable[tuple[Row, Row]], holds: Callable[[Row], bool], policy: GatePolicy) -> Change:
+def _change(
+    name: str,
+    pairs: Iterable[tuple[Row, Row]],
+    holds: Callable[[Row], bool],
+    policy: GatePolicy,
+    *,
+    spared: int = 0,
+) -> Change:
+    """With as many tasks as are `spared` lost at most, it is not too much."""
     verdicts = [(holds(old), holds(new)) for old, new in pairs]
     gain = bootstrap_mean([new - old for old, new in verdicts], resamples=policy.resamples, seed=policy.seed)
     return Change(
@@ -166,7 +178,7 @@ def _change(name: str, pairs: Iterable[tuple[Row, Row]], holds: Callable[[Row], 
         watched=policy.watched is None or name in policy.watched,
         small=len(verdicts) < policy.small_group,
         # A loss of just the margin is allowed, whatever floating point makes of it.
-        too_much=-gain.mean > policy.margin + 1e-9,
+        too_much=-gain.mean > max(policy.margin, spared / len(verdicts)) + 1e-9,
     )
 
 
@@ -190,6 +202,16 @@ def _loss(change: Change, what: str, policy: GatePolicy) -> str:
     )
 
 
+def _but_for(groups: Iterable[Change], policy: GatePolicy) -> str:
+    """The groups that lost a single task, and with it more than the margin."""
+    spared = [
+        f"{one.name} with one of its {one.tasks} tasks"
+        for one in groups
+        if one.watched and not one.too_much and -one.gain > policy.margin + 1e-9
+    ]
+    return f", but for {', '.join(spared)}: a single one says little" if spared else ""
+
+
 def _notes(
     overall: Change, groups: tuple[Change, ...], refusals: Change | None, policy: GatePolicy, over: str
 ) -> list[str]:
@@ -201,7 +223,7 @@ def _notes(
             f"{overall.lost} lost of {overall.tasks} tasks)."
         )
     if not any(group.too_much and group.watched for group in groups):
-        notes.append(f"No watched group lost more than {points(policy.margin, sign=False)}.")
+        notes.append(f"No watched group lost more than {points(policy.margin, sign=False)}{_but_for(groups, policy)}.")
     for group in groups:
         if group.too_much and not group.watched:
             notes.append(_loss(group, f"Unwatched, so not held against it: {group.name!r}", policy))

@@ -66,16 +66,28 @@ def test_the_gain_is_over_the_active_one_and_not_over_the_base() -> None:
 def test_a_group_that_loses_more_than_the_margin_stops_it_unless_unwatched() -> None:
     groups = {f"t-{i}": "few" if i < 4 else "many" for i in range(60)}
     before = made([True] * 4 + [False] * 56, groups)
-    after = made([False] + [True] * 59, groups)
+    after = made([False] * 2 + [True] * 58, groups)
     decision = decide(before, None, after, GatePolicy(margin=0.05))
     assert not decision.ship
     assert decision.low > 0
-    assert decision.reasons[0].startswith("The group 'few' lost 25.0 points")
+    assert decision.reasons[0].startswith("The group 'few' lost 50.0 points")
     assert "It is small: one of its 4 tasks is 25.0 points." in decision.reasons[0]
     assert decide(before, None, after, GatePolicy(watched=("many",))).ship
-    assert decide(before, None, after, GatePolicy(margin=0.25)).ship
+    assert decide(before, None, after, GatePolicy(margin=0.5)).ship
     with pytest.raises(TuningError, match="watched groups fwe are not in the suite"):
         decide(before, None, after, GatePolicy(watched=("fwe",)))
+
+
+def test_a_group_may_lose_one_task_where_that_is_more_than_the_margin_and_it_is_told() -> None:
+    groups = {f"t-{i}": "few" if i < 4 else "many" for i in range(60)}
+    before = made([True] * 4 + [False] * 56, groups)
+    decision = decide(before, None, made([False] + [True] * 59, groups), GatePolicy(margin=0.05))
+    assert decision.ship
+    assert any("but for few with one of its 4 tasks" in one for one in decision.reasons)
+    for lost, ship in ((1, False), (0, True)):
+        due = evaluation({f"t-{i}": True if i < 4 else i >= 50 for i in range(60)}, refusals=["t-0", "t-1", "t-2"])
+        fewer = evaluation({f"t-{i}": i >= lost for i in range(60)}, refusals=["t-0", "t-1", "t-2"])
+        assert decide(due, None, fewer, GatePolicy(margin=0.05)).ship is ship
 
 
 def test_refusals_that_drop_stop_it_even_where_success_gains() -> None:
