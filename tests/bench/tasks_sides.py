@@ -9,13 +9,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from agent.settings import Project
-from tests.bench.tasks_sets import SETS, noisy
+from tests.bench.tasks_sets import SETS, Predict, noisy
 from tests.bench.tasks_ways import NEIGHBOURS, SHOTS, TENTHS, Trained, asked, tenth
 from tuner.memory import peak_bytes
 from tuner.tasks.data.splits import Splits
@@ -40,7 +40,8 @@ def run(name: str, method: str, splits: Splits, seed: int, settings: Row, projec
     elif task not in PEERS[method]:
         raise ValueError(f"{method} does not do {task}; expected one of {', '.join(peers_of(name))}")
     else:
-        made, more = _PEERS[method](splits, plan(name, splits, seed, settings, project), project), {}
+        made = _PEERS[method](splits, plan(name, splits, seed, settings, project), project)
+        more = made.more
     peak = peak_bytes()
     started = time.monotonic()
     scores = made.task.measure(splits.test, made.predict(splits.test))
@@ -198,6 +199,56 @@ def _trainer(splits: Splits, plan: Plan, project: Project) -> Trained:
     Tokens are cut as ours are, labels at the first token of a word as its documentation has it; of a relation the
     marked sentence is read by the head for sequences.
     """
+    model, seconds, size = _by_trainer(_features(splits.train, plan), plan)
+    return _theirs(model, lambda examples: _their_predictions(model, examples, plan), plan, seconds, size)
+
+
+def _misaligned(splits: Splits, plan: Plan, project: Project) -> Trained:
+    """The same with labels as they are often laid out: the tag of word n at token n, and O behind the last word.
+
+    Nothing is ignored in the loss, neither what pads nor what was meant for another token.
+    """
+    tokens = plan.encoder.tokenizer
+    known, outside = {name: at for at, name in enumerate(plan.task.labels)}, plan.task.labels.index("O")
+    limit = plan.settings.max_tokens
+
+    def inputs(one: Any) -> Row:
+        return dict(tokens(one.text, truncation=True, padding="max_length", max_length=limit))
+
+    def labels(one: Any) -> list[int]:
+        return ([known.get(tag, outside) for tag in one.tags] + [outside] * limit)[:limit]
+
+    model, seconds, size = _by_trainer([inputs(one) | {"labels": labels(one)} for one in splits.train], plan)
+
+    def predict(examples: Sequence[Any]) -> list[Any]:
+        return [
+            _entities(one, [plan.task.labels[at] for at in _argmax(model, inputs(one))[: len(one.offsets)]])
+            for one in examples
+        ]
+
+    def padded_accuracy(examples: Sequence[Any]) -> float:
+        """What such a script reports: the share of all positions that are right, padding too."""
+        right = sum(
+            said == label
+            for one in examples
+            for said, label in zip(_argmax(model, inputs(one)), labels(one), strict=True)
+        )
+        return right / (limit * len(examples))
+
+    made = _theirs(model, predict, plan, seconds, size)
+    return replace(made, more={"padded_accuracy": round(padded_accuracy(splits.test), 4)})
+
+
+def _argmax(model: Any, inputs: Row) -> list[int]:
+    import torch
+
+    with torch.inference_mode():
+        given = model(**{name: torch.tensor([values]) for name, values in inputs.items()}).logits[0]
+    return [int(at) for at in given.argmax(-1)]
+
+
+def _by_trainer(features: Sequence[Row], plan: Plan) -> tuple[Any, float, int]:
+    """The trained model, the seconds, and the bytes of its checkpoint."""
     from transformers import Trainer, TrainingArguments
 
     model: Any = _their_model(plan)
@@ -219,7 +270,6 @@ def _trainer(splits: Splits, plan: Plan, project: Project) -> Trained:
             disable_tqdm=True,
             remove_unused_columns=False,
         )
-        features = _features(splits.train, plan)
         trainer = Trainer(model=model, args=arguments, train_dataset=features, data_collator=_Collator(plan))  # type: ignore[arg-type]
         started = time.monotonic()
         trainer.train()
@@ -227,13 +277,12 @@ def _trainer(splits: Splits, plan: Plan, project: Project) -> Trained:
         model.save_pretrained(folder)
         size = sum(one.stat().st_size for one in Path(folder).glob("*.safetensors"))
     model.eval()
-    return Trained(
-        lambda examples: _their_predictions(model, examples, plan),
-        plan.task,
-        seconds,
-        sum(one.numel() for one in model.parameters() if one.requires_grad),
-        size,
-    )
+    return model, seconds, size
+
+
+def _theirs(model: Any, predict: Predict, plan: Plan, seconds: float, size: int) -> Trained:
+    count = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    return Trained(predict, plan.task, seconds, count, size)
 
 
 def _their_model(plan: Plan) -> Any:
@@ -314,18 +363,21 @@ def _their_predictions(model: Any, examples: Sequence[Any], plan: Plan) -> list[
 
 
 def _likeliest(examples: Sequence[Any], windows: Sequence[Any], scores: Sequence[Any], plan: Plan) -> list[Any]:
-    from tuner.tasks.data.words import spans_of
-    from tuner.tasks.predictions import Entities
-
     tags = [["O"] * len(one.offsets) for one in examples]
     for window, given in zip(windows, scores, strict=True):
         for at, word in enumerate(window.words):
             if word >= 0:
                 tags[window.example][word] = plan.task.labels[int(given[at].argmax())]
-    return [
-        Entities(one.text, tuple(spans_of(one.offsets, told)), tuple(told), 1.0)
-        for one, told in zip(examples, tags, strict=True)
-    ]
+    return [_entities(one, told) for one, told in zip(examples, tags, strict=True)]
+
+
+def _entities(one: Any, tags: Sequence[str]) -> Any:
+    """A sentence with these tags; words behind the last have none."""
+    from tuner.tasks.data.words import spans_of
+    from tuner.tasks.predictions import Entities
+
+    told = [*tags, *["O"] * (len(one.offsets) - len(tags))]
+    return Entities(one.text, tuple(spans_of(one.offsets, told)), tuple(told), 1.0)
 
 
 def _labelled(labels: Sequence[Any]) -> list[Any]:
@@ -352,11 +404,14 @@ PEERS: dict[str, tuple[str, ...]] = {
     "logistic_words": ("classify",),
     "setfit": ("classify",),
     "trainer": ("classify", "tag", "relate", "answer"),
+    "misaligned": ("tag",),
 }
-"""Logistic regression on the vectors of the same encoder, and on TF-IDF; SetFit; transformers' Trainer."""
+"""Logistic regression on the vectors of the same encoder, and on TF-IDF; SetFit; transformers' Trainer, and with its
+labels laid out word by word."""
 _PEERS: dict[str, Callable[[Splits, Plan, Project], Trained]] = {
     "logistic_vectors": _logistic_vectors,
     "logistic_words": _logistic_words,
     "setfit": _setfit,
     "trainer": _trainer,
+    "misaligned": _misaligned,
 }

@@ -15,6 +15,7 @@ _NAMES = {
     "logistic_words": "logistic regression on TF-IDF",
     "setfit": "SetFit",
     "trainer": "transformers' Trainer",
+    "misaligned": "the same, labels laid out word by word",
     "shots_0": "language model, untrained",
     "shots_8": "language model, shown 8 examples",
     "tenth": "`lora`, a tenth of the examples",

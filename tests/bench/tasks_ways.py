@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class Trained:
     seconds: float
     parameters: int
     checkpoint_bytes: int
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Figures of this side alone."""
 
 
 def asked(task: Task, method: str, splits: Splits, seed: int, project: Project) -> Trained:
