@@ -20,11 +20,11 @@ from typing import Any
 from agent.settings import find_project
 from tests.bench.results import ROOT, beside_peers, commit, machine, rows_of, write_result
 from tests.bench.tasks_sets import SETS, splits_of
-from tests.bench.tasks_sides import OURS, PEERS, WAYS, peers_of, run
+from tests.bench.tasks_sides import OURS, PEERS, WAYS, peers_of, run, usual_of
+from tests.bench.tasks_ways import SHOTS
+from tuner.tasks.data.records import WRITTEN
 
 DATA = ROOT.parent / "shared" / "data"
-USUAL = ("head", "lora", "full", "head+typos", "lora+typos", "lora+fgm", "lora+freelb")
-"""Our methods, unless others are named."""
 
 Row = dict[str, Any]
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = rows_of("tasks")
     for part in args.parts:
         for seed in args.seeds:
-            for method in args.methods or (*USUAL, *peers_of(part)):
+            for method in args.methods or usual_of(part):
                 if method in PEERS and method not in peers_of(part):
                     continue
                 row = measured(part, method, seed, args, settings)
@@ -127,13 +127,17 @@ def _parts(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def _gap_to_baseline(rows: Sequence[Row]) -> float | None:
-    """What is chosen where no method is named, over the best of the others, each as the mean of the seeds of both."""
+    """What is chosen where no method is named, over the best of the others, each as the mean of the seeds of both.
+
+    Of tasks that write, the language model as it is and shown examples are others too.
+    """
     ours = next((row["method"] for row in rows if row.get("default")), None)
     if ours is None:
         return None
+    others = (*PEERS, *SHOTS) if SETS[rows[0]["part"]].task in WRITTEN else PEERS
     gaps = [
         statistics.fmean(_points(one) - _points(other) for one, other in pairs)
-        for peer in PEERS
+        for peer in others
         if (pairs := _pairs(rows, ours, peer))
     ]
     return min(gaps, default=None)

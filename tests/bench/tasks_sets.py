@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
+import tempfile
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +16,8 @@ from tuner.tasks.data.records import Classified, TaskName
 from tuner.tasks.data.splits import Splits, part
 from tuner.tasks.data.typos import mistyped
 
+SPEAKERS = {"usr": "user", "sys": "assistant"}
+"""Of CrossWOZ, as the product calls them."""
 SHARE = 0.3
 """Of the longer words of a noisy input, those with a mistake."""
 KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
@@ -36,6 +41,9 @@ SETS = {
     "xquad_en": Set("answer", "xquad/xquad.en.json"),
     "xquad_zh": Set("answer", "xquad/xquad.zh.json"),
     "covidqa": Set("answer", "covidqa/200423_covidQA.json"),
+    "tatoeba_cmn": Set("translate", "tatoeba_cmn/cmn.txt"),
+    "dialogsum": Set("summarise", "dialogsum/dialogsum.dev.jsonl", "dialogsum/dialogsum.test.jsonl"),
+    "crosswoz": Set("converse", "crosswoz/val.json.zip", "crosswoz/test.json.zip"),
 }
 
 
@@ -46,7 +54,7 @@ def splits_of(data: Path, name: str, seed: int, limit: int | None, test_limit: i
     """
     chosen = SETS[name]
     files = [
-        read_file(chosen.task, data / one) if one else [] for one in (chosen.train, chosen.validation, chosen.test)
+        _examples(chosen.task, data / one) if one else [] for one in (chosen.train, chosen.validation, chosen.test)
     ]
     made = part(*files, seed=0, leakage="drop")
     watched = None if limit is None else max(1, limit // 10)
@@ -56,6 +64,26 @@ def splits_of(data: Path, name: str, seed: int, limit: int | None, test_limit: i
         drawn(made.test, test_limit, 0),
         made.notes,
     )
+
+
+def _examples(task: TaskName, path: Path) -> list[Any]:
+    if path.suffix != ".zip":
+        return list(read_file(task, path))
+    with tempfile.TemporaryDirectory() as folder:
+        return list(read_file(task, unpacked(path, Path(folder))))
+
+
+def unpacked(path: Path, folder: Path) -> Path:
+    """The chats of CrossWOZ's zipped JSON as a list of turns with role and content."""
+    with zipfile.ZipFile(path) as packed:
+        chats = json.loads(packed.read(packed.namelist()[0]))
+    rows = [
+        {"messages": [{"role": SPEAKERS[one["role"]], "content": one["content"]} for one in chat["messages"]]}
+        for chat in chats.values()
+    ]
+    made = folder / f"{path.name.split('.')[0]}.json"
+    made.write_text(json.dumps(rows), encoding="utf-8")
+    return made
 
 
 def drawn(examples: Sequence[Any], limit: int | None, seed: int) -> list[Any]:

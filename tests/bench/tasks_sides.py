@@ -17,7 +17,9 @@ from uuid import uuid4
 from agent.settings import Project
 from tests.bench.tasks_sets import SETS, Predict, noisy
 from tests.bench.tasks_ways import NEIGHBOURS, SHOTS, TENTHS, Trained, asked, tenth
+from tests.bench.tasks_written import sides_of, written
 from tuner.memory import peak_bytes
+from tuner.tasks.data.records import WRITTEN
 from tuner.tasks.data.splits import Splits
 from tuner.tasks.head.kinds import Task
 from tuner.tasks.settings import ADVERSARIAL, METHODS, TaskSettings
@@ -26,6 +28,8 @@ Row = dict[str, Any]
 OURS = (*METHODS, *(f"{method}+{kind}" for method in METHODS for kind in ADVERSARIAL[1:]))
 """A method, and how it is made to bear noise."""
 WAYS = (*SHOTS, *TENTHS)
+USUAL = ("head", "lora", "full", "full+typos", "lora+fgm", "lora+freelb")
+"""Our methods on a head, unless others are named."""
 RATE, BATCH = 2e-5, 16
 """SetFit's own."""
 
@@ -33,7 +37,9 @@ RATE, BATCH = 2e-5, 16
 def run(name: str, method: str, splits: Splits, seed: int, settings: Row, project: Project, data: Path) -> Row:
     """Train one side on a set and measure it. Raises ValueError for a side that does not do the set's task."""
     task = SETS[name].task
-    if method in OURS:
+    if task in WRITTEN:
+        made, more = written(name, method, splits, seed, settings, project)
+    elif method in OURS:
         made, more = _ours(name, method, splits, seed, settings, project)
     elif method in WAYS:
         made, more = _by_way(name, method, splits, seed, settings, project, data), {}
@@ -46,7 +52,9 @@ def run(name: str, method: str, splits: Splits, seed: int, settings: Row, projec
     started = time.monotonic()
     scores = made.task.measure(splits.test, made.predict(splits.test))
     seconds = time.monotonic() - started
-    found = {} if task == "answer" else {kind: made.predict(some) for kind, some in noisy(splits.test).items()}
+    found = (
+        {} if task in ("answer", *WRITTEN) else {kind: made.predict(some) for kind, some in noisy(splits.test).items()}
+    )
     return {
         "main": scores.main,
         "figures": {figure: _rounded(one) for figure, one in scores.figures.items()},
@@ -68,6 +76,11 @@ def run(name: str, method: str, splits: Splits, seed: int, settings: Row, projec
 def peers_of(name: str) -> list[str]:
     """Who is compared with on a set."""
     return [peer for peer, tasks in PEERS.items() if SETS[name].task in tasks]
+
+
+def usual_of(name: str) -> list[str]:
+    """What is measured on a set where no method is named."""
+    return sides_of(name) if SETS[name].task in WRITTEN else [*USUAL, *peers_of(name)]
 
 
 @dataclass(frozen=True)
@@ -405,9 +418,11 @@ PEERS: dict[str, tuple[str, ...]] = {
     "setfit": ("classify",),
     "trainer": ("classify", "tag", "relate", "answer"),
     "misaligned": ("tag",),
+    "lead": ("summarise",),
+    "nearest": ("converse",),
 }
 """Logistic regression on the vectors of the same encoder, and on TF-IDF; SetFit; transformers' Trainer, and with its
-labels laid out word by word."""
+labels laid out word by word; the first sentences of a text; the answer to the question most like the last one."""
 _PEERS: dict[str, Callable[[Splits, Plan, Project], Trained]] = {
     "logistic_vectors": _logistic_vectors,
     "logistic_words": _logistic_words,

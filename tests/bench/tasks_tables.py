@@ -16,13 +16,22 @@ _NAMES = {
     "setfit": "SetFit",
     "trainer": "transformers' Trainer",
     "misaligned": "the same, labels laid out word by word",
+    "lead": "the first sentences",
+    "nearest": "the answer to the nearest question",
     "shots_0": "language model, untrained",
     "shots_8": "language model, shown 8 examples",
     "tenth": "`lora`, a tenth of the examples",
     "transfer": "`lora`, a tenth, from a neighbouring task with replay",
 }
 _NOISE = {"typos": "mistyped", "keys": "neighbouring keys"}
-_FIGURES = {"accuracy": "accuracy", "entity_f1": "entity F1", "official_f1": "official macro F1", "f1": "F1"}
+_FIGURES = {
+    "accuracy": "accuracy",
+    "entity_f1": "entity F1",
+    "official_f1": "official macro F1",
+    "f1": "F1",
+    "chrf": "chrF",
+    "rouge_l": "ROUGE-L",
+}
 
 
 def tasks(data: Mapping[str, Any]) -> str:

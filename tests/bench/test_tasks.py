@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import random
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.bench.tasks import merged, metrics_of
-from tests.bench.tasks_sets import drawn, misstruck, noisy
+from tests.bench.tasks_sets import drawn, misstruck, noisy, unpacked
 from tests.bench.tasks_tables import tasks
-from tuner.tasks.data.records import Asked, Classified
+from tests.bench.tasks_written import lead, sides_of
+from tuner.tasks.data.readers import read_file
+from tuner.tasks.data.records import Asked, Classified, Conversed, Written
 
 
 def row(method: str, accuracy: float, *, part: str = "banking77", seed: int = 0, **more: Any) -> dict[str, Any]:
@@ -53,6 +58,27 @@ def test_the_gap_is_that_of_what_is_chosen_to_the_best_of_the_others_where_it_is
         row("trainer", 0.53, part="wnut17"),
     ]
     assert metrics_of(rows)["worst_gap_to_baseline_points"] == pytest.approx(-3.0)
+
+
+def test_a_task_that_writes_is_held_against_the_model_as_it_is_and_what_needs_none() -> None:
+    rows = [row(name, value, part="dialogsum") for name, value in (("shots_0", 0.1), ("shots_8", 0.2), ("lead", 0.3))]
+    made = metrics_of([*rows, row("lora", 0.25, part="dialogsum", default=True)])
+    assert made["worst_gap_to_baseline_points"] == pytest.approx(-5.0)
+    assert made["few_shot_gain_points"] == pytest.approx(10.0)
+    assert sides_of("dialogsum") == ["lora", "shots_0", "shots_8", "lead"]
+
+
+def test_the_lead_is_as_many_sentences_as_summaries_have() -> None:
+    learnt = [Written("", "One."), Written("", "One. Two."), Written("", "One. Two. Three.")]
+    assert lead(learnt)([Written("#A#: Hello! Who is it?\nMe.")])[0].text == "#A#: Hello! Who is it?"
+
+
+def test_chats_of_crosswoz_are_unpacked_to_turns(tmp_path: Path) -> None:
+    chats = {"7": {"messages": [{"role": "usr", "content": "hi"}, {"role": "sys", "content": "yes"}]}}
+    with zipfile.ZipFile(tmp_path / "val.json.zip", "w") as packed:
+        packed.writestr("val.json", json.dumps(chats))
+    made = read_file("converse", unpacked(tmp_path / "val.json.zip", tmp_path))
+    assert [(one.turns[0].text, one.answer) for one in made if isinstance(one, Conversed)] == [("hi", "yes")]
 
 
 def test_only_rows_of_the_same_seed_and_examples_are_held_against_each_other() -> None:

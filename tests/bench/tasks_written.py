@@ -1,0 +1,111 @@
+"""The tasks that write, measured: the language model trained, as it is, shown examples, and what needs no model.
+
+What needs none: of a text its first sentences, as many as summaries have; of a chat the answer to the training
+question most like the last one, by the same encoder.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agent.memory.sentences import sentences_by_line
+from agent.settings import Project
+from tests.bench.tasks_sets import SETS, Predict
+from tests.bench.tasks_ways import SHOTS, Trained
+from tuner.tasks.data.splits import Splits
+from tuner.tasks.language.asking import Asking, asking_of
+
+TRAINED = ("lora", "full")
+WITHOUT = {"lead": "summarise", "nearest": "converse"}
+"""Sides without a model, and the task each does."""
+METHODS = (*TRAINED, *SHOTS, *WITHOUT)
+
+
+def sides_of(name: str) -> list[str]:
+    """The methods that are measured on a set, the trained one that is the default first."""
+    return [one for one in ("lora", *SHOTS, *WITHOUT) if WITHOUT.get(one, SETS[name].task) == SETS[name].task]
+
+
+def written(
+    name: str, method: str, splits: Splits, seed: int, settings: Mapping[str, Any], project: Project
+) -> tuple[Trained, dict[str, Any]]:
+    """Train or ask one side. Raises ValueError for a side that does not do the set's task."""
+    task = SETS[name].task
+    if WITHOUT.get(method, task) != task or method not in METHODS:
+        raise ValueError(f"{method} does not do {task}; expected one of {', '.join(sides_of(name))}")
+    asked = asking_of(task, splits.train)
+    if method in TRAINED:
+        return _trained(name, method, splits, seed, settings, project, asked)
+    if method in SHOTS:
+        from tuner.tasks.language.prompted import prompted
+
+        model = prompted(task, splits, shots=SHOTS[method], seed=seed, project=project, say=_note)
+        return Trained(model.predict, asked, 0.0, 0, 0), {}
+    predict = lead(splits.train) if method == "lead" else _nearest(splits.train, project)
+    return Trained(predict, asked, 0.0, 0, 0), {}
+
+
+def _trained(
+    name: str,
+    method: str,
+    splits: Splits,
+    seed: int,
+    settings: Mapping[str, Any],
+    project: Project,
+    asked: Asking,
+) -> tuple[Trained, dict[str, Any]]:
+    from tuner.tasks.language.training import fit
+
+    given = {**settings, "method": method, "seed": seed}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "made"
+        made = fit(SETS[name].task, splits, None, out, "bench", project, "", _note, _quiet, given)
+        size = (out / "adapter_model.safetensors").stat().st_size
+    told = {
+        "default": method == "lora",
+        "best_epoch": made.trained.best_epoch,
+        "validation": round(made.trained.validation, 4),
+        "epochs": made.trained.epochs,
+    }
+    return Trained(made.predictor.predict, asked, made.trained.seconds, made.trained.parameters, size), told
+
+
+def lead(examples: Sequence[Any]) -> Predict:
+    """The first sentences of a text, as many as the summaries of these examples have in the middle."""
+    from tuner.tasks.predictions import Said
+
+    count = round(statistics.median(len(list(sentences_by_line(one.target))) for one in examples))
+    return lambda asked: [Said(" ".join(islice(sentences_by_line(one.text), count)), 1.0) for one in asked]
+
+
+def _nearest(examples: Sequence[Any], project: Project) -> Predict:
+    from agent.llm.weights import resolve_encoder
+    from agent.memory.encoder import SentenceEncoder
+    from tuner.tasks.predictions import Said
+
+    name = project.settings.model.encoder
+    encoder = SentenceEncoder(resolve_encoder(project.named(name), project.home.models), name=name)
+    known = encoder.encode([one.turns[-1].text for one in examples])
+
+    def predict(asked: Sequence[Any]) -> list[Any]:
+        found = np.argmax(encoder.encode([one.turns[-1].text for one in asked]) @ known.T, axis=1)
+        return [Said(examples[at].answer, 1.0) for at in found]
+
+    return predict
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _quiet(progress: Any) -> None:
+    if progress.validation is not None:
+        _note(f"epoch {progress.epoch + 1}, loss {progress.loss:.3f}, validation {progress.validation.value:.4f}")
