@@ -46,9 +46,10 @@ class TaskSettings:
     frozen_layers: int = 0
     """Layers from the bottom, with the embeddings, that are left as they are."""
     head_first: bool = False
-    """Fit the head to the encoder as it is before both are trained, begin from a tight fit, fit it anew to what the
-    encoder became, and end no worse than the first fit on the validation.
+    """Fit the head, tightly, to the encoder as it is, and begin from there.
     Source: Kumar et al., "Fine-Tuning can Distort Pretrained Features" (2022)."""
+    head_last: bool = False
+    """Fit it anew to what the encoder became, and end no worse than the best fit before, on the validation."""
     class_weights: bool = False
     """Let rare classes weigh as much as common ones."""
     adversarial: str = "none"
@@ -80,19 +81,20 @@ def choose(
         raise DatasetError(f"there is no method {method!r}; expected one of {', '.join(METHODS)}")
     small = encoder["hidden"] <= 512
     rates = {"full": 2e-4 if small else 3e-5, "lora": 1e-3 if small else 3e-4, "head": 0.0}
-    head_first = task == "classify" and method != "head"
+    head_last = task == "classify" and method != "head"
     settings = TaskSettings(
         method=method,
-        epochs=_epochs(method, examples, 6 if head_first else 20),
+        epochs=_epochs(method, examples, 6 if head_last else 20),
         learning_rate=rates[method],
         head_rate=1e-3,
         # The other pairs of a step are what a pair is told apart from.
         batch=64 if task == "embed" else _batch(examples),
-        head_first=head_first,
+        head_first=head_last or (task == "tag" and method == "lora"),
+        head_last=head_last,
         max_tokens=_max_tokens(task, longest, encoder["positions"]),
     )
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
-    if task == "embed" and (method == "head" or settings.head_first):
+    if task == "embed" and (method == "head" or settings.head_first or settings.head_last):
         raise DatasetError("task embed has no head, it trains the encoder; take method lora or full")
     _check(settings, encoder)
     return settings

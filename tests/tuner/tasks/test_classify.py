@@ -48,6 +48,7 @@ QUICK: dict[str, Any] = {
     **{"method": "full", "epochs": 12, "learning_rate": 5e-3, "precision": "float32", "patience": 12},
     # There is nothing to fit a head to on an encoder of random weights.
     "head_first": False,
+    "head_last": False,
 }
 
 
@@ -106,7 +107,7 @@ def test_an_adapter_and_a_head_alone_are_trained_and_come_back(method: str, enco
 def test_a_head_that_was_fitted_first_stays_where_training_on_makes_it_worse(encoder: str, tmp_path: Path) -> None:
     data = write_lines(tmp_path / "texts.jsonl", texts())
     head = train("classify", data, model=encoder, out=tmp_path / "head", method="head")
-    ruinous = {**QUICK, "head_first": True, "learning_rate": 0.9, "head_rate": 0.9, "epochs": 2}
+    ruinous = {**QUICK, "head_first": True, "head_last": True, "learning_rate": 0.9, "head_rate": 0.9, "epochs": 2}
     made = train("classify", data, model=encoder, out=tmp_path / "full", **ruinous)
     assert made.trained.best_epoch == -1
     assert made.trained.validation == head.trained.validation
@@ -116,7 +117,7 @@ def test_a_head_that_was_fitted_first_stays_where_training_on_makes_it_worse(enc
 def test_behind_the_last_epoch_the_head_is_fitted_anew(encoder: str, tmp_path: Path) -> None:
     data = write_lines(tmp_path / "texts.jsonl", texts())
     head = train("classify", data, model=encoder, out=tmp_path / "head", method="head")
-    settings = {**QUICK, "head_first": True, "epochs": 3}
+    settings = {**QUICK, "head_first": True, "head_last": True, "epochs": 3}
     made = train("classify", data, model=encoder, out=tmp_path / "full", **settings)
     steps = [step for step, _ in made.trained.validation_curve]
     assert steps[0] == 0

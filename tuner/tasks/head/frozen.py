@@ -81,6 +81,7 @@ def fit_head(
     validation: Sequence[Window],
     *,
     class_weights: torch.Tensor | None = None,
+    looseness: Sequence[float] = LOOSENESS,
     told: Callable[[int, int, float, Scores], None] = lambda number, steps, loss, found: None,
 ) -> tuple[list[tuple[int, float]], list[tuple[int, float]], int]:
     """Fit the head in place. Returns loss and validation figure by steps, and which looseness was best (-1: none).
@@ -98,8 +99,8 @@ def fit_head(
     steps = 0
     with torch.no_grad():
         model.head.weight.zero_()
-    for number, looseness in enumerate(LOOSENESS):
-        count, loss = _minimise(model, chunks, size, looseness, class_weights)
+    for number, one in enumerate(looseness):
+        count, loss = _minimise(model, chunks, size, one, class_weights)
         steps += count
         found = check(watched.scores())
         losses.append((steps, loss))

@@ -49,7 +49,7 @@ class Start:
             # Where the encoder was left as it is, any method goes on from it.
             earlier = {}
         chosen = {name: value for name, value in given.items() if value is not None}
-        return {"head_first": False, **earlier, **chosen}
+        return {"head_first": False, "head_last": False, **earlier, **chosen}
 
 
 def open_start(folder: Path) -> Start:

@@ -172,16 +172,17 @@ def _fit_all(
     class_weights: torch.Tensor | None,
     tell: Tell,
 ) -> _Fitted:
+    settings = model.settings
     best, kept = -math.inf, model.state()
-    if model.settings.head_first:
+    if settings.head_first or settings.head_last:
         best, kept = _begun(model, learnt, check, validation, class_weights)
     # Leaving a head that was fitted first makes it worse before it gets better.
-    certain = model.settings.epochs // 2 if model.settings.head_first else 0
+    certain = settings.epochs // 2 if settings.head_first else 0
     run = _Run(model, learnt, check, validation, class_weights)
     best_epoch = better_epoch = -1
     curve: list[tuple[int, float]] = []
-    checked: list[tuple[int, float]] = [(0, best if model.settings.head_first else run.figure().value)]
-    for epoch in range(model.settings.epochs):
+    checked: list[tuple[int, float]] = [(0, run.figure().value if best == -math.inf else best)]
+    for epoch in range(settings.epochs):
         loss, found = run.epoch(epoch, tell)
         curve.append((run.step, loss))
         checked.append((run.step, found.value))
@@ -189,11 +190,11 @@ def _fit_all(
             better_epoch = epoch
         if found.value >= best:
             best, best_epoch, kept = found.value, epoch, model.state()
-        if epoch - better_epoch >= model.settings.patience and epoch + 1 >= certain:
+        if epoch - better_epoch >= settings.patience and epoch + 1 >= certain:
             break
     if best_epoch >= 0:
         model.load_state(kept)
-    if model.settings.head_first:
+    if settings.head_last:
         # The head that went along with the encoder is behind the best one for what the encoder became.
         _, figures, _ = fit_head(model, learnt.once(), check, validation, class_weights=class_weights)
         checked.append((run.step, max(value for _, value in figures[1:])))
@@ -210,19 +211,28 @@ def _begun(
     validation: Sequence[Window],
     class_weights: torch.Tensor | None,
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    """The figure and the state of the best head on the encoder as it is; the model is left with the tightest one.
+    """The figure and the state of the best head on the encoder as it is; the model is left with what it begins from.
 
-    A loose head is right of nearly all it learnt from, so that nothing is left for the encoder to learn.
+    That is the tightest one: a loose head is right of nearly all it learnt from, so that nothing is left for the
+    encoder to learn. Unless the head is fitted anew at the end, no other one is looked for.
     """
+    before = model.state()
     tight: dict[str, torch.Tensor] = {}
 
     def told(number: int, steps: int, loss: float, found: Scores) -> None:
         if number == 0:
             tight.update({name: one.detach().clone() for name, one in model.head.state_dict().items()})
 
-    _, figures, _ = fit_head(model, learnt.once(), check, validation, class_weights=class_weights, told=told)
+    looseness = LOOSENESS if model.settings.head_last else LOOSENESS[:1]
+    windows = learnt.once()
+    _, figures, _ = fit_head(
+        model, windows, check, validation, class_weights=class_weights, looseness=looseness, told=told
+    )
     floor = model.state()
-    model.head.load_state_dict(tight)
+    if model.settings.head_first:
+        model.head.load_state_dict(tight)
+    else:
+        model.load_state(before)
     return max(value for _, value in figures[1:]), floor
 
 
