@@ -280,7 +280,7 @@ class _Together:
                 query[:, those].reshape(groups, -1, size), *prefix.pairs[layer], scale, None
             )
             turned = seen.reshape(heads, -1, size).transpose(0, 1), seen_sums.reshape(heads, -1, 1).transpose(0, 1)
-            out[those] = _merged((out[those], sums[those]), turned)[0]
+            out[those] = _merged((out[those], sums[those]), turned)[0].to(out.dtype)
         return out
 
     def _by_token(self, found: torch.Tensor, groups: int) -> torch.Tensor:
