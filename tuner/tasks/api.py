@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from agent.errors import DatasetError
+from agent.sealing import verify
 from agent.settings import Project, find_project
 from agent.task_folders import find_task, served_folder
 from agent.teams import give_back_memory, in_own_team
@@ -26,7 +27,7 @@ from tuner.tasks.data.records import TASKS, TaskName
 from tuner.tasks.data.splits import Leakage, Splits, part
 from tuner.tasks.head.start import REPLAYED, open_start, replayed
 from tuner.tasks.language.prompted import Way, way_of
-from tuner.tasks.learnt import before
+from tuner.tasks.learnt import before as learnt_before
 from tuner.tasks.origin import Origin
 from tuner.tasks.predictor import Say, TaskPredictor, TaskResult, silent
 
@@ -65,11 +66,8 @@ def train(
     if task not in TASKS:
         raise DatasetError(f"there is no task {task!r}; expected one of {', '.join(TASKS)}")
     project = project or find_project(Path.cwd())
-    way = way_of(task, model, project, say=say)
-    if way == "generation" and (start is not None or replay is not None):
-        raise DatasetError(
-            "a language model's training cannot go on from an earlier one; leave --from and --replay out"
-        )
+    before = None if start is None else served_folder(find_task(project, str(start)))
+    way = way_of(task, model if before is None or model is not None else verify(before).base, project, say=say)
     origin = Origin.of(
         project,
         data,
@@ -78,7 +76,7 @@ def train(
         columns=columns,
         leakage=leakage,
         seed=int(settings.get("seed") or 0),
-        start=None if start is None else served_folder(find_task(project, str(start))),
+        start=before,
         replay=replay,
         replay_share=replay_share,
     )
@@ -115,7 +113,11 @@ def fit_in_team(
     """
     start = None if origin.start is None else open_start(project.resolve(origin.start))
     model = start.manifest.base if model is None and start is not None else model
-    told = {"origin": origin.to_dict(), **({} if start is None else {"before": before(start.told)}), **(kept or {})}
+    told = {
+        "origin": origin.to_dict(),
+        **({} if start is None else {"before": learnt_before(start.told)}),
+        **(kept or {}),
+    }
     stopped = threading.Event()
 
     def tell(progress: TaskProgress) -> None:
@@ -127,7 +129,9 @@ def fit_in_team(
         if way == "generation":
             from tuner.tasks.language import training as generation
 
-            return generation.fit(task, splits, model, folder, name, project, into, say, tell, settings, kept=told)
+            return generation.fit(
+                task, splits, model, folder, name, project, into, say, tell, settings, kept=told, start=start
+            )
         from tuner.tasks.head.fitting import fit
 
         columns = origin.read_columns()

@@ -12,7 +12,7 @@ from typing import Any
 
 from agent.errors import DatasetError, FeedbackError
 from tuner.tasks.data.marked import related
-from tuner.tasks.data.records import Answer, Asked, Classified, Example, Span
+from tuner.tasks.data.records import Answer, Asked, Classified, Conversed, Example, Span, Turn, Written
 from tuner.tasks.data.schemes import kinds_of
 from tuner.tasks.data.words import tagged
 
@@ -20,7 +20,7 @@ NEW_LABELS = "new labels are learnt from a file: `ratchet task train --from FOLD
 
 
 def right_output(told: Mapping[str, Any], arguments: Mapping[str, Any], said: str) -> dict[str, Any]:
-    """An output as a person wrote it: a label, labels with | between, entities as JSON, or an answer.
+    """An output as a person wrote it: a label, labels with | between, entities as JSON, an answer or a text.
 
     `told` is the task's `task.json`. Raises FeedbackError that says what could stand there.
     """
@@ -35,6 +35,8 @@ def right_output(told: Mapping[str, Any], arguments: Mapping[str, Any], said: st
             output = {"entities": [_entity(one, arguments["text"], told["labels"]) for one in _list(said)]}
         case "answer":
             output = {"answer": said}
+        case "translate" | "summarise" | "converse":
+            output = {"said": said}
         case other:
             raise FeedbackError(f"the output of a task {other} cannot be corrected yet")
     try:
@@ -57,8 +59,18 @@ def as_taught(told: Mapping[str, Any], arguments: Mapping[str, Any], output: Map
             return tagged(arguments["text"], spans)
         case "answer":
             return Asked(arguments["question"], arguments["context"], _answers(output["answer"], arguments["context"]))
+        case "translate" | "summarise":
+            return Written(str(arguments["text"]).strip(), _written(output["said"]))
+        case "converse":
+            return Conversed((Turn("customer", str(arguments["text"]).strip()),), _written(output["said"]))
         case other:
             raise ValueError(f"the output of a task {other} cannot be learnt from yet")
+
+
+def _written(said: str) -> str:
+    if not said:
+        raise ValueError("a text of no words is nothing to learn; give what should have been written")
+    return said
 
 
 def _known(label: str, labels: list[str]) -> str:

@@ -75,11 +75,6 @@ def tune_task(
     policy = policy or TaskPolicy()
     served = served_folder(folder)
     told = read_task(served)
-    if "way" in told:
-        raise DatasetError(
-            f"{folder} is an adapter of the language model, which is not yet tuned on corrections of its output; train "
-            "it anew with `ratchet task train` and the corrected texts in its data"
-        )
     found = _found(project, folder, told, say)
     _check(found, told, policy)
     origin = _origin(folder, told, data, project)
@@ -137,7 +132,6 @@ def _tune(
     say: Say,
     on_progress: Callable[[TaskProgress], None],
 ) -> TaskTuning:
-
     registry = versions(folder)
     staged = registry.folder / f".{uuid4().hex}"
     registry.folder.mkdir(parents=True, exist_ok=True)
@@ -161,6 +155,7 @@ def _trained(
 ) -> tuple[TaskDecision, int]:
     """Train into a folder and hold it against what is served. Returns how many corrections it learnt, too."""
     from tuner.tasks.api import fit_in_team, load_version, read_splits
+    from tuner.tasks.language.training import is_generation
 
     splits, learnt, held = with_corrections(read_splits(told["task"], origin, project, say), found)
     before = load_version(served, project=project)
@@ -176,6 +171,8 @@ def _trained(
         on_progress,
         told["settings"],
         kept={"corrections": _kept(learnt, held)},
+        way="generation" if is_generation(served) else "head",
+        into=told["options"].get("into", ""),
     )
     corrected = [one.example for one in held]
     decision = decide(

@@ -22,7 +22,7 @@ from agent.task_folders import find_task, served_folder, versions
 from tests.tuner.tasks.test_classify import COLOURS, QUICK, THINGS, VERBS, WORDS
 from tests.tuner.tasks.tiny_encoder import save_encoder, write_lines
 from tuner.tasks.api import load, train
-from tuner.tasks.data.records import Asked, Classified, Related, Tagged
+from tuner.tasks.data.records import Asked, Classified, Conversed, Related, Tagged, Turn, Written
 from tuner.tasks.gate import decide
 from tuner.tasks.outputs import as_taught, right_output
 from tuner.tasks.tools import TaskTools
@@ -206,6 +206,8 @@ TOLD: dict[str, dict[str, Any]] = {
     "tag": {"labels": ["O", "B-PER", "I-PER"], "options": {}},
     "relate": {"labels": ["Part(e1,e2)", "Other"], "options": {}},
     "answer": {"labels": ["start", "end"], "options": {}},
+    "summarise": {"labels": [], "options": {}},
+    "converse": {"labels": [], "options": {}},
 }
 
 
@@ -227,6 +229,10 @@ def test_what_a_person_says_becomes_an_example_of_each_task() -> None:
     assert isinstance(found, Asked)
     assert found.answers[0].start == 9
     assert taught("answer", {"question": "Who?", "context": "Built in 1975."}, "").answers == ()
+    assert taught("summarise", {"text": "It rained. "}, "Rain.") == Written("It rained.", "Rain.")
+    assert taught("converse", {"text": "Where is it?"}, "On its way.") == Conversed(
+        (Turn("customer", "Where is it?"),), "On its way."
+    )
 
 
 @pytest.mark.parametrize(

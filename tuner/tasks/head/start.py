@@ -68,12 +68,18 @@ def continued(task: Task, start: Start) -> Task:
 
     if start.task != task.name:
         return task
-    options, before = dict(task.options()), start.told["options"]
-    if options.get("multi") != before.get("multi"):
-        several = "several labels" if before.get("multi") else "one label"
-        raise DatasetError(f"{start.folder} gives a text {several}; train without --from, or with data of that kind")
+    options = dict(task.options())
+    one_kind(start, options)
     labels = tuple(dict.fromkeys([*start.told["labels"], *task.labels]))
     return make_task(task.name, labels, options)
+
+
+def one_kind(start: Start, options: Mapping[str, Any]) -> None:
+    """Raises DatasetError where one of both gives a text several labels and the other one."""
+    before = start.told["options"]
+    if bool(options.get("multi")) != bool(before.get("multi")):
+        several = "several labels" if before.get("multi") else "one label"
+        raise DatasetError(f"{start.folder} gives a text {several}; train without --from, or with data of that kind")
 
 
 def begin(model: TaskModel, start: Start, base: ModelFolder) -> int:

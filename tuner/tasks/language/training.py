@@ -29,6 +29,7 @@ from tuner.tasks import text_metrics
 from tuner.tasks.data.records import WRITTEN, TaskName
 from tuner.tasks.data.splits import Splits, dataset_hash
 from tuner.tasks.folders import VERSION, Sealed, publish, read_task
+from tuner.tasks.head.start import Start, one_kind
 from tuner.tasks.head.training import TaskProgress, TrainedTask
 from tuner.tasks.language.asking import Asking, asking_of, make_asking
 from tuner.tasks.language.generation import Budget, Generator, budget_of, prompt_ids
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 GENERATION = "generation"
 """In `task.json` under `way`: a language model's adapter, and no head."""
 METHODS = ("lora", "full")
+CONTINUED = ("method", "r", "alpha", "frozen_layers")
+"""Settings by which the tensors of a training fit those of the one it goes on from."""
 MOST_WATCHED = 200
 """Validation examples, drawn by seed, that every epoch is watched with."""
 MOST_TOKENS = 2048
@@ -117,17 +120,20 @@ def fit(
     given: Mapping[str, Any],
     *,
     kept: Mapping[str, Any] | None = None,
+    start: Start | None = None,
 ) -> TaskResult:
     """Train on `splits.train`, watch with `splits.validation`, measure with `splits.test`, and save.
 
-    `kept` goes into `task.json`.
+    `kept` goes into `task.json`; `start` is an earlier training of the same base to go on from.
     """
     if name in WRITTEN:
         text_metrics.require()
     base = resolve_model(project.named(model_name or project.settings.model.base), project.home.models, progress=say)
     renderer, context = _renderer(base), read_context(base)
+    if start is not None:
+        given = _going_on(start, base, given)
     settings = choose(given, _layers(base), context)
-    task = asking_of(name, splits.train, into=into)
+    task = continued(asking_of(name, splits.train, into=into), start)
     rows, notes = examples_of(task, splits.train, renderer, settings.max_tokens, "training")
     watched = random.Random(settings.seed).sample(splits.validation, min(MOST_WATCHED, len(splits.validation)))
     held_out, more = examples_of(task, watched, renderer, settings.max_tokens, "validation")
@@ -144,6 +150,7 @@ def fit(
                 _train_settings(settings, _layers(base)),
                 folder=adapter,
                 metrics=metrics,
+                start_from=None if start is None else start.folder,
                 on_progress=_told(tell, len(held_out)),
                 say=say,
             )
@@ -154,7 +161,8 @@ def fit(
         budget = budget_of(task, splits.train, renderer, context)
         served = load_served(base, project)
         say(f"measuring with {len(splits.test)} examples, before and after")
-        before = Generator(served, task, budget, say=say)
+        begun = served if start is None else served.on_adapter(start.manifest.id, folder=start.folder)
+        before = Generator(begun, task, budget, say=say)
         after = Generator(served.on_adapter(tuning, folder=adapter), task, budget, say=say)
         scores = task.measure(splits.test, before.predict(splits.test))
         predictions = after.predict(splits.test)
@@ -173,10 +181,43 @@ def fit(
             watched=WATCHED,
         )
         report = {"report.html": write_page(outcome).encode(), "metrics.json": write_figures(outcome).encode()}
-        sealed = Sealed(base, dataset_hash(splits), tuning, timestamp(), told=kept or {})
+        parent = None if start is None else start.manifest.id
+        sealed = Sealed(base, dataset_hash(splits), tuning, timestamp(), parent=parent, told=kept or {})
         publish(folder, sealed, lambda id: card(id, outcome), report, _writer(adapter, task, budget, sealed, settings))
     predictor = TaskPredictor(after, folder)
     return TaskResult(predictor, folder, outcome.before, outcome.after, told, tuple(outcome.notes))
+
+
+def continued(task: Asking, start: Start | None) -> Asking:
+    """The same task with the labels that it knew before the new ones; another task as it is."""
+    if start is None or start.task != task.name:
+        return task
+    one_kind(start, task.options())
+    options = {name: value or start.told["options"].get(name) for name, value in task.options().items()}
+    return make_asking(task.name, tuple(dict.fromkeys([*start.told["labels"], *task.labels])), options)
+
+
+def _going_on(start: Start, base: ModelFolder, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given, and of the rest what must be as it was. Raises AdapterError where nothing can go on."""
+    if start.told.get("way") != GENERATION:
+        raise AdapterError(
+            f"{start.folder} is a head on the encoder {start.manifest.base}, and {base.name} is a language model; "
+            "leave out --model, or train without --from"
+        )
+    if base.revision != start.manifest.base_revision:
+        raise AdapterError(
+            f"{start.folder} was trained on {start.manifest.base} ({start.manifest.base_revision[:12]}), this is "
+            f"{base.name} ({base.revision[:12]}); leave out --model, or train without --from"
+        )
+    said = {name: value for name, value in given.items() if value is not None}
+    earlier = {name: start.told["settings"][name] for name in CONTINUED}
+    other = [name for name in CONTINUED if name in said and said[name] != earlier[name]]
+    if other:
+        raise AdapterError(
+            f"{start.folder} was trained with {other[0]} {earlier[other[0]]!r}, and is not gone on from with "
+            f"{said[other[0]]!r}; leave it out, or train without --from"
+        )
+    return {**earlier, **said}
 
 
 def is_generation(folder: Path) -> bool:
