@@ -17,8 +17,10 @@ from agent.errors import AdapterError
 from agent.llm.weights import ModelFolder, encoder_weights
 from agent.sealing import CARD, CONFIG, TASK, WEIGHTS, Manifest, seal, tensors_hash, verify
 from tuner.candidates import code_version
-from tuner.tasks.head.kinds import make_task
+from tuner.tasks.head.classify import ClassifyTask
+from tuner.tasks.head.kinds import Task, make_task
 from tuner.tasks.head.model import Encoder, TaskModel, load_encoder
+from tuner.tasks.head.ngrams import METHOD, NgramModel
 from tuner.tasks.settings import TaskSettings
 
 VERSION = 1
@@ -39,7 +41,7 @@ class Sealed:
 
 
 def save(
-    model: TaskModel, folder: Path, sealed: Sealed, card: Callable[[str], str], report: Mapping[str, bytes]
+    model: TaskModel | NgramModel, folder: Path, sealed: Sealed, card: Callable[[str], str], report: Mapping[str, bytes]
 ) -> Manifest:
     """Write a model's folder, whole or not at all; `card` is given its id. Raises AdapterError where one is there."""
     return publish(folder, sealed, card, report, lambda staged: _write(model, staged, sealed))
@@ -82,7 +84,7 @@ def publish(
 
 def open_folder(
     folder: Path, models: Path, *, device: str = "cpu", progress: Callable[[str], None] | None = None
-) -> tuple[TaskModel, Manifest]:
+) -> tuple[TaskModel | NgramModel, Manifest]:
     """The model of a folder, verified, on the encoder it was trained on.
 
     Raises AdapterError where the folder is not whole or the encoder is another by now.
@@ -97,10 +99,11 @@ def open_folder(
             f"{folder} was trained on {manifest.base} of revision {manifest.base_revision[:12]}, and what is there has "
             f"{base.revision[:12]}; install that one, or train again"
         )
-    encoder = load_encoder(base, device=device)
+    encoder = None if told["settings"].get("method") == METHOD else load_encoder(base, device=device)
     model = rebuilt(encoder, told)
     model.load_state(load_file(folder / WEIGHTS))
-    model.eval()
+    if isinstance(model, TaskModel):
+        model.eval()
     return model, manifest
 
 
@@ -114,13 +117,21 @@ def read_task(folder: Path) -> dict[str, Any]:
     return told
 
 
-def rebuilt(encoder: Encoder, told: Mapping[str, Any]) -> TaskModel:
+def rebuilt(encoder: Encoder | None, told: Mapping[str, Any]) -> TaskModel | NgramModel:
     """An untrained model of the shape that `task.json` tells of."""
-    task = make_task(told["task"], told["labels"], told["options"])
-    return TaskModel(encoder, task, TaskSettings(**told["settings"]))
+    return made(encoder, make_task(told["task"], told["labels"], told["options"]), TaskSettings(**told["settings"]))
 
 
-def _write(model: TaskModel, folder: Path, sealed: Sealed) -> None:
+def made(encoder: Encoder | None, task: Task, settings: TaskSettings) -> TaskModel | NgramModel:
+    """An untrained model; `encoder` is needed by all methods but `ngrams`."""
+    if settings.method == METHOD:
+        assert isinstance(task, ClassifyTask)
+        return NgramModel(task, settings)
+    assert encoder is not None
+    return TaskModel(encoder, task, settings)
+
+
+def _write(model: TaskModel | NgramModel, folder: Path, sealed: Sealed) -> None:
     from safetensors.torch import save_file
 
     settings = asdict(model.settings)
@@ -142,9 +153,9 @@ def _write(model: TaskModel, folder: Path, sealed: Sealed) -> None:
     )
 
 
-def _config(model: TaskModel, base: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+def _config(model: TaskModel | NgramModel, base: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """PEFT's configuration: of the adapter, or of the modules of which a trained copy is kept."""
-    if model.settings.method == "lora":
+    if isinstance(model, TaskModel) and model.settings.method == "lora":
         config: dict[str, Any] = model.encoder.peft_config["default"].to_dict()
         plain = {name: sorted(one) if isinstance(one, set) else one for name, one in config.items()}
         return {**plain, "base_model_name_or_path": base, "auto_mapping": None, "inference_mode": True}

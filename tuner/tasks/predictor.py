@@ -26,6 +26,7 @@ from tuner.tasks.data.records import (
     Written,
 )
 from tuner.tasks.data.words import split_words
+from tuner.tasks.head.ngrams import NgramModel
 from tuner.tasks.language.generation import Generator
 from tuner.tasks.metrics import Scores
 from tuner.tasks.predictions import Prediction
@@ -46,7 +47,7 @@ def silent(_: object) -> None:
 class TaskPredictor:
     """A trained task, ready to be asked."""
 
-    def __init__(self, model: TaskModel | Generator, folder: Path | None) -> None:
+    def __init__(self, model: TaskModel | NgramModel | Generator, folder: Path | None) -> None:
         """`folder` is None for a language model that is asked without having been trained."""
         self._model = model
         self.folder = folder
@@ -118,9 +119,9 @@ class TaskResult:
     """What was noticed of the data."""
 
 
-def predict_with(model: TaskModel | Generator, examples: Sequence[Any]) -> list[Any]:
+def predict_with(model: TaskModel | NgramModel | Generator, examples: Sequence[Any]) -> list[Any]:
     """What a model says of examples, in their order."""
-    if isinstance(model, Generator):
+    if isinstance(model, Generator | NgramModel):
         return model.predict(examples)
     from tuner.tasks.head.model import score
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from agent.errors import DatasetError
 from tuner.tasks.data.records import TaskName
 
-Method = Literal["full", "lora", "head"]
-METHODS: tuple[Method, ...] = ("full", "lora", "head")
+Method = Literal["full", "lora", "head", "ngrams"]
+METHODS: tuple[Method, ...] = ("full", "lora", "head", "ngrams")
 ADVERSARIAL = ("none", "fgm", "freelb", "typos")
 PRECISIONS = ("auto", "float32", "mixed")
 Choice = Literal["similar", "coverage"]
@@ -23,7 +23,8 @@ class TaskSettings:
     """How a head, and the encoder below it, are trained."""
 
     method: Method
-    """All weights, a LoRA adapter beside the linear layers, or the head alone on a frozen encoder."""
+    """All weights, a LoRA adapter beside the linear layers, the head alone on a frozen encoder, or no encoder at all,
+    see `tuner.tasks.head.ngrams`."""
     epochs: int
     """Passes over the data, at most; of a head alone, steps of each fit."""
     learning_rate: float
@@ -80,8 +81,8 @@ def choose(
     if method not in METHODS:
         raise DatasetError(f"there is no method {method!r}; expected one of {', '.join(METHODS)}")
     small = encoder["hidden"] <= 512
-    rates = {"full": 2e-4 if small else 3e-5, "lora": 1e-3 if small else 3e-4, "head": 0.0}
-    head_last = task == "classify" and method != "head"
+    rates = {"full": 2e-4 if small else 3e-5, "lora": 1e-3 if small else 3e-4, "head": 0.0, "ngrams": 0.0}
+    head_last = task == "classify" and method in ("full", "lora")
     settings = TaskSettings(
         method=method,
         epochs=_epochs(method, examples, 6 if head_last else 20),
@@ -96,6 +97,8 @@ def choose(
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
     if task == "embed" and (method == "head" or settings.head_first or settings.head_last):
         raise DatasetError("task embed has no head, it trains the encoder; take method lora or full")
+    if method == "ngrams" and task != "classify":
+        raise DatasetError(f"method ngrams is for task classify; take another for {task}")
     _check(settings, encoder)
     return settings
 
@@ -108,7 +111,7 @@ def _method(task: TaskName, examples: int) -> Method:
 
 def _epochs(method: Method, examples: int, most: int) -> int:
     """More passes over fewer examples, so that a training has some hundred steps at least."""
-    if method == "head":
+    if method in ("head", "ngrams"):
         return 200
     return max(4, min(most, 40_000 // max(1, examples)))
 
@@ -133,6 +136,8 @@ def _check(settings: TaskSettings, encoder: Mapping[str, int]) -> None:
             f"adversarial {settings.adversarial} needs the encoder in each step, and method head reads once; "
             "take method lora or full, or adversarial typos"
         )
+    if settings.adversarial != "none" and settings.method == "ngrams":
+        raise DatasetError(f"adversarial {settings.adversarial} is not for method ngrams; take another method")
     if not 0 < settings.adversarial_size <= 1:
         raise DatasetError(f"adversarial_size is {settings.adversarial_size}; expected a share above 0, up to 1")
     if not 16 <= settings.max_tokens <= encoder["positions"]:

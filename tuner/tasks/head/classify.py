@@ -110,9 +110,10 @@ class ClassifyTask:
         ids = (*around.before, *first, *around.between, *second, *around.behind)
         begins = len(around.before) + len(first) + len(around.between)
         known = all(label in self._places for label in one.labels)
-        return Window(number, ids, begins if second else len(ids), self._targets(one) if known else ())
+        return Window(number, ids, begins if second else len(ids), self.targets(one) if known else ())
 
-    def _targets(self, one: Classified) -> tuple[float, ...]:
+    def targets(self, one: Classified) -> tuple[float, ...]:
+        """0 or 1 for each label of a multi-label task, else the label's number."""
         if self.multi:
             return tuple(float(label in one.labels) for label in self.labels)
         return tuple(self._places[label] for label in one.labels)

@@ -16,10 +16,11 @@ from tuner.tasks.data.columns import Columns
 from tuner.tasks.data.records import Asked, Classified, Similar, TaskName, shown
 from tuner.tasks.data.splits import Splits, dataset_hash
 from tuner.tasks.data.typos import mistyped
-from tuner.tasks.folders import Sealed, save
+from tuner.tasks.folders import Sealed, made, save
 from tuner.tasks.head.align import text_ids
 from tuner.tasks.head.kinds import Task, task_of
 from tuner.tasks.head.model import Encoder, TaskModel, load_encoder
+from tuner.tasks.head.ngrams import METHOD, NgramModel
 from tuner.tasks.head.start import Start, begin, continued
 from tuner.tasks.head.training import TaskProgress, train_model
 from tuner.tasks.predictor import TaskPredictor, TaskResult, predict_with
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 MEASURED = 2000
 """Examples by which the length of windows is chosen."""
+
+UNREADABLE = 0.2
+"""Share of unknown tokens from which a classification does without the encoder, where no method is named."""
 
 UNREAD = 0.05
 """Share of unknown tokens from which that is told."""
@@ -62,22 +66,25 @@ def fit(
     )
     given = given if start is None else start.settings(given)
     encoder = load_encoder(base, device=_device(project.settings.model.device))
-    task, settings = planned(name, splits, encoder, columns, given)
+    task, settings = planned(name, splits, encoder, columns, given, fresh=start is None)
     if settings.precision == "auto":
         settings = replace(settings, precision=faster_precision(str(encoder.model.device)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = TaskModel(encoder, task if start is None else continued(task, start), settings)
+        model = made(encoder, task if start is None else continued(task, start), settings)
     if start is not None:
         known = begin(model, start, base)
         stays = f", of whose head {known} of {model.task.outputs} outputs stay" if model.task.outputs else ""
         say(f"goes on from {start.manifest.id}{stays}")
     say(f"{name} on {base.name}: {settings.method}, {settings.epochs} epochs at most, {len(splits.train)} examples")
-    notes = (*splits.notes, *_unread(splits, encoder, base.name))
+    notes = (*splits.notes, *_unread(splits, encoder, base.name, settings.method))
     for note in notes[len(splits.notes) :]:
         say(f"noticed: {note}")
     before = model.task.measure(splits.test, predict_with(model, splits.test))
-    trained = _train(model, splits, tell)
+    if isinstance(model, NgramModel):
+        trained = model.fit(splits.train, splits.validation, tell)
+    else:
+        trained = _train(model, splits, tell)
     predictions = predict_with(model, splits.test)
     after = model.task.measure(splits.test, predictions)
     counts = {part: len(getattr(splits, part)) for part in ("train", "validation", "test")}
@@ -103,9 +110,20 @@ def fit(
 
 
 def planned(
-    name: TaskName, splits: Splits, encoder: Encoder, columns: Columns, given: Mapping[str, Any]
+    name: TaskName,
+    splits: Splits,
+    encoder: Encoder,
+    columns: Columns,
+    given: Mapping[str, Any],
+    *,
+    fresh: bool = True,
 ) -> tuple[Task, TaskSettings]:
-    """The untrained task and the settings that `fit` takes for these examples. Raises DatasetError."""
+    """The untrained task and the settings that `fit` takes for these examples. Raises DatasetError.
+
+    `fresh` is a training that goes on from no other: of texts that the encoder cannot read, characters are counted.
+    """
+    if fresh and name == "classify" and given.get("method") is None and unread(splits, encoder) >= UNREADABLE:
+        given = {**given, "method": METHOD}
     settings = choose(name, len(splits.train), _longest(name, splits, encoder), encoder.facts, given)
     return _task(name, splits, encoder, columns), settings
 
@@ -162,16 +180,21 @@ def _longest(name: TaskName, splits: Splits, encoder: Encoder) -> int:
     return lengths[min(len(lengths) - 1, int(len(lengths) * 0.995))]
 
 
-def _unread(splits: Splits, encoder: Encoder, name: str) -> list[str]:
-    """A note where the encoder does not know much of what the texts are written in."""
+def unread(splits: Splits, encoder: Encoder) -> float:
+    """The share of the texts' tokens that the encoder does not know."""
     step = max(1, len(splits.train) // MEASURED)
     ids = [id for one in splits.train[::step] for id in text_ids(encoder.tokenizer, _read(one))[0]]
-    share = ids.count(encoder.tokenizer.unk_token_id) / max(1, len(ids))
+    return ids.count(encoder.tokenizer.unk_token_id) / max(1, len(ids))
+
+
+def _unread(splits: Splits, encoder: Encoder, name: str, method: str) -> list[str]:
+    """A note where the encoder does not know much of what the texts are written in."""
+    share = unread(splits, encoder)
     if share < UNREAD:
         return []
-    return [
-        f"{name} does not know {share:.0%} of the tokens of these texts; name an encoder of their language (--model)"
-    ]
+    instead = ", so runs of characters are counted in its place;" if method == METHOD else ";"
+    told = f"{name} does not know {share:.0%} of the tokens of these texts{instead}"
+    return [f"{told} name an encoder of their language (--model)"]
 
 
 def _read(one: Any) -> str:

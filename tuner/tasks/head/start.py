@@ -15,6 +15,7 @@ from agent.errors import AdapterError, DatasetError
 from agent.sealing import WEIGHTS, Manifest, verify
 from tuner.tasks.data.records import key, label_of
 from tuner.tasks.data.splits import Splits, stratified
+from tuner.tasks.head.ngrams import METHOD, NgramModel
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +83,7 @@ def one_kind(start: Start, options: Mapping[str, Any]) -> None:
         raise DatasetError(f"{start.folder} gives a text {several}; train without --from, or with data of that kind")
 
 
-def begin(model: TaskModel, start: Start, base: ModelFolder) -> int:
+def begin(model: TaskModel | NgramModel, start: Start, base: ModelFolder) -> int:
     """Put the earlier tensors into a fresh model. Returns how many outputs of its head were known.
 
     Raises AdapterError where it is on another base, or its method cannot go on from them.
@@ -91,6 +92,11 @@ def begin(model: TaskModel, start: Start, base: ModelFolder) -> int:
 
     from tuner.tasks.head.model import HEAD
 
+    if isinstance(model, NgramModel) or start.told["settings"]["method"] == METHOD:
+        raise DatasetError(
+            f"{start.folder} goes into no training by method {model.settings.method}, for one of both has no encoder; "
+            "train on the examples of both together, without --from"
+        )
     if base.revision != start.manifest.base_revision:
         raise AdapterError(
             f"{start.folder} was trained on {start.manifest.base} ({start.manifest.base_revision[:12]}), this is "
