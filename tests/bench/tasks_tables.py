@@ -27,7 +27,7 @@ _NOISE = {"typos": "mistyped", "keys": "neighbouring keys"}
 _FIGURES = {
     "accuracy": "accuracy",
     "entity_f1": "entity F1",
-    "official_f1": "official macro F1",
+    "macro_f1": "macro F1",
     "f1": "F1",
     "chrf": "chrF",
     "rouge_l": "ROUGE-L",
