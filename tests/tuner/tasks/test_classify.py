@@ -14,6 +14,8 @@ from agent.sealing import verify
 from tests.tuner.tasks.tiny_encoder import save_encoder, write_lines
 from tuner.tasks.api import TaskResult, load, train
 from tuner.tasks.data.columns import Columns
+from tuner.tasks.data.records import Classified
+from tuner.tasks.head.classify import ClassifyTask
 from tuner.tasks.predictions import Labelled
 
 COLOURS = ("red", "blue", "green", "grey")
@@ -56,6 +58,14 @@ def test_what_was_trained_is_right_of_texts_it_has_not_seen_and_was_not_before(m
     assert made.scores.figures["accuracy"].mean == 1.0
     assert made.before.figures["accuracy"].mean < 0.8
     assert 0 < made.scores.figures["accuracy"].count < len(texts())
+
+
+def test_a_label_that_only_another_model_knows_is_a_wrong_one() -> None:
+    task = ClassifyTask(("lost", "found"))
+    said = [Labelled(("lost",), 1.0, {}), Labelled(("refund",), 1.0, {})]
+    scores = task.measure([Classified("a", ("lost",)), Classified("b", ("found",))], said)
+    assert scores.value == 0.5
+    assert scores.figures["macro_f1"].mean == pytest.approx(1 / 3)
 
 
 def test_a_saved_task_says_what_it_said_before_it_was_saved(made: TaskResult) -> None:

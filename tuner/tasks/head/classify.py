@@ -82,7 +82,8 @@ class ClassifyTask:
     def measure(
         self, examples: Sequence[Classified], predictions: Sequence[Labelled], *, resamples: int = RESAMPLES
     ) -> Scores:
-        labels = sorted({*self.labels, *(label for one in examples for label in one.labels)})
+        told = (label for some in (examples, predictions) for one in some for label in one.labels)
+        labels = sorted({*self.labels, *told})
         if self.multi:
             return multi_label(
                 [one.labels for one in examples], [one.labels for one in predictions], labels, resamples=resamples
