@@ -223,13 +223,15 @@ def test_a_generation_whose_time_is_over_gives_back_what_it_said(shared: Any) ->
 
 def test_one_whose_time_is_over_while_it_waits_never_runs(make_engine: MakeEngine) -> None:
     engine = make_engine(max_sessions=1)
-    first_may_end = threading.Event()
+    running, first_may_end = threading.Event(), threading.Event()
 
     def hold(_: Sequence[int]) -> bool:
+        running.set()
         return first_may_end.wait(60)
 
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(engine.generate, Request(prompt(1, 20), NO_END, max_new=2, on_tokens=hold))
+        assert running.wait(60)
         second = pool.submit(engine.generate, Request(prompt(2, 20), NO_END, max_seconds=0.05))
         time.sleep(0.1)
         first_may_end.set()
