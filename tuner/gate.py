@@ -177,9 +177,13 @@ def _change(
         lost=sum(old and not new for old, new in verdicts),
         watched=policy.watched is None or name in policy.watched,
         small=len(verdicts) < policy.small_group,
-        # A loss of just the margin is allowed, whatever floating point makes of it.
-        too_much=-gain.mean > max(policy.margin, spared / len(verdicts)) + 1e-9,
+        too_much=_is_more(-gain.mean, max(policy.margin, spared / len(verdicts))),
     )
+
+
+def _is_more(loss: float, allowed: float) -> bool:
+    """A loss of just as much is not, whatever floating point makes of it."""
+    return loss > allowed + 1e-9
 
 
 def _against(overall: Change, policy: GatePolicy) -> Iterable[str]:
@@ -207,7 +211,7 @@ def _but_for(groups: Iterable[Change], policy: GatePolicy) -> str:
     spared = [
         f"{one.name} with one of its {one.tasks} tasks"
         for one in groups
-        if one.watched and not one.too_much and -one.gain > policy.margin + 1e-9
+        if one.watched and not one.too_much and _is_more(-one.gain, policy.margin)
     ]
     return f", but for {', '.join(spared)}: a single one says little" if spared else ""
 

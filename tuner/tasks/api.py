@@ -27,7 +27,7 @@ from tuner.tasks.data.records import TASKS, TaskName
 from tuner.tasks.data.splits import Leakage, Splits, part
 from tuner.tasks.head.start import REPLAYED, open_start, replayed
 from tuner.tasks.language.prompted import Way, way_of
-from tuner.tasks.learnt import before as learnt_before
+from tuner.tasks.learnt import before
 from tuner.tasks.origin import Origin
 from tuner.tasks.predictor import Say, TaskPredictor, TaskResult, silent
 
@@ -66,8 +66,10 @@ def train(
     if task not in TASKS:
         raise DatasetError(f"there is no task {task!r}; expected one of {', '.join(TASKS)}")
     project = project or find_project(Path.cwd())
-    before = None if start is None else served_folder(find_task(project, str(start)))
-    way = way_of(task, model if before is None or model is not None else verify(before).base, project, say=say)
+    earlier = None if start is None else served_folder(find_task(project, str(start)))
+    if earlier is not None and model is None:
+        model = verify(earlier).base
+    way = way_of(task, model, project, say=say)
     origin = Origin.of(
         project,
         data,
@@ -76,7 +78,7 @@ def train(
         columns=columns,
         leakage=leakage,
         seed=int(settings.get("seed") or 0),
-        start=before,
+        start=earlier,
         replay=replay,
         replay_share=replay_share,
     )
@@ -112,12 +114,7 @@ def fit_in_team(
     `kept` goes into `task.json`.
     """
     start = None if origin.start is None else open_start(project.resolve(origin.start))
-    model = start.manifest.base if model is None and start is not None else model
-    told = {
-        "origin": origin.to_dict(),
-        **({} if start is None else {"before": learnt_before(start.told)}),
-        **(kept or {}),
-    }
+    told = {"origin": origin.to_dict(), **({} if start is None else {"before": before(start.told)}), **(kept or {})}
     stopped = threading.Event()
 
     def tell(progress: TaskProgress) -> None:

@@ -20,7 +20,7 @@ from tuner.candidates import code_version
 from tuner.tasks.head.classify import ClassifyTask
 from tuner.tasks.head.kinds import Task, make_task
 from tuner.tasks.head.model import Encoder, TaskModel, load_encoder
-from tuner.tasks.head.ngrams import METHOD, NgramModel
+from tuner.tasks.head.ngrams import NgramModel
 from tuner.tasks.settings import TaskSettings
 
 VERSION = 1
@@ -99,7 +99,7 @@ def open_folder(
             f"{folder} was trained on {manifest.base} of revision {manifest.base_revision[:12]}, and what is there has "
             f"{base.revision[:12]}; install that one, or train again"
         )
-    encoder = None if told["settings"].get("method") == METHOD else load_encoder(base, device=device)
+    encoder = None if told["settings"].get("method") == "ngrams" else load_encoder(base, device=device)
     model = rebuilt(encoder, told)
     model.load_state(load_file(folder / WEIGHTS))
     if isinstance(model, TaskModel):
@@ -119,12 +119,13 @@ def read_task(folder: Path) -> dict[str, Any]:
 
 def rebuilt(encoder: Encoder | None, told: Mapping[str, Any]) -> TaskModel | NgramModel:
     """An untrained model of the shape that `task.json` tells of."""
-    return made(encoder, make_task(told["task"], told["labels"], told["options"]), TaskSettings(**told["settings"]))
+    task = make_task(told["task"], told["labels"], told["options"])
+    return untrained(encoder, task, TaskSettings(**told["settings"]))
 
 
-def made(encoder: Encoder | None, task: Task, settings: TaskSettings) -> TaskModel | NgramModel:
+def untrained(encoder: Encoder | None, task: Task, settings: TaskSettings) -> TaskModel | NgramModel:
     """An untrained model; `encoder` is needed by all methods but `ngrams`."""
-    if settings.method == METHOD:
+    if settings.method == "ngrams":
         assert isinstance(task, ClassifyTask)
         return NgramModel(task, settings)
     assert encoder is not None

@@ -155,7 +155,6 @@ def _trained(
 ) -> tuple[TaskDecision, int]:
     """Train into a folder and hold it against what is served. Returns how many corrections it learnt, too."""
     from tuner.tasks.api import fit_in_team, load_version, read_splits
-    from tuner.tasks.language.training import is_generation
 
     splits, learnt, held = with_corrections(read_splits(told["task"], origin, project, say), found)
     before = load_version(served, project=project)
@@ -171,7 +170,7 @@ def _trained(
         on_progress,
         told["settings"],
         kept={"corrections": _kept(learnt, held)},
-        way="generation" if is_generation(served) else "head",
+        way=told.get("way", "head"),
         into=told["options"].get("into", ""),
     )
     corrected = [one.example for one in held]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
+from tuner.tasks.data.columns import Say
 from tuner.tasks.data.sources import Row, read_text
 
 UNLABELLED = frozenset({"unsup", "unlabeled", "unlabelled", "unsupervised"})
 """Folders whose texts have no class, such as `unsup` of the film reviews of Maas et al. (2011)."""
-
-Say = Callable[[str], None]
 
 
 def split_folders(path: Path, splits: Mapping[str, str], encoding: str | None, say: Say) -> dict[str, list[Row]]:

@@ -86,7 +86,7 @@ def guess_texts_and_label(rows: Sequence[Row], columns: Columns, file: str, say:
     A title goes before a longer text beside it. Raises DatasetError where only the user can say.
     """
     label = find_maybe(rows, "label", columns.label, file)
-    named = [] if columns.text is None else [find(rows, "text", one, file) for one in named_texts(rows, columns.text)]
+    named = named_texts(rows, columns, file)
     by = "by name"
     if label is None:
         by = "by what repeats"
@@ -98,7 +98,7 @@ def guess_texts_and_label(rows: Sequence[Row], columns: Columns, file: str, say:
     title = None if named else next((name for name in free if _is_title(rows, name)), None)
     if title is not None and text == title:
         text = _longest(rows, [name for name in free if name.strip().lower() in NAMES["body"]]) or title
-    texts = tuple(named) or tuple(one for one in dict.fromkeys((title, text)) if one is not None)
+    texts = named or tuple(one for one in dict.fromkeys((title, text)) if one is not None)
     told = None if text is None else ",".join(texts)
     guessed = columns.text is None or columns.label is None
     _, label = settle(rows, {"text": told, "label": label}, by, file, say, guessed=guessed)
@@ -112,10 +112,16 @@ def _is_title(rows: Sequence[Row], name: str) -> bool:
     return 2 * len({str(row.values.get(name)) for row in rows}) > len(rows)
 
 
-def named_texts(rows: Sequence[Row], named: str) -> list[str]:
-    """The columns that were named with commas between; a column's own name may have some."""
-    whole = named.lower() in {name.strip().lower() for name in rows[0].values}
-    return [named] if whole else [one.strip() for one in named.split(",")]
+def named_texts(rows: Sequence[Row], columns: Columns, file: str) -> tuple[str, ...]:
+    """The columns that were named for the text, with commas between; a column's own name may have some.
+
+    Raises DatasetError for one that is not there.
+    """
+    if columns.text is None:
+        return ()
+    whole = columns.text.lower() in {name.strip().lower() for name in rows[0].values}
+    named = [columns.text] if whole else columns.text.split(",")
+    return tuple(find(rows, "text", one.strip(), file) for one in named)
 
 
 def _repeating(rows: Sequence[Row], names: Sequence[str]) -> str | None:

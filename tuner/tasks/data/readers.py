@@ -171,9 +171,7 @@ def _classified(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> C
     many = columns.label.split(",") if columns.label and "," in columns.label else []
     if many:
         flags = [find(rows, "label", name.strip(), file) for name in many]
-        texts = tuple(
-            find(rows, "text", one, file) for one in (named_texts(rows, columns.text) if columns.text else (None,))
-        )
+        texts = named_texts(rows, columns, file) or (find(rows, "text", None, file),)
     else:
         flags = []
         texts, label = guess_texts_and_label(rows, columns, file, say)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,11 @@ from tuner.tasks.data.columns import Columns
 from tuner.tasks.data.records import Asked, Classified, Similar, TaskName, shown
 from tuner.tasks.data.splits import Splits, dataset_hash
 from tuner.tasks.data.typos import mistyped
-from tuner.tasks.folders import Sealed, made, save
+from tuner.tasks.folders import Sealed, save, untrained
 from tuner.tasks.head.align import text_ids
-from tuner.tasks.head.kinds import Task, task_of
+from tuner.tasks.head.kinds import Task, make_task, task_of
 from tuner.tasks.head.model import Encoder, TaskModel, load_encoder
-from tuner.tasks.head.ngrams import METHOD, NgramModel
+from tuner.tasks.head.ngrams import NgramModel
 from tuner.tasks.head.start import Start, begin, continued
 from tuner.tasks.head.training import TaskProgress, train_model
 from tuner.tasks.predictor import TaskPredictor, TaskResult, predict_with
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tuner.tasks.head.windows import Window
 
 MEASURED = 2000
-"""Examples by which the length of windows is chosen."""
+"""Examples by which the length of windows is chosen, and whether they can be read."""
 
 UNREADABLE = 0.2
 """Share of unknown tokens from which a classification does without the encoder, where no method is named."""
@@ -66,18 +66,19 @@ def fit(
     )
     given = given if start is None else start.settings(given)
     encoder = load_encoder(base, device=_device(project.settings.model.device))
-    task, settings = planned(name, splits, encoder, columns, given, fresh=start is None)
+    reading = read_by(encoder, splits)
+    task, settings = planned(name, splits, encoder, reading, columns, given, fresh=start is None)
     if settings.precision == "auto":
         settings = replace(settings, precision=faster_precision(str(encoder.model.device)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = made(encoder, task if start is None else continued(task, start), settings)
+        model = untrained(encoder, continued(task, start, make_task), settings)
     if start is not None:
         known = begin(model, start, base)
         stays = f", of whose head {known} of {model.task.outputs} outputs stay" if model.task.outputs else ""
         say(f"goes on from {start.manifest.id}{stays}")
     say(f"{name} on {base.name}: {settings.method}, {settings.epochs} epochs at most, {len(splits.train)} examples")
-    notes = (*splits.notes, *_unread(splits, encoder, base.name, settings.method))
+    notes = (*splits.notes, *_unread(reading, base.name, settings.method))
     for note in notes[len(splits.notes) :]:
         say(f"noticed: {note}")
     before = model.task.measure(splits.test, predict_with(model, splits.test))
@@ -113,6 +114,7 @@ def planned(
     name: TaskName,
     splits: Splits,
     encoder: Encoder,
+    reading: Reading,
     columns: Columns,
     given: Mapping[str, Any],
     *,
@@ -122,9 +124,9 @@ def planned(
 
     `fresh` is a training that goes on from no other: of texts that the encoder cannot read, characters are counted.
     """
-    if fresh and name == "classify" and given.get("method") is None and unread(splits, encoder) >= UNREADABLE:
-        given = {**given, "method": METHOD}
-    settings = choose(name, len(splits.train), _longest(name, splits, encoder), encoder.facts, given)
+    if fresh and name == "classify" and given.get("method") is None and reading.unknown >= UNREADABLE:
+        given = {**given, "method": "ngrams"}
+    settings = choose(name, len(splits.train), reading.longest, encoder.facts, given)
     return _task(name, splits, encoder, columns), settings
 
 
@@ -173,27 +175,31 @@ def _task(name: TaskName, splits: Splits, encoder: Encoder, columns: Columns) ->
     return task_of(name, splits.train, **options)
 
 
-def _longest(name: TaskName, splits: Splits, encoder: Encoder) -> int:
-    """Tokens that nearly all examples fit into, special ones and signs counted generously."""
+@dataclass(frozen=True)
+class Reading:
+    """What an encoder makes of training texts."""
+
+    longest: int
+    """Tokens that nearly all of them fit into, special ones and signs counted generously."""
+    unknown: float
+    """The share of the tokens that it does not know."""
+
+
+def read_by(encoder: Encoder, splits: Splits) -> Reading:
+    """Of `MEASURED` training texts at most, evenly drawn."""
     step = max(1, len(splits.train) // MEASURED)
-    lengths = sorted(len(text_ids(encoder.tokenizer, _read(one))[0]) + 8 for one in splits.train[::step])
-    return lengths[min(len(lengths) - 1, int(len(lengths) * 0.995))]
+    texts = [text_ids(encoder.tokenizer, _read(one))[0] for one in splits.train[::step]]
+    lengths = sorted(len(ids) + 8 for ids in texts)
+    unknown = sum(ids.count(encoder.tokenizer.unk_token_id) for ids in texts) / max(1, sum(map(len, texts)))
+    return Reading(lengths[min(len(lengths) - 1, int(len(lengths) * 0.995))], unknown)
 
 
-def unread(splits: Splits, encoder: Encoder) -> float:
-    """The share of the texts' tokens that the encoder does not know."""
-    step = max(1, len(splits.train) // MEASURED)
-    ids = [id for one in splits.train[::step] for id in text_ids(encoder.tokenizer, _read(one))[0]]
-    return ids.count(encoder.tokenizer.unk_token_id) / max(1, len(ids))
-
-
-def _unread(splits: Splits, encoder: Encoder, name: str, method: str) -> list[str]:
+def _unread(reading: Reading, name: str, method: str) -> list[str]:
     """A note where the encoder does not know much of what the texts are written in."""
-    share = unread(splits, encoder)
-    if share < UNREAD:
+    if reading.unknown < UNREAD:
         return []
-    instead = ", so runs of characters are counted in its place;" if method == METHOD else ";"
-    told = f"{name} does not know {share:.0%} of the tokens of these texts{instead}"
+    instead = ", so runs of characters are counted in its place;" if method == "ngrams" else ";"
+    told = f"{name} does not know {reading.unknown:.0%} of the tokens of these texts{instead}"
     return [f"{told} name an encoder of their language (--model)"]
 
 

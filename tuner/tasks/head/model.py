@@ -132,13 +132,7 @@ class TaskModel(torch.nn.Module):
 
     def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put back what `state` gave. Raises AdapterError where names or shapes are not those of this model."""
-        wanted = {name: tuple(one.shape) for name, one in self.state().items()}
-        given = {name: tuple(one.shape) for name, one in tensors.items()}
-        if wanted != given:
-            wrong = sorted(set(wanted.items()) ^ set(given.items()))[0]
-            raise AdapterError(
-                f"tensor {wrong[0]} {list(wrong[1])} does not fit; the folder is of another encoder or task"
-            )
+        check_fits(self.state(), tensors)
         self.head.load_state_dict(
             {name.removeprefix(HEAD): one for name, one in tensors.items() if name.startswith(HEAD)}
         )
@@ -159,6 +153,14 @@ class TaskModel(torch.nn.Module):
         if self.training and self.settings.precision == "mixed":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
+
+
+def check_fits(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise AdapterError where names or shapes of tensors are not those of a model's own."""
+    wanted, found = ({name: tuple(one.shape) for name, one in some.items()} for some in (own, given))
+    if wanted != found:
+        name, shape = sorted(set(wanted.items()) ^ set(found.items()))[0]
+        raise AdapterError(f"tensor {name} {list(shape)} does not fit; the folder is of another encoder or task")
 
 
 def saved_name(name: str) -> str:

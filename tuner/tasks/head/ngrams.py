@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agent.errors import AdapterError
 from tuner.memory import peak_bytes
 from tuner.tasks.data.records import Classified
 from tuner.tasks.predictions import Labelled
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from tuner.tasks.head.training import TaskProgress, TrainedTask
     from tuner.tasks.settings import TaskSettings
 
-METHOD = "ngrams"
 RUNS = (1, 3)
 """Characters of the shortest and the longest run."""
 BUCKETS = 2**16
@@ -105,11 +103,9 @@ class NgramModel:
 
     def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Put back what `state` gave. Raises AdapterError where names or shapes are not those of this task."""
-        wanted = {name: one.shape for name, one in self._arrays().items()}
-        given = {name: tuple(one.shape) for name, one in tensors.items()}
-        if wanted != given:
-            wrong = sorted(set(wanted.items()) ^ set(given.items()))[0]
-            raise AdapterError(f"tensor {wrong[0]} {list(wrong[1])} does not fit; the folder is of another task")
+        from tuner.tasks.head.model import check_fits
+
+        check_fits(self._arrays(), tensors)
         self._weight, self._bias, self._rarity = (tensors[name].numpy() for name in self._arrays())
 
     def _arrays(self) -> dict[str, np.ndarray]:

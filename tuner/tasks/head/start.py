@@ -6,16 +6,16 @@ share of the older ones among them (experience replay, Rolnick et al., 2019).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from agent.errors import AdapterError, DatasetError
 from agent.sealing import WEIGHTS, Manifest, verify
-from tuner.tasks.data.records import key, label_of
+from tuner.tasks.data.records import TaskName, key, label_of
 from tuner.tasks.data.splits import Splits, stratified
-from tuner.tasks.head.ngrams import METHOD, NgramModel
+from tuner.tasks.head.ngrams import NgramModel
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +52,14 @@ class Start:
         chosen = {name: value for name, value in given.items() if value is not None}
         return {"head_first": False, "head_last": False, **earlier, **chosen}
 
+    def check_base(self, base: ModelFolder) -> None:
+        """Raises AdapterError where what is trained now lies on another base."""
+        if base.revision != self.manifest.base_revision:
+            raise AdapterError(
+                f"{self.folder} was trained on {self.manifest.base} ({self.manifest.base_revision[:12]}), this is "
+                f"{base.name} ({base.revision[:12]}); leave out --model, or train without --from"
+            )
+
 
 def open_start(folder: Path) -> Start:
     """Raises AdapterError where the folder is none of a trained task, or not whole."""
@@ -60,27 +68,35 @@ def open_start(folder: Path) -> Start:
     return Start(folder, verify(folder), read_task(folder))
 
 
-def continued(task: Task, start: Start) -> Task:
-    """The same kind of task with the labels that it knew before the new ones; another kind as it is.
+class Named(Protocol):
+    """What a task on an encoder and one of the language model have in common."""
+
+    @property
+    def name(self) -> TaskName: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    def options(self) -> dict[str, Any]: ...
+
+
+AnyTask = TypeVar("AnyTask", bound=Named)
+
+
+def continued(
+    task: AnyTask, start: Start | None, make: Callable[[str, Sequence[str], Mapping[str, Any]], AnyTask]
+) -> AnyTask:
+    """The same kind of task, made anew, with the labels that it knew before the new ones; another kind as it is.
 
     Raises DatasetError where one has several labels a text and the other has one.
     """
-    from tuner.tasks.head.kinds import make_task
-
-    if start.task != task.name:
+    if start is None or start.task != task.name:
         return task
-    options = dict(task.options())
-    one_kind(start, options)
-    labels = tuple(dict.fromkeys([*start.told["labels"], *task.labels]))
-    return make_task(task.name, labels, options)
-
-
-def one_kind(start: Start, options: Mapping[str, Any]) -> None:
-    """Raises DatasetError where one of both gives a text several labels and the other one."""
-    before = start.told["options"]
+    options, before = task.options(), start.told["options"]
     if bool(options.get("multi")) != bool(before.get("multi")):
         several = "several labels" if before.get("multi") else "one label"
         raise DatasetError(f"{start.folder} gives a text {several}; train without --from, or with data of that kind")
+    return make(task.name, tuple(dict.fromkeys([*start.told["labels"], *task.labels])), options)
 
 
 def begin(model: TaskModel | NgramModel, start: Start, base: ModelFolder) -> int:
@@ -92,16 +108,12 @@ def begin(model: TaskModel | NgramModel, start: Start, base: ModelFolder) -> int
 
     from tuner.tasks.head.model import HEAD
 
-    if isinstance(model, NgramModel) or start.told["settings"]["method"] == METHOD:
+    if isinstance(model, NgramModel) or start.told["settings"]["method"] == "ngrams":
         raise DatasetError(
             f"{start.folder} goes into no training by method {model.settings.method}, for one of both has no encoder; "
             "train on the examples of both together, without --from"
         )
-    if base.revision != start.manifest.base_revision:
-        raise AdapterError(
-            f"{start.folder} was trained on {start.manifest.base} ({start.manifest.base_revision[:12]}), this is "
-            f"{base.name} ({base.revision[:12]}); leave out --model, or train without --from"
-        )
+    start.check_base(base)
     before, now = load_file(start.folder / WEIGHTS), model.state()
     encoder = {name: one for name, one in before.items() if not name.startswith(HEAD)}
     wrong = [name for name, one in encoder.items() if name not in now or now[name].shape != one.shape]

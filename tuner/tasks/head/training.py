@@ -216,24 +216,23 @@ def _begun(
     That is the tightest one: a loose head is right of nearly all it learnt from, so that nothing is left for the
     encoder to learn. Unless the head is fitted anew at the end, no other one is looked for.
     """
-    before = model.state()
-    tight: dict[str, torch.Tensor] = {}
+    begin = _copied(model.head)
 
     def told(number: int, steps: int, loss: float, found: Scores) -> None:
-        if number == 0:
-            tight.update({name: one.detach().clone() for name, one in model.head.state_dict().items()})
+        if number == 0 and model.settings.head_first:
+            begin.update(_copied(model.head))
 
     looseness = LOOSENESS if model.settings.head_last else LOOSENESS[:1]
-    windows = learnt.once()
     _, figures, _ = fit_head(
-        model, windows, check, validation, class_weights=class_weights, looseness=looseness, told=told
+        model, learnt.once(), check, validation, class_weights=class_weights, looseness=looseness, told=told
     )
     floor = model.state()
-    if model.settings.head_first:
-        model.head.load_state_dict(tight)
-    else:
-        model.load_state(before)
+    model.head.load_state_dict(begin)
     return max(value for _, value in figures[1:]), floor
+
+
+def _copied(head: Any) -> dict[str, torch.Tensor]:
+    return {name: one.detach().clone() for name, one in head.state_dict().items()}
 
 
 class _Run:

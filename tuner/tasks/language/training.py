@@ -11,6 +11,7 @@ import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from tuner.tasks import text_metrics
 from tuner.tasks.data.records import WRITTEN, TaskName
 from tuner.tasks.data.splits import Splits, dataset_hash
 from tuner.tasks.folders import VERSION, Sealed, publish, read_task
-from tuner.tasks.head.start import Start, one_kind
+from tuner.tasks.head.start import Start, continued
 from tuner.tasks.head.training import TaskProgress, TrainedTask
 from tuner.tasks.language.asking import Asking, asking_of, make_asking
 from tuner.tasks.language.generation import Budget, Generator, budget_of, prompt_ids
@@ -133,7 +134,7 @@ def fit(
     if start is not None:
         given = _going_on(start, base, given)
     settings = choose(given, _layers(base), context)
-    task = continued(asking_of(name, splits.train, into=into), start)
+    task = continued(asking_of(name, splits.train, into=into), start, partial(_asked_again, start))
     rows, notes = examples_of(task, splits.train, renderer, settings.max_tokens, "training")
     watched = random.Random(settings.seed).sample(splits.validation, min(MOST_WATCHED, len(splits.validation)))
     held_out, more = examples_of(task, watched, renderer, settings.max_tokens, "validation")
@@ -188,13 +189,10 @@ def fit(
     return TaskResult(predictor, folder, outcome.before, outcome.after, told, tuple(outcome.notes))
 
 
-def continued(task: Asking, start: Start | None) -> Asking:
-    """The same task with the labels that it knew before the new ones; another task as it is."""
-    if start is None or start.task != task.name:
-        return task
-    one_kind(start, task.options())
-    options = {name: value or start.told["options"].get(name) for name, value in task.options().items()}
-    return make_asking(task.name, tuple(dict.fromkeys([*start.told["labels"], *task.labels])), options)
+def _asked_again(start: Start | None, name: str, labels: Sequence[str], options: Mapping[str, Any]) -> Asking:
+    """With the earlier training's options where none are said, such as what it translated into."""
+    before = {} if start is None else start.told["options"]
+    return make_asking(name, labels, {one: value or before.get(one) for one, value in options.items()})
 
 
 def _going_on(start: Start, base: ModelFolder, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,11 +202,7 @@ def _going_on(start: Start, base: ModelFolder, given: Mapping[str, Any]) -> dict
             f"{start.folder} is a head on the encoder {start.manifest.base}, and {base.name} is a language model; "
             "leave out --model, or train without --from"
         )
-    if base.revision != start.manifest.base_revision:
-        raise AdapterError(
-            f"{start.folder} was trained on {start.manifest.base} ({start.manifest.base_revision[:12]}), this is "
-            f"{base.name} ({base.revision[:12]}); leave out --model, or train without --from"
-        )
+    start.check_base(base)
     said = {name: value for name, value in given.items() if value is not None}
     earlier = {name: start.told["settings"][name] for name in CONTINUED}
     other = [name for name in CONTINUED if name in said and said[name] != earlier[name]]
