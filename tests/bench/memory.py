@@ -21,7 +21,7 @@ from typing import Any
 from agent import cli
 from agent.runtime import Runtime
 from tests.bench.banking77 import DATA
-from tests.bench.results import RESULTS, ROOT, commit, machine, rows_of, write_result
+from tests.bench.results import RESULTS, ROOT, commit, machine, replaced, rows_of, write_result
 from tuner import demo
 from tuner.evaluate import Evaluation
 from tuner.pipeline import tune
@@ -63,11 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def merged(rows: Sequence[Row], made: Sequence[Row]) -> list[Row]:
     """The rows with those made in place of the ones of the same part, number of corrections, seed and way."""
 
-    def key(row: Row) -> tuple[str, int, int, str]:
+    def key(row: Mapping[str, Any]) -> tuple[str, int, int, str]:
         return row["part"], row["corrections"], row.get("seed", 0), row["by"]
 
-    fresh = {key(row) for row in made}
-    return sorted([*(row for row in rows if key(row) not in fresh), *made], key=key)
+    return sorted(replaced(rows, made, key), key=key)
 
 
 def banking77(data: Path, reviewed: Sequence[int], seeds: Sequence[int]) -> list[Row]:

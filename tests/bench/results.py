@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -58,6 +58,15 @@ def rows_of(name: str) -> list[dict[str, Any]]:
     """The rows of a result as they were written last; none where there is none."""
     path = RESULTS / f"{name}.json"
     return list(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.is_file() else []
+
+
+def replaced(
+    rows: Iterable[Mapping[str, Any]], made: Iterable[Mapping[str, Any]], key: Callable[[Mapping[str, Any]], object]
+) -> list[dict[str, Any]]:
+    """The rows with those made in place of the ones with the same key, behind the others."""
+    fresh = [dict(row) for row in made]
+    keys = {key(row) for row in fresh}
+    return [*(dict(row) for row in rows if key(row) not in keys), *fresh]
 
 
 def beside_peers() -> dict[str, str]:

@@ -22,7 +22,7 @@ from agent.llm.weights import resolve_encoder
 from agent.memory.encoder import Encoder, SentenceEncoder
 from tests.bench import retrieval_growth, retrieval_kills
 from tests.bench.encoder_gain import encoder_gain
-from tests.bench.results import ROOT, beside_peers, commit, machine, rows_of, write_result
+from tests.bench.results import ROOT, beside_peers, commit, machine, replaced, rows_of, write_result
 from tests.bench.retrieval_sets import Question, RetrievalSet, retrieval_sets
 from tests.bench.retrieval_sides import SIDES, corpus
 from tuner.encoder_gate import ndcg
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         made = [{"commit": commit(), "cpu": machine()["cpu"], "part": part, **row} for row in child(part, args.data)]
         for row in made:
             print("  " + json.dumps(row), flush=True)
-        rows = [row for row in rows if row["part"] != part] + made
+        rows = replaced(rows, made, lambda row: row["part"])
         print(write_result("retrieval", "make bench-retrieval", metrics_of(rows), rows), flush=True)
     return 0
 

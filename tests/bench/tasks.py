@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.settings import find_project
-from tests.bench.results import ROOT, beside_peers, commit, machine, rows_of, write_result
+from tests.bench.results import ROOT, beside_peers, commit, machine, replaced, rows_of, write_result
 from tests.bench.tasks_sets import SETS, splits_of
 from tests.bench.tasks_sides import OURS, PEERS, WAYS, peers_of, run, usual_of
 from tests.bench.tasks_ways import SHOTS
@@ -88,12 +88,12 @@ def measured(part: str, method: str, seed: int, args: argparse.Namespace, settin
 def merged(rows: Iterable[Row], row: Row) -> list[Row]:
     """The rows with this one in place of the one of the same part, method and seed; in order of parts and methods."""
 
-    def key(one: Row) -> tuple[str, str, int]:
+    def key(one: Mapping[str, Any]) -> tuple[str, str, int]:
         return one["part"], one["method"], one["seed"]
 
     order = [*OURS, *WAYS, *PEERS]
     return sorted(
-        [*(one for one in rows if key(one) != key(row)), row],
+        replaced(rows, [row], key),
         key=lambda one: (list(SETS).index(one["part"]), order.index(one["method"]), one["seed"]),
     )
 

@@ -30,12 +30,12 @@ class Plan:
 def plan(name: str, splits: Splits, seed: int, settings: Row, project: Project) -> Plan:
     from agent.llm.weights import encoder_weights
     from tuner.tasks.data.columns import Columns
-    from tuner.tasks.head.fitting import planned
+    from tuner.tasks.head.fitting import planned, read_by
     from tuner.tasks.head.model import load_encoder
 
     base = encoder_weights(project.named(project.settings.model.encoder), project.home.models)
     encoder = load_encoder(base)
-    given = SETS[name].task, splits, encoder, Columns()
+    given = SETS[name].task, splits, encoder, read_by(encoder, splits), Columns()
     _, default = planned(*given, {})
     task, chosen = planned(*given, {**settings, "method": "full", "seed": seed})
     return Plan(base.folder, encoder, task, chosen, default.method)

@@ -5,7 +5,6 @@ Each side is run alone in its process, so that its peak of memory is its own.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from agent.settings import Project
 from tests.bench.tasks_plan import Plan, Row, plan
 from tests.bench.tasks_sets import SETS, noisy
 from tests.bench.tasks_trainer import misaligned, trainer
-from tests.bench.tasks_ways import NEIGHBOURS, SHOTS, TENTHS, Trained, asked, tenth
+from tests.bench.tasks_ways import NEIGHBOURS, SHOTS, TENTHS, Trained, asked, fitted, note, tell, tenth
 from tests.bench.tasks_written import sides_of, written
 from tuner.memory import peak_bytes
 from tuner.tasks.data.records import WRITTEN
@@ -37,16 +36,15 @@ def run(name: str, method: str, splits: Splits, seed: int, settings: Row, projec
     """Train one side on a set and measure it. Raises ValueError for a side that does not do the set's task."""
     task = SETS[name].task
     if task in WRITTEN:
-        made, more = written(name, method, splits, seed, settings, project)
+        made = written(name, method, splits, seed, settings, project)
     elif method in OURS:
-        made, more = _ours(name, method, splits, seed, settings, project)
+        made = _ours(name, method, splits, seed, settings, project)
     elif method in WAYS:
-        made, more = _by_way(name, method, splits, seed, settings, project, data), {}
+        made = _by_way(name, method, splits, seed, settings, project, data)
     elif task not in PEERS[method]:
         raise ValueError(f"{method} does not do {task}; expected one of {', '.join(peers_of(name))}")
     else:
         made = _PEERS[method](splits, plan(name, splits, seed, settings, project), project)
-        more = made.more
     peak = peak_bytes()
     started = time.monotonic()
     scores = made.task.measure(splits.test, made.predict(splits.test))
@@ -68,7 +66,7 @@ def run(name: str, method: str, splits: Splits, seed: int, settings: Row, projec
         "peak_gib": round(peak / 2**30, 2),
         "parameters": made.parameters,
         "checkpoint_bytes": made.checkpoint_bytes,
-        **more,
+        **made.more,
     }
 
 
@@ -82,25 +80,18 @@ def usual_of(name: str) -> list[str]:
     return sides_of(name) if SETS[name].task in WRITTEN else [*USUAL, *peers_of(name)]
 
 
-def _ours(name: str, method: str, splits: Splits, seed: int, settings: Row, project: Project) -> tuple[Trained, Row]:
+def _ours(name: str, method: str, splits: Splits, seed: int, settings: Row, project: Project) -> Trained:
     from tuner.tasks.data.columns import Columns
     from tuner.tasks.head.fitting import fit
 
     way, _, adversarial = method.partition("+")
     planned = plan(name, splits, seed, settings, project)
     given = {"method": way, "adversarial": adversarial or "none", "seed": seed, **({} if way == "head" else settings)}
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "made"
-        made = fit(SETS[name].task, splits, None, out, "bench", project, Columns(), _note, _tell, given)
-        size = (out / "adapter_model.safetensors").stat().st_size
-    trained = Trained(made.predictor.predict, planned.task, made.trained.seconds, made.trained.parameters, size)
-    told = {
-        "default": method == planned.default,
-        "best_epoch": made.trained.best_epoch,
-        "validation": round(made.trained.validation, 4),
-        "epochs": made.trained.epochs,
-    }
-    return trained, told
+    return fitted(
+        planned.task,
+        method == planned.default,
+        lambda out: fit(SETS[name].task, splits, None, out, "bench", project, Columns(), note, tell, given),
+    )
 
 
 def _by_way(name: str, method: str, splits: Splits, seed: int, settings: Row, project: Project, data: Path) -> Trained:
@@ -187,15 +178,6 @@ def _labelled(labels: Sequence[Any]) -> list[Any]:
 
 def _rounded(one: Any) -> list[float]:
     return [round(value, 4) for value in (one.mean, one.low, one.high)]
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _tell(progress: Any) -> None:
-    if progress.validation is not None:
-        _note(f"epoch {progress.epoch + 1}, loss {progress.loss:.3f}, validation {progress.validation.value:.4f}")
 
 
 PEERS: dict[str, tuple[str, ...]] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from agent.settings import Project
 from tests.bench.tasks_sets import SETS, Predict, drawn, splits_of
 from tuner.tasks.data.splits import Splits
 from tuner.tasks.head.kinds import Task
+from tuner.tasks.language.asking import Asking
 from tuner.tasks.predictor import TaskResult
 
 SHOTS = {"shots_0": 0, "shots_8": 8}
@@ -33,7 +34,7 @@ class Trained:
     """What a side came to, before it is measured."""
 
     predict: Predict
-    task: Task
+    task: Task | Asking
     seconds: float
     parameters: int
     checkpoint_bytes: int
@@ -41,11 +42,29 @@ class Trained:
     """Figures of this side alone."""
 
 
-def asked(task: Task, method: str, splits: Splits, seed: int, project: Project) -> Trained:
+def fitted(task: Task | Asking, default: bool, train: Callable[[Path], TaskResult]) -> Trained:
+    """What `train` makes in the folder that it is given."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = train(Path(folder) / "made")
+        size = checkpoint_bytes(Path(folder) / "made")
+    more = {
+        "default": default,
+        "best_epoch": made.trained.best_epoch,
+        "validation": round(made.trained.validation, 4),
+        "epochs": made.trained.epochs,
+    }
+    return Trained(made.predictor.predict, task, made.trained.seconds, made.trained.parameters, size, more)
+
+
+def checkpoint_bytes(folder: Path) -> int:
+    return (folder / "adapter_model.safetensors").stat().st_size
+
+
+def asked(task: Task | Asking, method: str, splits: Splits, seed: int, project: Project) -> Trained:
     """The language model as it is, shown the examples most alike, or none."""
     from tuner.tasks.language.prompted import prompted
 
-    model = prompted(task.name, splits, shots=SHOTS[method], seed=seed, project=project, say=_note)
+    model = prompted(task.name, splits, shots=SHOTS[method], seed=seed, project=project, say=note)
     return Trained(model.predict, task, 0.0, 0, 0)
 
 
@@ -76,7 +95,7 @@ def tenth(
             start = open_start(Path(folder) / "near")
             few = replayed(few, near.train, REPLAYED * len(few.train) / len(near.train), seed)
         made = _fit(name, few, Path(folder) / "made", project, {"seed": seed}, start)
-        size = (Path(folder) / "made" / "adapter_model.safetensors").stat().st_size
+        size = checkpoint_bytes(Path(folder) / "made")
     return Trained(made.predictor.predict, task, time.monotonic() - started, made.trained.parameters, size)
 
 
@@ -87,12 +106,13 @@ def _fit(
     from tuner.tasks.head.fitting import fit
 
     given = {**settings, "method": METHOD}
-    return fit(SETS[name].task, splits, None, out, "bench", project, Columns(), _note, _quiet, given, start=start)
+    return fit(SETS[name].task, splits, None, out, "bench", project, Columns(), note, tell, given, start=start)
 
 
-def _note(text: str) -> None:
+def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _quiet(progress: Any) -> None:
-    pass
+def tell(progress: Any) -> None:
+    if progress.validation is not None:
+        note(f"epoch {progress.epoch + 1}, loss {progress.loss:.3f}, validation {progress.validation.value:.4f}")

@@ -7,11 +7,8 @@ question most like the last one, by the same encoder.
 from __future__ import annotations
 
 import statistics
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +16,9 @@ import numpy as np
 from agent.memory.sentences import sentences_by_line
 from agent.settings import Project
 from tests.bench.tasks_sets import SETS, Predict
-from tests.bench.tasks_ways import SHOTS, Trained
+from tests.bench.tasks_ways import SHOTS, Trained, asked, fitted, note, tell
 from tuner.tasks.data.splits import Splits
-from tuner.tasks.language.asking import Asking, asking_of
+from tuner.tasks.language.asking import asking_of
 
 TRAINED = ("lora", "full")
 WITHOUT = {"lead": "summarise", "nearest": "converse"}
@@ -36,46 +33,25 @@ def sides_of(name: str) -> list[str]:
 
 def written(
     name: str, method: str, splits: Splits, seed: int, settings: Mapping[str, Any], project: Project
-) -> tuple[Trained, dict[str, Any]]:
+) -> Trained:
     """Train or ask one side. Raises ValueError for a side that does not do the set's task."""
     task = SETS[name].task
     if WITHOUT.get(method, task) != task or method not in METHODS:
         raise ValueError(f"{method} does not do {task}; expected one of {', '.join(sides_of(name))}")
-    asked = asking_of(task, splits.train)
-    if method in TRAINED:
-        return _trained(name, method, splits, seed, settings, project, asked)
+    asking = asking_of(task, splits.train)
     if method in SHOTS:
-        from tuner.tasks.language.prompted import prompted
-
-        model = prompted(task, splits, shots=SHOTS[method], seed=seed, project=project, say=_note)
-        return Trained(model.predict, asked, 0.0, 0, 0), {}
-    predict = lead(splits.train) if method == "lead" else _nearest(splits.train, project)
-    return Trained(predict, asked, 0.0, 0, 0), {}
-
-
-def _trained(
-    name: str,
-    method: str,
-    splits: Splits,
-    seed: int,
-    settings: Mapping[str, Any],
-    project: Project,
-    asked: Asking,
-) -> tuple[Trained, dict[str, Any]]:
+        return asked(asking, method, splits, seed, project)
+    if method in WITHOUT:
+        predict = lead(splits.train) if method == "lead" else _nearest(splits.train, project)
+        return Trained(predict, asking, 0.0, 0, 0)
     from tuner.tasks.language.training import fit
 
     given = {**settings, "method": method, "seed": seed}
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "made"
-        made = fit(SETS[name].task, splits, None, out, "bench", project, "", _note, _quiet, given)
-        size = (out / "adapter_model.safetensors").stat().st_size
-    told = {
-        "default": method == "lora",
-        "best_epoch": made.trained.best_epoch,
-        "validation": round(made.trained.validation, 4),
-        "epochs": made.trained.epochs,
-    }
-    return Trained(made.predictor.predict, asked, made.trained.seconds, made.trained.parameters, size), told
+    return fitted(
+        asking,
+        method == "lora",
+        lambda out: fit(task, splits, None, out, "bench", project, "", note, tell, given),
+    )
 
 
 def lead(examples: Sequence[Any]) -> Predict:
@@ -100,12 +76,3 @@ def _nearest(examples: Sequence[Any], project: Project) -> Predict:
         return [Said(examples[at].answer, 1.0) for at in found]
 
     return predict
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _quiet(progress: Any) -> None:
-    if progress.validation is not None:
-        _note(f"epoch {progress.epoch + 1}, loss {progress.loss:.3f}, validation {progress.validation.value:.4f}")
