@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from agent.cli import main
 from agent.errors import AdapterError, DatasetError
-from agent.llm.scripted import ScriptedModel, answer, call
-from agent.memory.encoder import HashEncoder
-from agent.runtime import Runtime
 from agent.sealing import verify
-from agent.settings import Project, find_project
+from agent.settings import find_project
 from agent.task_folders import served_folder, versions
+from tests.tuner.tasks.asking_runs import Ratchet, ratchet_that_asks
 from tests.tuner.tasks.test_generation import PLACES, QUICK, THINGS, rows
 from tests.tuner.tasks.tiny_encoder import save_encoder, write_lines
 from tests.tuner.tiny import save_base
@@ -67,26 +63,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-Ratchet = Callable[..., tuple[int, str]]
-
-
 @pytest.fixture
 def ratchet(capsys: pytest.CaptureFixture[str]) -> Ratchet:
-    """Runs a command in a project, its model asking `place_of` about texts; gives its code and what it said."""
-
-    def command(folder: Path, *words: str, asks: tuple[str, ...] = ()) -> tuple[int, str]:
-        def opened(project: Project, progress: Callable[[str], None]) -> Runtime:
-            from tuner.tasks.tools import TaskTools
-
-            said = [call("place_of", text=text, thought="Ask.", plan=["ask"]) for text in asks]
-            model = ScriptedModel([*said, answer("done", thought="Done.")])
-            return Runtime(project, model=model, encoder=HashEncoder(), tasks=TaskTools(project), progress=progress)
-
-        code = main(["--project", str(folder), *words], open_runtime=opened)
-        shown = capsys.readouterr()
-        return code, shown.out + shown.err
-
-    return command
+    return ratchet_that_asks("place_of", capsys)
 
 
 def test_corrected_texts_make_a_version_that_the_gate_decides_on(trained: Path, ratchet: Ratchet) -> None:

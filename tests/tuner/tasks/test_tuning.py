@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.cli import main
 from agent.errors import DatasetError, FeedbackError
-from agent.llm.scripted import ScriptedModel, answer, call
-from agent.memory.encoder import HashEncoder
-from agent.runtime import Runtime
 from agent.sealing import verify
-from agent.settings import Project, find_project
+from agent.settings import find_project
 from agent.store import Store
 from agent.task_folders import find_task, served_folder, versions
+from tests.tuner.tasks.asking_runs import Ratchet, ratchet_that_asks
 from tests.tuner.tasks.test_classify import COLOURS, QUICK, THINGS, VERBS, WORDS
 from tests.tuner.tasks.tiny_encoder import save_encoder, write_lines
 from tuner.tasks.api import load, train
 from tuner.tasks.data.records import Asked, Classified, Conversed, Related, Tagged, Turn, Written
 from tuner.tasks.gate import decide
 from tuner.tasks.outputs import as_taught, right_output
-from tuner.tasks.tools import TaskTools
 from tuner.tasks.tuning import tune_task
 
 KNOWN = VERBS[:3]
@@ -63,23 +60,8 @@ def folder(trained: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def ratchet(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """Runs a command in the project, its model asking the task about these texts; gives its code and what it said."""
-
-    def command(*words: str, asks: Sequence[str] = ()) -> tuple[int, str]:
-        def opened(project: Project, progress: Callable[[str], None]) -> Runtime:
-            said = [call("verb_of", text=text, thought="Ask.", plan=["ask"]) for text in asks]
-            model = ScriptedModel([*said, answer("done", thought="Done.")])
-            return Runtime(project, model=model, encoder=HashEncoder(), tasks=TaskTools(project), progress=progress)
-
-        code = main(["--project", str(folder), *words], open_runtime=opened)
-        shown = capsys.readouterr()
-        return code, shown.out + shown.err
-
-    return command
-
-
-Ratchet = Callable[..., tuple[int, str]]
+def ratchet(folder: Path, capsys: pytest.CaptureFixture[str]) -> Ratchet:
+    return partial(ratchet_that_asks("verb_of", capsys), folder)
 
 
 def corrected(ratchet: Ratchet, texts: Sequence[str], label: str) -> None:

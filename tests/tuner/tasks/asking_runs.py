@@ -1,0 +1,33 @@
+"""Commands in a project whose scripted model asks a trained task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from agent.cli import main
+from agent.llm.scripted import ScriptedModel, answer, call
+from agent.memory.encoder import HashEncoder
+from agent.runtime import Runtime
+from agent.settings import Project
+from tuner.tasks.tools import TaskTools
+
+Ratchet = Callable[..., tuple[int, str]]
+
+
+def ratchet_that_asks(tool: str, capsys: pytest.CaptureFixture[str]) -> Ratchet:
+    """Runs a command in a project, its model asking the tool about `asks`; gives its code and what it said."""
+
+    def command(folder: Path, *words: str, asks: Sequence[str] = ()) -> tuple[int, str]:
+        def opened(project: Project, progress: Callable[[str], None]) -> Runtime:
+            said = [call(tool, text=text, thought="Ask.", plan=["ask"]) for text in asks]
+            model = ScriptedModel([*said, answer("done", thought="Done.")])
+            return Runtime(project, model=model, encoder=HashEncoder(), tasks=TaskTools(project), progress=progress)
+
+        code = main(["--project", str(folder), *words], open_runtime=opened)
+        shown = capsys.readouterr()
+        return code, shown.out + shown.err
+
+    return command
