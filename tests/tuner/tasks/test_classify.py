@@ -10,13 +10,19 @@ import pytest
 
 from agent.cli import main
 from agent.errors import AdapterError, DatasetError
+from agent.llm.weights import encoder_weights
 from agent.sealing import verify
 from tests.tuner.tasks.tiny_encoder import save_encoder, write_lines
 from tuner.tasks.api import TaskResult, load, train
 from tuner.tasks.data.columns import Columns
 from tuner.tasks.data.records import Classified
 from tuner.tasks.head.classify import ClassifyTask
+from tuner.tasks.head.frozen import fit_head
+from tuner.tasks.head.kinds import task_of
+from tuner.tasks.head.model import TaskModel, load_encoder
+from tuner.tasks.metrics import Scores
 from tuner.tasks.predictions import Labelled
+from tuner.tasks.settings import choose
 
 COLOURS = ("red", "blue", "green", "grey")
 THINGS = ("coat", "tent", "lamp", "rope")
@@ -134,6 +140,26 @@ def test_behind_the_last_epoch_the_head_is_fitted_anew(encoder: str, tmp_path: P
     assert len(steps) == 1 + 3 + 1
     assert steps[-1] == steps[-2]
     assert made.trained.validation >= head.trained.validation == made.trained.validation_curve[0][1]
+
+
+def test_how_loose_a_head_of_few_texts_is_folds_of_them_tell(encoder: str, tmp_path: Path) -> None:
+    """Where one validation text is right by every fit, the folds choose; where there is plenty of it, it does."""
+    some = [Classified(row["text"], (row["label"],)) for row in texts()]
+    loaded = load_encoder(encoder_weights(encoder, tmp_path))
+    task = task_of("classify", some)
+    settings = choose("classify", len(some), 16, loaded.facts, {"method": "head"})
+    model = TaskModel(loaded, task, settings)
+    windows = task.windows(some, loaded.tokenizer, 64)
+
+    def check(scores: list[Any]) -> Scores:
+        asked = (some * 4)[: len(scores)]
+        return task.measure(asked, task.predict(asked, windows, scores), resamples=0)
+
+    few = fit_head(model, windows, check, windows[:1])
+    assert {value for _, value in few.figures[1:]} == {1.0}
+    assert few.best > 0
+    many = fit_head(model, windows, check, windows * 4)
+    assert many.validation == max(value for _, value in many.figures[1:])
 
 
 @pytest.mark.parametrize("kind", ["fgm", "freelb", "typos"])

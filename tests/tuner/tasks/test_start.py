@@ -19,7 +19,7 @@ from tuner.tasks.api import load, train
 from tuner.tasks.data.records import Classified
 from tuner.tasks.data.splits import Splits
 from tuner.tasks.folders import read_task
-from tuner.tasks.head.start import replayed
+from tuner.tasks.head.start import CARRIED, replayed
 
 STILL: dict[str, Any] = {**QUICK, "epochs": 1, "learning_rate": 0.0, "head_rate": 0.0}
 """A training whose steps change nothing, so that what it saves is what it began with."""
@@ -75,6 +75,41 @@ def test_another_task_takes_the_encoder_and_no_head(earlier: Path, tmp_path: Pat
     before, now = load_file(earlier / WEIGHTS), load_file(made.folder / WEIGHTS)
     assert all(tensor.equal(now[name]) for name, tensor in before.items() if not name.startswith("head."))
     assert now["head.weight"].shape == (3, 32)
+
+
+def test_other_labels_take_a_part_of_the_way_to_the_encoder_and_none_of_the_head(
+    earlier: Path, encoder: str, tmp_path: Path
+) -> None:
+    data = write_lines(tmp_path / "things.jsonl", rows(VERBS, label="thing"))
+    made = train("classify", data, start=earlier, out=tmp_path / "out", **STILL)
+    fresh = train("classify", data, model=encoder, out=tmp_path / "fresh", **STILL)
+    before, now, base = (load_file(folder / WEIGHTS) for folder in (earlier, made.folder, fresh.folder))
+    assert made.predictor.labels == tuple(sorted(THINGS))
+    for name, tensor in now.items():
+        way = base[name] if name.startswith("head.") else base[name] + CARRIED * (before[name] - base[name])
+        assert tensor.allclose(way, atol=1e-6), name
+
+
+def test_an_adapter_is_taken_a_part_of_the_way_by_one_of_its_factors(encoder: str, tmp_path: Path) -> None:
+    first = write_lines(tmp_path / "texts.jsonl", rows(VERBS))
+    adapter = train("classify", first, model=encoder, out=tmp_path / "one", method="lora", epochs=2)
+    data = write_lines(tmp_path / "things.jsonl", rows(VERBS, label="thing"))
+    made = train("classify", data, start=adapter.folder, out=tmp_path / "two", **{**STILL, "method": None})
+    before, now = load_file(adapter.folder / WEIGHTS), load_file(made.folder / WEIGHTS)
+    for name in before.keys() - {"head.weight", "head.bias"}:
+        share = CARRIED if "lora_B" in name else 1.0
+        assert now[name].allclose(share * before[name], atol=1e-7), name
+
+
+def test_a_head_of_other_labels_is_fitted_first_and_last_as_a_fresh_one_is(earlier: Path, tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "things.jsonl", rows(VERBS, label="thing"))
+    quick = {name: value for name, value in STILL.items() if name not in ("head_first", "head_last")}
+    other = train("classify", data, start=earlier, out=tmp_path / "other", **quick)
+    same = train(
+        "classify", write_lines(tmp_path / "same.jsonl", rows(VERBS)), start=earlier, out=tmp_path / "same", **quick
+    )
+    told = [read_task(made.folder)["settings"] for made in (other, same)]
+    assert [(one["head_first"], one["head_last"]) for one in told] == [(True, True), (False, False)]
 
 
 @pytest.mark.parametrize("method", ["lora", "head"])

@@ -64,19 +64,20 @@ def fit(
     base = encoder_weights(
         project.named(encoder_name or project.settings.model.encoder), project.home.models, progress=say
     )
-    given = given if start is None else start.settings(given)
     encoder = load_encoder(base, device=_device(project.settings.model.device))
     reading = read_by(encoder, splits)
-    task, settings = planned(name, splits, encoder, reading, columns, given, fresh=start is None)
+    task, settings = planned(name, splits, encoder, reading, columns, given, start)
     if settings.precision == "auto":
         settings = replace(settings, precision=faster_precision(str(encoder.model.device)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = untrained(encoder, continued(task, start, make_task), settings)
+        model = untrained(encoder, task, settings)
     if start is not None:
         known = begin(model, start, base)
-        stays = f", of whose head {known} of {model.task.outputs} outputs stay" if model.task.outputs else ""
-        say(f"goes on from {start.manifest.id}{stays}")
+        stays = (
+            f", of whose head {known} of {task.outputs} outputs stay" if known else ", on its encoder with a new head"
+        )
+        say(f"goes on from {start.manifest.id}{stays if task.outputs else ''}")
     say(f"{name} on {base.name}: {settings.method}, {settings.epochs} epochs at most, {len(splits.train)} examples")
     notes = (*splits.notes, *_unread(reading, base.name, settings.method))
     for note in notes[len(splits.notes) :]:
@@ -117,17 +118,18 @@ def planned(
     reading: Reading,
     columns: Columns,
     given: Mapping[str, Any],
-    *,
-    fresh: bool = True,
+    start: Start | None = None,
 ) -> tuple[Task, TaskSettings]:
     """The untrained task and the settings that `fit` takes for these examples. Raises DatasetError.
 
-    `fresh` is a training that goes on from no other: of texts that the encoder cannot read, characters are counted.
+    Of texts that the encoder cannot read characters are counted, unless it goes on from an earlier training.
     """
-    if fresh and name == "classify" and given.get("method") is None and reading.unknown >= UNREADABLE:
+    task = continued(_task(name, splits, encoder, columns), start, make_task)
+    if start is not None:
+        given = start.settings(given, task)
+    elif name == "classify" and given.get("method") is None and reading.unknown >= UNREADABLE:
         given = {**given, "method": "ngrams"}
-    settings = choose(name, len(splits.train), reading.longest, encoder.facts, given)
-    return _task(name, splits, encoder, columns), settings
+    return task, choose(name, len(splits.train), reading.longest, encoder.facts, given)
 
 
 def _train(model: TaskModel, splits: Splits, tell: Callable[[TaskProgress], None]) -> Any:

@@ -1,13 +1,16 @@
 """A head alone, on an encoder that stays as it is: each window is read once, and the head fitted to what came of it.
 
 The loss of one linear layer has a single minimum, so L-BFGS finds it in seconds and neither rate nor batch nor seed
-matter. How much large weights cost is chosen by the validation figure, as for logistic regression.
+matter. How much large weights cost is chosen as for logistic regression: by the validation figure, or, of few labelled
+texts, by cross-validation, as a handful of validation texts cannot tell.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tuner.tasks.head.align import IGNORED
@@ -23,6 +26,13 @@ LOOSENESS = (1.0, 10.0, 100.0, 1000.0)
 """What logistic regression calls C: each target weighs this much against half the square of the weights."""
 STEPS = 200
 """Of one fit, at most, where the encoder is trained afterwards."""
+FOLDS = 5
+FOLD_STEPS = 60
+"""Of a fit to all folds but one, at most."""
+TELLING = 200
+"""Validation windows that can tell how much large weights should cost."""
+MOST_CROSSED = 3000
+"""Windows that are fitted in folds, at most: more of them bring a validation that can tell, or cost too much."""
 CHUNK = 512
 """Windows of one product."""
 
@@ -44,9 +54,10 @@ class Kept:
                     kept = read[row, : len(one.windows[row].ids)] if read.ndim == 3 else read[row]
                     self._made[number] = kept.clone()
 
-    def chunks(self) -> list[tuple[Batch, torch.Tensor, int]]:
-        """All windows in batches, what was made of them, and how many targets they have."""
-        order = sorted(range(len(self._windows)), key=lambda at: len(self._windows[at].ids))
+    def chunks(self, numbers: Iterable[int] | None = None) -> list[tuple[Batch, torch.Tensor, int]]:
+        """Windows, by default all, in batches, what was made of them, and how many targets they have."""
+        numbers = range(len(self._windows)) if numbers is None else numbers
+        order = sorted(numbers, key=lambda at: len(self._windows[at].ids))
         made = []
         for start in range(0, len(order), CHUNK):
             chosen = [self._windows[at] for at in order[start : start + CHUNK]]
@@ -55,12 +66,13 @@ class Kept:
             made.append((batch(chosen, self._model.padding, device=self._model.device), read, targets))
         return made
 
-    def scores(self) -> list[Any]:
-        """The head's scores of each window."""
+    def scores(self, numbers: Iterable[int] | None = None) -> list[Any]:
+        """The head's scores of windows, by default of all."""
         import torch
 
+        made = self._made if numbers is None else [self._made[at] for at in numbers]
         with torch.no_grad():
-            return [self._model.head(one.float()).cpu().numpy() for one in self._made]
+            return [self._model.head(one.float()).cpu().numpy() for one in made]
 
     def size(self) -> float:
         """Mean length of the vectors."""
@@ -74,6 +86,23 @@ class Kept:
         return torch.nn.utils.rnn.pad_sequence(list(made), batch_first=True)
 
 
+@dataclass(frozen=True)
+class FittedHead:
+    """What a fit did."""
+
+    losses: list[tuple[int, float]]
+    """Steps so far and mean loss, of each looseness that was tried."""
+    figures: list[tuple[int, float]]
+    """Steps so far and validation figure: before any fit, then of each."""
+    best: int
+    """Which of the fits was kept."""
+
+    @property
+    def validation(self) -> float:
+        """The figure of the fit that was kept."""
+        return self.figures[self.best + 1][1]
+
+
 def fit_head(
     model: TaskModel,
     windows: Sequence[Window],
@@ -83,35 +112,79 @@ def fit_head(
     class_weights: torch.Tensor | None = None,
     looseness: Sequence[float] = LOOSENESS,
     told: Callable[[int, int, float, Scores], None] = lambda number, steps, loss, found: None,
-) -> tuple[list[tuple[int, float]], list[tuple[int, float]], int]:
-    """Fit the head in place. Returns loss and validation figure by steps, and which looseness was best (-1: none).
-
-    `told` is given the number of a fit, the steps so far, its loss and its validation scores.
-    """
+) -> FittedHead:
+    """Fit the head in place. `told` is given a fit's number, the steps so far, its loss and its validation scores."""
     import torch
 
     kept, watched = Kept(model, windows), Kept(model, validation)
-    chunks, size = kept.chunks(), kept.size()
-    found = check(watched.scores())
+    size, found = kept.size(), check(watched.scores())
+    crossed: list[float] = []
+    if len(looseness) > 1 and _is_crossed(model, windows, validation):
+        crossed = _crossed(model, kept, windows, looseness, class_weights)
     best, best_fit, state = -math.inf, -1, model.state()
     losses: list[tuple[int, float]] = []
     figures: list[tuple[int, float]] = [(0, found.value)]
     steps = 0
     with torch.no_grad():
         model.head.weight.zero_()
+    chunks = kept.chunks()
     for number, one in enumerate(looseness):
-        count, loss = _minimise(model, chunks, size, one, class_weights)
+        count, loss = _minimise(model, chunks, size, one, class_weights, _steps(model))
         steps += count
         found = check(watched.scores())
         losses.append((steps, loss))
         figures.append((steps, found.value))
         told(number, steps, loss, found)
-        if found.value > best:
-            best, best_fit, state = found.value, number, model.state()
+        value = crossed[number] if crossed else found.value
+        # Where folds are level the looser one is right more often: a tight head of few texts has hardly learnt them.
+        if value > best or (crossed and value == best):
+            best, best_fit, state = value, number, model.state()
         elif number - best_fit >= 2:
             break
     model.load_state(state)
-    return losses, figures, best_fit
+    return FittedHead(losses, figures, best_fit)
+
+
+def _steps(model: TaskModel) -> int:
+    return model.settings.epochs if model.settings.method == "head" else STEPS
+
+
+def _is_crossed(model: TaskModel, windows: Sequence[Window], validation: Sequence[Window]) -> bool:
+    """Whether these are few, of one label each."""
+    few = len(validation) < TELLING and len(windows) <= MOST_CROSSED
+    return few and model.task.outputs > 1 and all(len(one.targets) == 1 for one in windows)
+
+
+def _crossed(
+    model: TaskModel,
+    kept: Kept,
+    windows: Sequence[Window],
+    looseness: Sequence[float],
+    class_weights: torch.Tensor | None,
+) -> list[float]:
+    """For each looseness the share of the windows that heads fitted without them are right of.
+
+    An example's windows are in one fold. The head is left as it was.
+    """
+    import torch
+
+    before = {name: one.detach().clone() for name, one in model.head.state_dict().items()}
+    examples = sorted({one.example for one in windows})
+    random.Random(model.settings.seed).shuffle(examples)
+    fold_of = {example: place % FOLDS for place, example in enumerate(examples)}
+    right, size = [0] * len(looseness), kept.size()
+    for fold in range(min(FOLDS, len(examples))):
+        apart = [number for number, one in enumerate(windows) if fold_of[one.example] == fold]
+        chunks = kept.chunks(number for number, one in enumerate(windows) if fold_of[one.example] != fold)
+        with torch.no_grad():
+            model.head.weight.zero_()
+            model.head.bias.zero_()
+        for place, one in enumerate(looseness):
+            _minimise(model, chunks, size, one, class_weights, FOLD_STEPS)
+            for number, scores in zip(apart, kept.scores(apart), strict=True):
+                right[place] += int(scores.argmax()) == windows[number].targets[0]
+    model.head.load_state_dict(before)
+    return [count / len(windows) for count in right]
 
 
 def _minimise(
@@ -120,15 +193,15 @@ def _minimise(
     size: float,
     looseness: float,
     class_weights: torch.Tensor | None,
+    most: int,
 ) -> tuple[int, float]:
-    """The least penalised loss, from where the head stands. Returns steps and mean loss."""
+    """The least penalised loss, from where the head stands, in `most` steps at most. Returns steps and mean loss."""
     import torch
 
     total = sum(targets for _, _, targets in chunks)
     cost = size**2 / (2 * looseness * total)
     head: torch.nn.Linear = model.head
-    steps = model.settings.epochs if model.settings.method == "head" else STEPS
-    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=steps, history_size=10, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=most, history_size=10, line_search_fn="strong_wolfe")
     mean = math.nan
 
     def closure() -> torch.Tensor:

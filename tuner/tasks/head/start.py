@@ -1,7 +1,9 @@
 """A training that goes on from an earlier one: its encoder, and the rows of its head for the labels that are the same.
 
-Transfer: another task on the encoder that the earlier one left. Continual learning: the same task with new examples, a
-share of the older ones among them (experience replay, Rolnick et al., 2019).
+Continual learning: the same task with new examples, a share of the older ones among them (experience replay, Rolnick et
+al., 2019). Transfer: another task, or the same with other labels, from the encoder that the earlier one left; where
+texts are classified from a place on the way there, which is nearer to both (Wortsman et al., "Robust fine-tuning of
+zero-shot models", 2022).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from agent.errors import AdapterError, DatasetError
 from agent.sealing import WEIGHTS, Manifest, verify
 from tuner.tasks.data.records import TaskName, key, label_of
+from tuner.tasks.data.schemes import OUTSIDE
 from tuner.tasks.data.splits import Splits, stratified
 from tuner.tasks.head.ngrams import NgramModel
 
@@ -28,6 +31,9 @@ KEPT = ("method", "r", "alpha", "frozen_layers", "max_tokens")
 """Settings that are the earlier training's where none are given: its tensors fit no others, or were made with them."""
 REPLAYED = 0.2
 """Share of the older examples that are learnt again."""
+CARRIED = 0.25
+"""How far towards the earlier encoder a classification by other labels begins. All the way it tells texts apart by what
+mattered before, and is often worse than one that never went there; measured in `docs/lab.md`."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +49,24 @@ class Start:
     def task(self) -> str:
         return str(self.told["task"])
 
-    def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def goes_on(self, task: Named) -> bool:
+        """Whether a task is the earlier one with more to learn: of its kind, and by some of its labels if it has any.
+
+        That nothing is there counts for no label: all taggings share it.
+        """
+        labels = set(task.labels) - {OUTSIDE}
+        return task.name == self.task and (not labels or not labels.isdisjoint(self.told["labels"]))
+
+    def settings(self, given: Mapping[str, Any], task: Task) -> dict[str, Any]:
         """What was given, and of the rest what must be as it was. A head that is kept is not fitted anew first."""
         earlier = {name: self.told["settings"][name] for name in KEPT if name in self.told["settings"]}
         if given.get("method") not in (None, earlier.get("method")) or earlier.get("method") == "head":
             # Where the encoder was left as it is, any method goes on from it.
             earlier = {}
         chosen = {name: value for name, value in given.items() if value is not None}
-        return {"head_first": False, "head_last": False, **earlier, **chosen}
+        if 2 * len(_known_rows(task, self)) >= task.outputs:
+            return {"head_first": False, "head_last": False, **earlier, **chosen}
+        return {**earlier, **chosen}
 
     def check_base(self, base: ModelFolder) -> None:
         """Raises AdapterError where what is trained now lies on another base."""
@@ -86,11 +102,11 @@ AnyTask = TypeVar("AnyTask", bound=Named)
 def continued(
     task: AnyTask, start: Start | None, make: Callable[[str, Sequence[str], Mapping[str, Any]], AnyTask]
 ) -> AnyTask:
-    """The same kind of task, made anew, with the labels that it knew before the new ones; another kind as it is.
+    """A task that goes on, made anew, with the labels that it knew before the new ones; another as it is.
 
     Raises DatasetError where one has several labels a text and the other has one.
     """
-    if start is None or start.task != task.name:
+    if start is None or not start.goes_on(task):
         return task
     options, before = task.options(), start.told["options"]
     if bool(options.get("multi")) != bool(before.get("multi")):
@@ -124,6 +140,8 @@ def begin(model: TaskModel | NgramModel, start: Start, base: ModelFolder) -> int
             "train without --from"
         )
     rows = _known_rows(model.task, start)
+    if model.task.name == "classify" and not start.goes_on(model.task):
+        encoder = {name: _on_the_way(name, now[name], one) for name, one in encoder.items()}
     model.load_state({**now, **encoder, **_head(before, now, rows)})
     return len(rows)
 
@@ -143,9 +161,14 @@ def replayed(splits: Splits, older: Sequence[Any], share: float, seed: int) -> S
     return replace(splits, train=[*splits.train, *chosen], notes=(*splits.notes, told))
 
 
-def _known_rows(task: Task, start: Start) -> list[tuple[int, int]]:
-    """Which output of the head was which output of the earlier one; none for another kind of task."""
-    if start.task != task.name:
+def _on_the_way(name: str, now: torch.Tensor, earlier: torch.Tensor) -> torch.Tensor:
+    """A tensor `CARRIED` of the way to the earlier one; a LoRA adapter moves by one of its two factors."""
+    return earlier if "lora_A" in name else now.lerp(earlier.to(now.device), CARRIED)
+
+
+def _known_rows(task: Named, start: Start) -> list[tuple[int, int]]:
+    """Which output of the head was which output of the earlier one; none for a task that it does not go on with."""
+    if not start.goes_on(task):
         return []
     places = {label: place for place, label in enumerate(start.told["labels"])}
     return [(place, places[label]) for place, label in enumerate(task.labels) if label in places]

@@ -99,7 +99,7 @@ def train_model(
         epochs=len(made.curve),
         best_epoch=made.best_epoch,
         loss=made.curve[-1][1],
-        validation=max(value for _, value in made.checked[made.best_epoch >= 0 :]),
+        validation=made.validation,
         parameters=sum(one.numel() for one in model.trained().values()),
         seconds=time.monotonic() - started,
         peak_bytes=peak_bytes(),
@@ -136,11 +136,12 @@ class _Learnt:
 
 @dataclass(frozen=True)
 class _Fitted:
-    """Curves over the steps, and which epoch was kept."""
+    """Curves over the steps, which epoch was kept, and its validation figure."""
 
     curve: list[tuple[int, float]]
     checked: list[tuple[int, float]]
     best_epoch: int
+    validation: float
 
 
 def _fit_head(
@@ -152,16 +153,15 @@ def _fit_head(
     tell: Tell,
 ) -> _Fitted:
     most = len(LOOSENESS) * model.settings.epochs
-    return _Fitted(
-        *fit_head(
-            model,
-            learnt.once(),
-            check,
-            validation,
-            class_weights=class_weights,
-            told=lambda number, steps, loss, found: tell(TaskProgress(steps, most, number, loss, found)),
-        )
+    made = fit_head(
+        model,
+        learnt.once(),
+        check,
+        validation,
+        class_weights=class_weights,
+        told=lambda number, steps, loss, found: tell(TaskProgress(steps, most, number, loss, found)),
     )
+    return _Fitted(made.losses, made.figures, made.best, made.validation)
 
 
 def _fit_all(
@@ -196,12 +196,12 @@ def _fit_all(
         model.load_state(kept)
     if settings.head_last:
         # The head that went along with the encoder is behind the best one for what the encoder became.
-        _, figures, _ = fit_head(model, learnt.once(), check, validation, class_weights=class_weights)
-        checked.append((run.step, max(value for _, value in figures[1:])))
-        if checked[-1][1] >= best:
-            return _Fitted(curve, checked, best_epoch if best_epoch >= 0 else len(curve) - 1)
+        last = fit_head(model, learnt.once(), check, validation, class_weights=class_weights).validation
+        checked.append((run.step, last))
+        if last >= best:
+            return _Fitted(curve, checked, best_epoch if best_epoch >= 0 else len(curve) - 1, last)
     model.load_state(kept)
-    return _Fitted(curve, checked, best_epoch)
+    return _Fitted(curve, checked, best_epoch, best)
 
 
 def _begun(
@@ -223,12 +223,12 @@ def _begun(
             begin.update(_copied(model.head))
 
     looseness = LOOSENESS if model.settings.head_last else LOOSENESS[:1]
-    _, figures, _ = fit_head(
+    made = fit_head(
         model, learnt.once(), check, validation, class_weights=class_weights, looseness=looseness, told=told
     )
     floor = model.state()
     model.head.load_state_dict(begin)
-    return max(value for _, value in figures[1:]), floor
+    return made.validation, floor
 
 
 def _copied(head: Any) -> dict[str, torch.Tensor]:
