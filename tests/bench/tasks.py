@@ -118,6 +118,7 @@ def metrics_of(rows: Sequence[Row]) -> dict[str, float | None]:
         "adversarial_clean_points": _mean(_points(one) - _points(other) for one, other in noise["typos"]),
         **{f"{kind}_gain_points": _gain(noise[kind], "typos") for kind in ("fgm", "freelb")},
         "transfer_gain_points": _over(rows, "transfer", "tenth"),
+        "transfer_replay_gain_points": _over(rows, "transfer+replay", "tenth"),
         "few_shot_gain_points": _over(rows, "shots_8", "shots_0"),
     }
 

@@ -21,7 +21,8 @@ _NAMES = {
     "shots_0": "language model, untrained",
     "shots_8": "language model, shown 8 examples",
     "tenth": "`lora`, a tenth of the examples",
-    "transfer": "`lora`, a tenth, from a neighbouring task with replay",
+    "transfer": "`lora`, a tenth, from a neighbouring task",
+    "transfer+replay": "`lora`, a tenth, from a neighbouring task with replay",
 }
 _NOISE = {"typos": "mistyped", "keys": "neighbouring keys"}
 _FIGURES = {

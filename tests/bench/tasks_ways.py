@@ -1,7 +1,7 @@
 """Two more ways to a classic task: the language model shown some examples, and going on from a neighbouring task.
 
 What is compared is kept together: `shots_8` learns from nothing, as `shots_0` does; `transfer` learns from the same
-tenth of the examples as `tenth`, behind a training on the neighbour's, a share of which it learns again.
+tenth of the examples as `tenth`, behind a training on the neighbour's, a share of which `transfer+replay` learns again.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from tuner.tasks.language.asking import Asking
 from tuner.tasks.predictor import TaskResult
 
 SHOTS = {"shots_0": 0, "shots_8": 8}
-TENTHS = ("tenth", "transfer")
-NEIGHBOURS = {"banking77": "bitext_8k", "bitext_8k": "banking77"}
-"""Whose labels differ and whose texts are alike."""
+TENTHS = ("tenth", "transfer", "transfer+replay")
+NEIGHBOURS = {"banking77": "bitext_8k", "bitext_8k": "banking77", "covidqa": "xquad_en"}
+"""Whose texts are alike, and whose labels differ where there are labels."""
 METHOD = "lora"
 """Of both sides of a transfer."""
 
@@ -89,10 +89,11 @@ def tenth(
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         start = None
-        if method == "transfer":
+        if method != "tenth":
             near = splits_of(data, NEIGHBOURS[name], seed, len(splits.train), 100)
             _fit(name, near, Path(folder) / "near", project, {**settings, "seed": seed})
             start = open_start(Path(folder) / "near")
+        if method == "transfer+replay":
             few = replayed(few, near.train, REPLAYED * len(few.train) / len(near.train), seed)
         made = _fit(name, few, Path(folder) / "made", project, {"seed": seed}, start)
         size = checkpoint_bytes(Path(folder) / "made")

@@ -14,7 +14,7 @@ from tuner.tasks.data.columns import Columns
 from tuner.tasks.data.records import TASKS
 from tuner.tasks.origin import Origin
 from tuner.tasks.settings import ADVERSARIAL, CHOICES, METHODS
-from tuner.tasks.telling import note, result, show_progress
+from tuner.tasks.telling import ProgressLines, note, result
 
 if TYPE_CHECKING:
     from agent.settings import Project
@@ -112,7 +112,7 @@ def _train(args: argparse.Namespace, project: Project) -> int:
         into=args.into,
         project=project,
         say=note,
-        on_progress=show_progress,
+        on_progress=ProgressLines(),
         **settings,
     )
     if args.json:

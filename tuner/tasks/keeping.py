@@ -10,7 +10,7 @@ from pathlib import Path
 
 from agent.settings import Project
 from agent.task_folders import find_task, project_tasks, serving, versions
-from tuner.tasks.telling import note, result, show_progress
+from tuner.tasks.telling import ProgressLines, note, result
 
 NOT_SHIPPED = 4
 """The exit code of a version that the gate refused."""
@@ -32,7 +32,7 @@ def tune(args: argparse.Namespace, project: Project) -> int:
     """Train a task anew with the corrections of its output, and serve it if it is better."""
     from tuner.tasks.tuning import tune_task
 
-    made = tune_task(project, find_task(project, args.folder), data=args.data, say=note, on_progress=show_progress)
+    made = tune_task(project, find_task(project, args.folder), data=args.data, say=note, on_progress=ProgressLines())
     decision, version = made.decision, made.version
     if args.json:
         figures = {name: getattr(decision, name) for name in ("test", "corrected")}

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tuner.tasks.head.training import TaskProgress
+
+SILENT = 30.0
+"""Seconds behind which a step is told."""
 
 
 def note(text: str) -> None:
@@ -19,10 +24,34 @@ def result(data: Any) -> None:
     print(data if isinstance(data, str) else json.dumps(data, indent=1, ensure_ascii=False))
 
 
-def show_progress(progress: TaskProgress) -> None:
-    """Epochs, and every fiftieth step."""
-    if progress.validation is not None:
-        said = f"validation {progress.validation.main} {progress.validation.value:.4f}"
-        note(f"epoch {progress.epoch + 1}, step {progress.step}/{progress.steps}: loss {progress.loss:.3f}, {said}")
-    elif progress.step % 50 == 0:
-        note(f"step {progress.step}/{progress.steps}: loss {progress.loss:.3f}")
+class ProgressLines:
+    """Lines on stderr: each epoch, and of its steps every fiftieth, or one behind half a minute, with the time left."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._begun: tuple[float, int] | None = None
+        self._told = 0.0
+
+    def __call__(self, progress: TaskProgress) -> None:
+        now = self._clock()
+        if self._begun is None:
+            self._begun, self._told = (now, progress.step), now
+        said = f"step {progress.step}/{progress.steps}: loss {progress.loss:.3f}"
+        if progress.validation is not None:
+            figure = f"validation {progress.validation.main} {progress.validation.value:.4f}"
+            self._note(f"epoch {progress.epoch + 1}, {said}, {figure}", progress, now)
+        elif progress.step % 50 == 0 or now - self._told >= SILENT:
+            self._note(said, progress, now)
+
+    def _note(self, text: str, progress: TaskProgress, now: float) -> None:
+        assert self._begun is not None
+        began, first = self._begun
+        self._told = now
+        left = progress.steps - progress.step
+        if progress.step > first and left > 0:
+            text += f", {_duration((now - began) / (progress.step - first) * left)} left at most"
+        note(text)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
