@@ -51,6 +51,8 @@ class TaskSettings:
     Source: Kumar et al., "Fine-Tuning can Distort Pretrained Features" (2022)."""
     head_last: bool = False
     """Fit it anew to what the encoder became, and end no worse than the best fit before, on the validation."""
+    label_names: bool = True
+    """Learn what labels are called as well, where that tells texts apart; see `tuner.tasks.head.label_names`."""
     class_weights: bool = False
     """Let rare classes weigh as much as common ones."""
     adversarial: str = "none"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tuner.tasks.head.align import IGNORED
-from tuner.tasks.head.windows import Batch, Window, batch, batches
+from tuner.tasks.head.windows import NO_EXAMPLE, Batch, Window, batch, batches
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +73,12 @@ class Kept:
         made = self._made if numbers is None else [self._made[at] for at in numbers]
         with torch.no_grad():
             return [self._model.head(one.float()).cpu().numpy() for one in made]
+
+    def directions(self) -> Any:
+        """The vectors of length 1 where there is one a window, numpy float32 [windows, hidden]."""
+        import torch
+
+        return torch.nn.functional.normalize(torch.stack(self._made).float(), dim=-1).cpu().numpy()
 
     def size(self) -> float:
         """Mean length of the vectors."""
@@ -164,18 +170,19 @@ def _crossed(
 ) -> list[float]:
     """For each looseness the share of the windows that heads fitted without them are right of.
 
-    An example's windows are in one fold. The head is left as it was.
+    An example's windows are in one fold; what is of no example is in all that are learnt. The head is left as it was.
     """
     import torch
 
     before = {name: one.detach().clone() for name, one in model.head.state_dict().items()}
-    examples = sorted({one.example for one in windows})
+    examples = sorted({one.example for one in windows} - {NO_EXAMPLE})
     random.Random(model.settings.seed).shuffle(examples)
     fold_of = {example: place % FOLDS for place, example in enumerate(examples)}
     right, size = [0] * len(looseness), kept.size()
     for fold in range(min(FOLDS, len(examples))):
-        apart = [number for number, one in enumerate(windows) if fold_of[one.example] == fold]
-        chunks = kept.chunks(number for number, one in enumerate(windows) if fold_of[one.example] != fold)
+        folds = [fold_of.get(one.example) for one in windows]
+        apart = [number for number, one in enumerate(folds) if one == fold]
+        chunks = kept.chunks(number for number, one in enumerate(folds) if one != fold)
         with torch.no_grad():
             model.head.weight.zero_()
             model.head.bias.zero_()
@@ -184,7 +191,7 @@ def _crossed(
             for number, scores in zip(apart, kept.scores(apart), strict=True):
                 right[place] += int(scores.argmax()) == windows[number].targets[0]
     model.head.load_state_dict(before)
-    return [count / len(windows) for count in right]
+    return [count / max(1, sum(one.example != NO_EXAMPLE for one in windows)) for count in right]
 
 
 def _minimise(

@@ -140,7 +140,7 @@ def begin(model: TaskModel | NgramModel, start: Start, base: ModelFolder) -> int
             "train without --from"
         )
     rows = _known_rows(model.task, start)
-    if model.task.name == "classify" and not start.goes_on(model.task):
+    if model.task.name == start.task == "classify" and not start.goes_on(model.task):
         encoder = {name: _on_the_way(name, now[name], one) for name, one in encoder.items()}
     model.load_state({**now, **encoder, **_head(before, now, rows)})
     return len(rows)

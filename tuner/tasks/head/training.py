@@ -71,6 +71,8 @@ Mistyped = Callable[[int], Sequence[Window]]
 """All training windows with typing mistakes, drawn by the number."""
 COPIES = 3
 """Mistyped ones of each example that a head alone is fitted to, beside the example itself."""
+NAMED = 3
+"""How often each label's name is among what a head alone is fitted to: one name stands for more than one text."""
 
 
 def train_model(
@@ -81,18 +83,19 @@ def train_model(
     *,
     class_weights: torch.Tensor | None = None,
     mistyped: Mistyped | None = None,
+    names: Sequence[Window] = (),
     on_progress: Tell = lambda progress: None,
 ) -> TrainedTask:
     """Train a model in place; it is left with the epoch whose validation figure is best.
 
-    With `mistyped` each epoch sees those windows beside the others. To be called in a team of threads of its own, see
-    `agent.teams`. Raises LivenessError.
+    With `mistyped` each epoch sees those windows beside the others, and `names` of labels as well. To be called in a
+    team of threads of its own, see `agent.teams`. Raises LivenessError.
     """
     started = time.monotonic()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(model.settings.seed)
         fit = _fit_head if model.settings.method == "head" else _fit_all
-        made = fit(model, _Learnt(windows, mistyped, model), check, validation, class_weights, on_progress)
+        made = fit(model, _Learnt(windows, mistyped, list(names), model), check, validation, class_weights, on_progress)
     model.eval()
     return TrainedTask(
         steps=made.curve[-1][0],
@@ -114,19 +117,20 @@ class _Learnt:
 
     windows: Sequence[Window]
     mistyped: Mistyped | None
+    names: list[Window]
     model: TaskModel
 
     def epoch(self, number: int) -> Sequence[Window]:
-        """Those of one pass: all, and as many mistyped ones."""
+        """Those of one pass: all, as many mistyped ones, and the names."""
         more = self._chosen(self.mistyped(number), number) if self.mistyped else ()
-        return [*self._chosen(self.windows, number), *more]
+        return [*self._chosen(self.windows, number), *more, *self.names]
 
     def once(self) -> Sequence[Window]:
         """Those that a head alone is fitted to."""
         copies = (
             (self._chosen(self.mistyped(-number), number) for number in range(1, COPIES + 1)) if self.mistyped else ()
         )
-        return [*self._chosen(self.windows, 0), *(window for one in copies for window in one)]
+        return [*self._chosen(self.windows, 0), *(window for one in copies for window in one), *self.names * NAMED]
 
     def _chosen(self, windows: Sequence[Window], number: int) -> Sequence[Window]:
         if self.model.task.name == "answer":

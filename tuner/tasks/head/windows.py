@@ -14,12 +14,16 @@ if TYPE_CHECKING:
     import torch
 
 
+NO_EXAMPLE = -1
+"""In place of an example's number: what is learnt beside the examples, such as the name of a label."""
+
+
 @dataclass(frozen=True)
 class Window:
     """One sequence of tokens, of one example."""
 
     example: int
-    """Its number in the list that windows were made of."""
+    """Its number in the list that windows were made of, or NO_EXAMPLE."""
     ids: tuple[int, ...]
     second: int
     """Where the tokens of the second text begin, in models that tell two apart; `len(ids)` with one."""
