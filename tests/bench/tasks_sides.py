@@ -16,7 +16,7 @@ from agent.settings import Project
 from tests.bench.tasks_plan import Plan, Row, plan
 from tests.bench.tasks_sets import SETS, noisy
 from tests.bench.tasks_trainer import misaligned, trainer
-from tests.bench.tasks_ways import NEIGHBOURS, SHOTS, TENTHS, Trained, asked, fitted, note, tell, tenth
+from tests.bench.tasks_ways import NAMES, NEIGHBOURS, SHOTS, TENTHS, Trained, asked, fitted, note, tell, tenth
 from tests.bench.tasks_written import sides_of, written
 from tuner.memory import peak_bytes
 from tuner.tasks.data.records import WRITTEN
@@ -25,7 +25,7 @@ from tuner.tasks.settings import ADVERSARIAL, METHODS
 
 OURS = (*METHODS, *(f"{method}+{kind}" for method in METHODS for kind in ADVERSARIAL[1:]))
 """A method, and how it is made to bear noise."""
-WAYS = (*SHOTS, *TENTHS)
+WAYS = (NAMES, *SHOTS, *TENTHS)
 USUAL = ("head", "lora", "full", "full+typos", "lora+fgm", "lora+freelb")
 """Our methods on a head, unless others are named."""
 RATE, BATCH = 2e-5, 16
@@ -96,7 +96,7 @@ def _ours(name: str, method: str, splits: Splits, seed: int, settings: Row, proj
 
 def _by_way(name: str, method: str, splits: Splits, seed: int, settings: Row, project: Project, data: Path) -> Trained:
     task = plan(name, splits, seed, settings, project).task
-    if method in SHOTS:
+    if method in (NAMES, *SHOTS):
         return asked(task, method, splits, seed, project)
     if name in NEIGHBOURS:
         return tenth(name, task, method, splits, seed, settings, project, data)

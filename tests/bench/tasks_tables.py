@@ -21,6 +21,7 @@ _NAMES = {
     "shots_0": "language model, untrained",
     "shots_8": "language model, shown 8 examples",
     "tenth": "`lora`, a tenth of the examples",
+    "names": "encoder, told the labels' names alone",
     "transfer": "`lora`, a tenth, from a neighbouring task",
     "transfer+replay": "`lora`, a tenth, from a neighbouring task with replay",
 }

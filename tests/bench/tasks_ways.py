@@ -22,6 +22,8 @@ from tuner.tasks.language.asking import Asking
 from tuner.tasks.predictor import TaskResult
 
 SHOTS = {"shots_0": 0, "shots_8": 8}
+NAMES = "names"
+"""The encoder, told what the labels are called."""
 TENTHS = ("tenth", "transfer", "transfer+replay")
 NEIGHBOURS = {"banking77": "bitext_8k", "bitext_8k": "banking77", "covidqa": "xquad_en"}
 """Whose texts are alike, and whose labels differ where there are labels."""
@@ -61,11 +63,12 @@ def checkpoint_bytes(folder: Path) -> int:
 
 
 def asked(task: Task | Asking, method: str, splits: Splits, seed: int, project: Project) -> Trained:
-    """The language model as it is, shown the examples most alike, or none."""
+    """A model as it is: the language model shown the examples most alike, or none, or the encoder told the labels."""
     from tuner.tasks.language.prompted import prompted
 
-    model = prompted(task.name, splits, shots=SHOTS[method], seed=seed, project=project, say=note)
-    return Trained(model.predict, task, 0.0, 0, 0)
+    model = None if method == NAMES else project.settings.model.base
+    found = prompted(task.name, splits, model=model, shots=SHOTS.get(method, 0), seed=seed, project=project, say=note)
+    return Trained(found.predict, task, 0.0, 0, 0)
 
 
 def tenth(

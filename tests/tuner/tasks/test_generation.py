@@ -151,7 +151,7 @@ def test_untrained_it_says_what_the_grammar_admits_with_shots_or_without(base: s
 
 def test_what_cannot_be_is_refused_with_what_to_do(base: str, tmp_path: Path) -> None:
     data = write_lines(tmp_path / "pairs.jsonl", rows())
-    encoder = str(save_encoder(tmp_path / "encoder", ["a"]))
+    encoder = str(save_encoder(tmp_path / "encoder", ["aa"]))
     project = find_project(tmp_path)
     assert way_of("translate", None, project) == "generation"
     assert way_of("classify", None, project) == way_of("classify", encoder, project) == "head"
@@ -162,7 +162,9 @@ def test_what_cannot_be_is_refused_with_what_to_do(base: str, tmp_path: Path) ->
     with pytest.raises(DatasetError, match="is an encoder, and task translate writes text; name a language model"):
         train("translate", data, model=encoder)
     with pytest.raises(DatasetError, match="is yet to be trained"):
-        prompted("classify", model=encoder, labels=["a", "b"])
+        prompted("tag", model=encoder, labels=["a", "b"])
+    with pytest.raises(DatasetError, match=r"the label 'b' is no word that .* knows, so they cannot be classified"):
+        prompted("classify", model=encoder, labels=["aa", "b"])
     with pytest.raises(DatasetError, match="name the language with --into"):
         prompted("translate", model=base)
     with pytest.raises(DatasetError, match="method 'head'; expected lora or full"):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from agent.llm.weights import encoder_weights
 from agent.settings import find_project
 from tuner.tasks.data.records import Classified
 from tuner.tasks.head.kinds import task_of
-from tuner.tasks.head.label_names import named_windows, words_of
+from tuner.tasks.head.label_names import named_windows, unreadable, words_of
 from tuner.tasks.head.model import Encoder, TaskModel, load_encoder
 from tuner.tasks.head.windows import NO_EXAMPLE
+from tuner.tasks.language.prompted import prompted
+from tuner.tasks.predictions import Labelled
 from tuner.tasks.settings import choose
 
 MEANT = {
@@ -66,3 +70,22 @@ def test_names_that_tell_nothing_or_belong_to_several_labels_are_left_out(encode
     assert named_windows(model(encoder, numbers), numbers) == ([], 0.0)
     several = [Classified(text, (label, "all")) for label, texts in MEANT.items() for text in texts]
     assert named_windows(model(encoder, several), several) == ([], 0.0)
+
+
+def test_without_examples_a_text_gets_the_label_whose_name_is_nearest(tmp_path: Path) -> None:
+    told: list[str] = []
+    project = find_project(tmp_path, {})
+    asked = prompted("classify", labels=list(MEANT), project=project, say=told.append)
+    for label, texts in MEANT.items():
+        for one in asked.predict(texts):
+            assert isinstance(one, Labelled)
+            assert one.label == label
+            assert sum(one.scores.values()) == pytest.approx(1.0)
+    assert told == [
+        "untrained: a text gets the label of 3 whose name is nearest by all-minilm-l6-v2; give --shots or a language "
+        "model as --model to ask that one"
+    ]
+
+
+def test_names_that_are_no_words_to_the_encoder_are_left_to_the_language_model(encoder: Encoder) -> None:
+    assert unreadable(encoder, ["cancel_order", "7", "B", "订单查询退款"]) == ["7", "B", "订单查询退款"]

@@ -1,29 +1,32 @@
 """What labels are called, as examples of them: "card arrival" is the first message about a card's arrival.
 
 With few texts a class the names tell more than the texts do; with many they do no harm. Names that say nothing, such as
-numbers, are left out, and so are all of them where they do not tell the training texts apart.
+numbers, are left out, and so are all of them where they do not tell the training texts apart. Without any example the
+nearest name is the label.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from tuner.tasks.data.records import Classified
+from tuner.tasks.head.align import text_ids
 from tuner.tasks.head.classify import ClassifyTask
 from tuner.tasks.head.frozen import Kept
+from tuner.tasks.head.model import Encoder, TaskModel
 from tuner.tasks.head.windows import NO_EXAMPLE, Window
-
-if TYPE_CHECKING:
-    from tuner.tasks.head.model import TaskModel
+from tuner.tasks.settings import choose
 
 TOLD_APART = 0.1
 """How far names must be on the way from chance, 0, to always right, 1."""
+SHARPNESS = 20.0
+"""What the cosine of text and name is multiplied by, so that scores of labels are shares."""
 ASKED = 500
 """Training texts that names are tried on, at most."""
 
@@ -49,12 +52,37 @@ def named_windows(model: TaskModel, examples: Sequence[Classified]) -> tuple[lis
         return [], 0.0
     asked = random.Random(model.settings.seed).sample(asked, min(ASKED, len(asked)))
     limit = model.settings.max_tokens
-    names = task.windows([Classified(words, (label,)) for label, words in named.items()], model.tokenizer, limit)
+    names = task.windows(_as_examples(named), model.tokenizer, limit)
     right = _right(model, names, task.windows(asked, model.tokenizer, limit))
     chance = 1 / len(names)
     if (right - chance) / (1 - chance) < TOLD_APART:
         return [], right
     return [replace(one, example=NO_EXAMPLE) for one in names], right
+
+
+def named_model(encoder: Encoder, labels: Sequence[str]) -> TaskModel:
+    """A classification that has learnt nothing: a text gets the label whose name is nearest. All must have words."""
+    limit = min(256, encoder.facts["positions"])
+    settings = choose("classify", 0, limit, encoder.facts, {"method": "head", "max_tokens": limit})
+    task = ClassifyTask(tuple(labels), pooling=encoder.pooling)
+    model = TaskModel(encoder, task, settings)
+    names = task.windows(_as_examples({label: words_of(label) for label in labels}), model.tokenizer, limit)
+    kept = Kept(model, names)
+    with torch.no_grad():
+        model.head.weight.copy_(torch.from_numpy(kept.directions()) * (SHARPNESS / kept.size()))
+    return model
+
+
+def unreadable(encoder: Encoder, labels: Sequence[str]) -> list[str]:
+    """Labels without a word, or with words that are mostly unknown to the encoder."""
+    tokens = {label: text_ids(encoder.tokenizer, words_of(label))[0] for label in labels}
+    return [
+        label for label, ids in tokens.items() if not ids or 2 * ids.count(encoder.tokenizer.unk_token_id) >= len(ids)
+    ]
+
+
+def _as_examples(named: Mapping[str, str]) -> list[Classified]:
+    return [Classified(words, (label,)) for label, words in named.items()]
 
 
 def _right(model: TaskModel, names: Sequence[Window], texts: Sequence[Window]) -> float:

@@ -1,4 +1,7 @@
-"""Tasks by a language model that was not trained for them: asked as it is, or shown a few examples first.
+"""Tasks by models that were not trained for them: a language model asked as it is, or shown a few examples first.
+
+To classify without examples the encoder does better, and needs milliseconds: a text gets the label whose name is
+nearest to it.
 
 from tuner.tasks.language.prompted import prompted
 
@@ -15,7 +18,7 @@ from typing import Any, Literal
 from agent.errors import DatasetError
 from agent.llm.weights import kind_of
 from agent.settings import Project, find_project
-from tuner.tasks.data.records import TASKS, WRITTEN, TaskName
+from tuner.tasks.data.records import TASKS, WRITTEN, Classified, TaskName
 from tuner.tasks.data.splits import Splits
 from tuner.tasks.head.kinds import KINDS
 from tuner.tasks.language.shots import Coverage, Shots, Similar
@@ -58,8 +61,9 @@ def prompted(
 ) -> TaskPredictor:
     """A language model that is asked for a task, shown `shots` of the training examples before each text.
 
-    `labels` and `into`, what to translate into, are needed where no examples tell them. Raises DatasetError,
-    WeightsError.
+    Without shots, and where no language model is named, the encoder classifies by the names of the labels, if those are
+    words that it knows and a text has one. `labels` and `into`, what to translate into, are needed where no examples
+    tell them. Raises DatasetError, WeightsError.
     """
     from agent.llm.weights import resolve_model
     from tuner.tasks.language.asking import asking_of
@@ -67,8 +71,12 @@ def prompted(
     from tuner.tasks.language.training import load_served
 
     project = project or find_project(Path.cwd())
-    _check(task, model, choose, project)
     examples = splits.train if splits is not None else []
+    if task == "classify" and not shots and (model is None or kind_of(project.named(model)) == "encoder"):
+        named = _by_names(examples, labels, model, project, say)
+        if named is not None:
+            return named
+    _check(task, model, choose, project)
     asked = asking_of(task, examples, labels=labels, into=into)
     if task == "translate" and not asked.options()["into"]:
         raise DatasetError("nobody says what to translate into; name the language with --into, such as --into German")
@@ -82,6 +90,43 @@ def prompted(
 def measure(predictor: TaskPredictor, splits: Splits, *, most: int | None = None, seed: int = 0) -> Scores:
     """The figures on the test part, or on `most` of its examples, drawn by seed."""
     return predictor.evaluate(drawn(splits.test, most, seed))
+
+
+def _by_names(
+    examples: Sequence[Classified], labels: Sequence[str], encoder: str | None, project: Project, say: Say
+) -> TaskPredictor | None:
+    """The encoder with the labels' names for a head; None where a language model has to be asked.
+
+    Raises DatasetError where the encoder was named and cannot.
+    """
+    from agent.llm.weights import encoder_weights
+    from tuner.tasks.head.label_names import named_model, unreadable
+    from tuner.tasks.head.model import load_encoder
+
+    named = tuple(labels) or tuple(sorted({label for one in examples for label in one.labels}))
+    single = all(len(one.labels) == 1 and one.pair is None for one in examples)
+    if len(named) < 2 or (encoder is None and not single):
+        return None
+    base = encoder_weights(project.named(encoder or project.settings.model.encoder), project.home.models, progress=say)
+    loaded = load_encoder(base)
+    lost = unreadable(loaded, named)
+    if single and not lost:
+        say(
+            f"untrained: a text gets the label of {len(named)} whose name is nearest by {base.name}; give --shots or a "
+            "language model as --model to ask that one"
+        )
+        return TaskPredictor(named_model(loaded, named), None)
+    if encoder is None:
+        return None
+    fault = (
+        f"the label {lost[0]!r} is no word that {base.name} knows"
+        if lost
+        else "texts are pairs, or have several labels"
+    )
+    raise DatasetError(
+        f"{fault}, so they cannot be classified by the names of labels; train a head (ratchet task train classify), or "
+        f"name a language model, such as {project.settings.model.base}"
+    )
 
 
 def _check(task: TaskName, model: str | None, choose: str, project: Project) -> None:
