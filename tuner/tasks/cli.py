@@ -162,7 +162,7 @@ def _predict(args: argparse.Namespace, project: Project) -> int:
 
 
 def _is_prompted(args: argparse.Namespace) -> bool:
-    """Whether a language model is to be asked as it is: by a task's name, where no folder is called so.
+    """Whether a model is to be asked as it is: by a task's name, where no folder is called so.
 
     Raises DatasetError where a trained task is told what only an untrained one can be.
     """
@@ -232,8 +232,12 @@ def _texts(args: argparse.Namespace) -> Iterator[str | tuple[str, str]]:
 
 
 def _add_prompted(parser: argparse.ArgumentParser) -> None:
-    """What a language model is told that was not trained for the task."""
-    parser.add_argument("--model", metavar="NAME", help="by the name of a task: a language model (default: the base)")
+    """What a model is told that was not trained for the task."""
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="by the name of a task: a language model (default: the base; to classify without shots, the encoder)",
+    )
     parser.add_argument("--shots", type=int, default=0, metavar="N", help="training examples to show it (default: 0)")
     parser.add_argument("--choose", choices=CHOICES, default="similar", help="which ones (default: those most alike)")
     parser.add_argument("--labels", default="", metavar="A,B", help="labels, where no data tells them")

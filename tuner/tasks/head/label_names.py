@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from tuner.tasks.data.records import Classified
 from tuner.tasks.head.align import text_ids
@@ -62,6 +61,8 @@ def named_windows(model: TaskModel, examples: Sequence[Classified]) -> tuple[lis
 
 def named_model(encoder: Encoder, labels: Sequence[str]) -> TaskModel:
     """A classification that has learnt nothing: a text gets the label whose name is nearest. All must have words."""
+    import torch
+
     limit = min(256, encoder.facts["positions"])
     settings = choose("classify", 0, limit, encoder.facts, {"method": "head", "max_tokens": limit})
     task = ClassifyTask(tuple(labels), pooling=encoder.pooling)
