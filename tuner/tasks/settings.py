@@ -112,10 +112,11 @@ def _method(task: TaskName, examples: int) -> Method:
 
 
 def _epochs(method: Method, examples: int, most: int) -> int:
-    """More passes over fewer examples, so that a training has some hundred steps at least."""
+    """More passes over fewer examples, so that a training has some hundred steps at least, and ends within the day."""
     if method in ("head", "ngrams"):
         return 200
-    return max(4, min(most, 40_000 // max(1, examples)))
+    least = max(1, min(4, 60_000 // max(1, examples)))
+    return max(least, min(most, 40_000 // max(1, examples)))
 
 
 def _batch(examples: int) -> int:

@@ -119,6 +119,8 @@ def test_the_margin_is_the_one_with_the_best_figure() -> None:
 def test_more_examples_have_fewer_epochs_and_few_texts_a_head_alone() -> None:
     few, many = (choose("tag", count, 40, ENCODER, {}) for count in (200, 15_000))
     assert few.epochs > many.epochs >= 4
+    # A day's patience, not a week's.
+    assert [choose("classify", count, 40, ENCODER, {}).epochs for count in (25_000, 120_000)] == [2, 1]
     assert choose("classify", 60, 40, ENCODER, {}).method == "head"
     assert choose("classify", 6000, 40, ENCODER, {}).method == "full"
     # A head that is fitted first leaves less to be learnt.

@@ -221,6 +221,16 @@ def test_a_title_goes_before_its_text(tmp_path: Path, head: list[str], first: st
     assert pairs(path)[0] == (first, ("a",))
 
 
+def test_without_a_header_some_words_before_a_longer_text_are_its_title(tmp_path: Path) -> None:
+    rows = [
+        f"{number % 2},The parcel {number} came,It was nobody's and stood in the yard {number}" for number in range(8)
+    ]
+    path = write(tmp_path, "a.csv", "\n".join(rows))
+    assert pairs(path)[0] == ("The parcel 0 came\nIt was nobody's and stood in the yard 0", ("0",))
+    numbered = write(tmp_path, "b.csv", "\n".join(f"a{number},{row}" for number, row in enumerate(rows)))
+    assert pairs(numbered) == pairs(path)
+
+
 def test_a_subject_that_recurs_is_no_title(tmp_path: Path) -> None:
     rows = [f"news {number},{'ab'[number % 2]}" for number in range(8)]
     path = write(tmp_path, "a.csv", "\n".join(["text,subject", *rows]))

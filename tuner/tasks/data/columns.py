@@ -11,6 +11,8 @@ from tuner.tasks.data.names import NAMES, TITLES
 from tuner.tasks.data.sources import Row
 
 Say = Callable[[str], None]
+TITLE_WORDS = 3
+"""Of a column without a name that is read with the text beside it, as a mean."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +108,18 @@ def guess_texts_and_label(rows: Sequence[Row], columns: Columns, file: str, say:
 
 
 def _is_title(rows: Sequence[Row], name: str) -> bool:
-    """By its name, and because it is another one nearly each time: a subject may be a category as well."""
-    if name.strip().lower() not in TITLES:
+    """By its name, or, where columns have none but numbers, by some words a row.
+
+    It is another one nearly each time: a subject may be a category as well.
+    """
+    values = [str(row.values.get(name) or "") for row in rows]
+    if name.strip().lower() not in TITLES and not (name.isdecimal() and fmean(map(_words, values)) >= TITLE_WORDS):
         return False
-    return 2 * len({str(row.values.get(name)) for row in rows}) > len(rows)
+    return 2 * len(set(values)) > len(rows)
+
+
+def _words(text: str) -> int:
+    return len(text.split())
 
 
 def named_texts(rows: Sequence[Row], columns: Columns, file: str) -> tuple[str, ...]:

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 MEASURED = 2000
 """Examples by which the length of windows is chosen, and whether they can be read."""
 
+LONG = 10_000
+"""Training examples from which it is told why there is nothing to see at first."""
+
 UNREADABLE = 0.2
 """Share of unknown tokens from which a classification does without the encoder, where no method is named."""
 
@@ -83,6 +86,8 @@ def fit(
     notes = (*splits.notes, *_unread(reading, base.name, settings.method))
     for note in notes[len(splits.notes) :]:
         say(f"noticed: {note}")
+    if len(splits.train) > LONG:
+        say("the test is measured as it is, and a head fitted, before the first step: that tells nothing for a while")
     before = model.task.measure(splits.test, predict_with(model, splits.test))
     if isinstance(model, NgramModel):
         trained = model.fit(splits.train, splits.validation, tell)

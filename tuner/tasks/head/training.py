@@ -71,6 +71,8 @@ Mistyped = Callable[[int], Sequence[Window]]
 """All training windows with typing mistakes, drawn by the number."""
 COPIES = 3
 """Mistyped ones of each example that a head alone is fitted to, beside the example itself."""
+FITTED = 20_000
+"""Windows that a head is fitted to before and behind the training of its encoder, at most."""
 NAMED = 3
 """How often each label's name is among what a head alone is fitted to: one name stands for more than one text."""
 
@@ -130,7 +132,10 @@ class _Learnt:
         copies = (
             (self._chosen(self.mistyped(-number), number) for number in range(1, COPIES + 1)) if self.mistyped else ()
         )
-        return [*self._chosen(self.windows, 0), *(window for one in copies for window in one), *self.names * NAMED]
+        chosen = [*self._chosen(self.windows, 0), *(window for one in copies for window in one)]
+        if self.model.settings.method != "head" and len(chosen) > FITTED:
+            chosen = random.Random(self.model.settings.seed).sample(chosen, FITTED)
+        return [*chosen, *self.names * NAMED]
 
     def _chosen(self, windows: Sequence[Window], number: int) -> Sequence[Window]:
         if self.model.task.name == "answer":
