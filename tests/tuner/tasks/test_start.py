@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tuner.tasks.api import load, train
 from tuner.tasks.data.records import Classified
 from tuner.tasks.data.splits import Splits
 from tuner.tasks.folders import read_task
-from tuner.tasks.head.start import CARRIED, replayed
+from tuner.tasks.head.start import replayed
 
 STILL: dict[str, Any] = {**QUICK, "epochs": 1, "learning_rate": 0.0, "head_rate": 0.0}
 """A training whose steps change nothing, so that what it saves is what it began with."""
@@ -77,28 +78,38 @@ def test_another_task_takes_the_encoder_and_no_head(earlier: Path, tmp_path: Pat
     assert now["head.weight"].shape == (3, 32)
 
 
-def test_other_labels_take_a_part_of_the_way_to_the_encoder_and_none_of_the_head(
-    earlier: Path, encoder: str, tmp_path: Path
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_other_labels_begin_on_the_way_to_the_encoder_where_they_are_told_apart_best(
+    method: str, encoder: str, tmp_path: Path
 ) -> None:
-    data = write_lines(tmp_path / "things.jsonl", rows(VERBS, label="thing"))
-    made = train("classify", data, start=earlier, out=tmp_path / "out", **STILL)
-    fresh = train("classify", data, model=encoder, out=tmp_path / "fresh", **STILL)
-    before, now, base = (load_file(folder / WEIGHTS) for folder in (earlier, made.folder, fresh.folder))
-    assert made.predictor.labels == tuple(sorted(THINGS))
-    for name, tensor in now.items():
-        way = base[name] if name.startswith("head.") else base[name] + CARRIED * (before[name] - base[name])
-        assert tensor.allclose(way, atol=1e-6), name
-
-
-def test_an_adapter_is_taken_a_part_of_the_way_by_one_of_its_factors(encoder: str, tmp_path: Path) -> None:
-    first = write_lines(tmp_path / "texts.jsonl", rows(VERBS))
-    adapter = train("classify", first, model=encoder, out=tmp_path / "one", method="lora", epochs=2)
-    data = write_lines(tmp_path / "things.jsonl", rows(VERBS, label="thing"))
-    made = train("classify", data, start=adapter.folder, out=tmp_path / "two", **{**STILL, "method": None})
-    before, now = load_file(adapter.folder / WEIGHTS), load_file(made.folder / WEIGHTS)
+    """What was learnt of verbs is all that is needed for two kinds of verbs, and nothing worth for things."""
+    quick = {**QUICK, "method": method, "learning_rate": 1e-2 if method == "lora" else 5e-3}
+    data = write_lines(tmp_path / "texts.jsonl", rows(VERBS))
+    first = train("classify", data, model=encoder, out=tmp_path / "one", **quick)
+    assert first.scores.value == 1.0
+    kinds = [{"text": row["text"], "label": "gone" if row["label"] in VERBS[:2] else "here"} for row in rows(VERBS)]
+    told: list[str] = []
+    still = {**STILL, "method": method}
+    made = train(
+        "classify",
+        write_lines(tmp_path / "kinds.jsonl", kinds),
+        start=first.folder,
+        out=tmp_path / "two",
+        say=told.append,
+        **still,
+    )
+    share = next(float(found[1]) / 100 for one in told if (found := re.search(r", (\d+)% of the way", one)))
+    assert share > 0
+    assert made.predictor.labels == ("gone", "here")
+    before, now = load_file(first.folder / WEIGHTS), load_file(made.folder / WEIGHTS)
+    if method == "lora":
+        for name in before.keys() - {"head.weight", "head.bias"}:
+            assert now[name].allclose((share if "lora_B" in name else 1.0) * before[name], atol=1e-7), name
+        return
+    fresh = train("classify", data, model=encoder, out=tmp_path / "fresh", **still)
+    base = load_file(fresh.folder / WEIGHTS)
     for name in before.keys() - {"head.weight", "head.bias"}:
-        share = CARRIED if "lora_B" in name else 1.0
-        assert now[name].allclose(share * before[name], atol=1e-7), name
+        assert now[name].allclose(base[name] + share * (before[name] - base[name]), atol=1e-6), name
 
 
 def test_a_head_of_other_labels_is_fitted_first_and_last_as_a_fresh_one_is(earlier: Path, tmp_path: Path) -> None:

@@ -77,11 +77,7 @@ def fit(
         torch.manual_seed(settings.seed)
         model = untrained(encoder, task, settings)
     if start is not None:
-        known = begin(model, start, base)
-        stays = (
-            f", of whose head {known} of {task.outputs} outputs stay" if known else ", on its encoder with a new head"
-        )
-        say(f"goes on from {start.manifest.id}{stays if task.outputs else ''}")
+        say(f"goes on from {start.manifest.id}{begin(model, start, base, splits.train)}")
     say(f"{name} on {base.name}: {settings.method}, {settings.epochs} epochs at most, {len(splits.train)} examples")
     notes = (*splits.notes, *_unread(reading, base.name, settings.method))
     for note in notes[len(splits.notes) :]:

@@ -2,12 +2,13 @@
 
 Continual learning: the same task with new examples, a share of the older ones among them (experience replay, Rolnick et
 al., 2019). Transfer: another task, or the same with other labels, from the encoder that the earlier one left; where
-texts are classified from a place on the way there, which is nearer to both (Wortsman et al., "Robust fine-tuning of
+texts are classified from a place on the way there, if that is nearer to both (Wortsman et al., "Robust fine-tuning of
 zero-shot models", 2022).
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,9 +32,11 @@ KEPT = ("method", "r", "alpha", "frozen_layers", "max_tokens")
 """Settings that are the earlier training's where none are given: its tensors fit no others, or were made with them."""
 REPLAYED = 0.2
 """Share of the older examples that are learnt again."""
-CARRIED = 0.25
-"""How far towards the earlier encoder a classification by other labels begins. All the way it tells texts apart by what
-mattered before, and is often worse than one that never went there; measured in `docs/lab.md`."""
+WAYS = (0.0, 0.25, 0.5, 1.0)
+"""How far towards the earlier encoder a classification by other labels may begin. All the way it tells texts apart by
+what mattered before, and is often worse than one that never went there; measured in `docs/lab.md`."""
+TRIED = 2000
+"""Texts by which that is chosen, at most."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,8 @@ def continued(
     return make(task.name, tuple(dict.fromkeys([*start.told["labels"], *task.labels])), options)
 
 
-def begin(model: TaskModel | NgramModel, start: Start, base: ModelFolder) -> int:
-    """Put the earlier tensors into a fresh model. Returns how many outputs of its head were known.
+def begin(model: TaskModel | NgramModel, start: Start, base: ModelFolder, examples: Sequence[Any]) -> str:
+    """Put the earlier tensors into a fresh model that is to learn these examples. Returns what it began with, in words.
 
     Raises AdapterError where it is on another base, or its method cannot go on from them.
     """
@@ -139,11 +142,15 @@ def begin(model: TaskModel | NgramModel, start: Start, base: ModelFolder) -> int
             f"its tensors have no place in one of method {model.settings.method}; leave out --method and --freeze, or "
             "train without --from"
         )
+    single = model.task.name == start.task == "classify" and not model.task.options()["multi"]
+    if single and not start.goes_on(model.task):
+        share = _chosen_way(model, now, encoder, examples)
+        return f", {share:.0%} of the way to its encoder, which tells these texts apart best, and with a new head"
     rows = _known_rows(model.task, start)
-    if model.task.name == start.task == "classify" and not start.goes_on(model.task):
-        encoder = {name: _on_the_way(name, now[name], one) for name, one in encoder.items()}
     model.load_state({**now, **encoder, **_head(before, now, rows)})
-    return len(rows)
+    if not model.task.outputs:
+        return ""
+    return f", of whose head {len(rows)} of {model.task.outputs} outputs stay" if rows else ", with a new head"
 
 
 def replayed(splits: Splits, older: Sequence[Any], share: float, seed: int) -> Splits:
@@ -161,9 +168,34 @@ def replayed(splits: Splits, older: Sequence[Any], share: float, seed: int) -> S
     return replace(splits, train=[*splits.train, *chosen], notes=(*splits.notes, told))
 
 
-def _on_the_way(name: str, now: torch.Tensor, earlier: torch.Tensor) -> torch.Tensor:
-    """A tensor `CARRIED` of the way to the earlier one; a LoRA adapter moves by one of its two factors."""
-    return earlier if "lora_A" in name else now.lerp(earlier.to(now.device), CARRIED)
+def _chosen_way(
+    model: TaskModel, now: Mapping[str, torch.Tensor], earlier: Mapping[str, torch.Tensor], examples: Sequence[Any]
+) -> float:
+    """Leave the model at the place on the way from where heads tell the examples apart best, and return its share."""
+    from tuner.tasks.head.frozen import best_of_folds
+    from tuner.tasks.head.label_names import named_windows
+
+    some = random.Random(model.settings.seed).sample(list(examples), min(TRIED, len(examples)))
+    windows = model.task.windows(some, model.tokenizer, model.settings.max_tokens)
+    best, chosen = -1.0, 0.0
+    for share in WAYS:
+        model.load_state({**now, **_on_the_way(now, earlier, share)})
+        names = named_windows(model, some)[0] if model.settings.label_names else []
+        right = best_of_folds(model, [*windows, *names])
+        if right > best:
+            best, chosen = right, share
+    model.load_state({**now, **_on_the_way(now, earlier, chosen)})
+    return chosen
+
+
+def _on_the_way(
+    now: Mapping[str, torch.Tensor], earlier: Mapping[str, torch.Tensor], share: float
+) -> dict[str, torch.Tensor]:
+    """The encoder's tensors a share of the way to the earlier ones; a LoRA adapter moves by one of its two factors."""
+    return {
+        name: one if "lora_A" in name else now[name].lerp(one.to(now[name].device), share)
+        for name, one in earlier.items()
+    }
 
 
 def _known_rows(task: Named, start: Start) -> list[tuple[int, int]]:
