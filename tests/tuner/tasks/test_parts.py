@@ -19,6 +19,7 @@ from tuner.tasks.head.answer import AnswerTask
 from tuner.tasks.head.classify import ClassifyTask
 from tuner.tasks.head.relate import RelateTask
 from tuner.tasks.head.tag import TagTask
+from tuner.tasks.head.training import some_without_answer
 from tuner.tasks.head.windows import Window, balanced, batch, batches
 from tuner.tasks.settings import choose
 
@@ -102,6 +103,24 @@ def test_the_answer_is_the_target_of_each_window_that_holds_it_whole(tokenizer: 
         assert whole or (start, end) == (0, 0)
         held += whole
     assert held >= 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=60), st.integers(0, 4), st.text(max_size=3))
+def test_every_window_with_an_answer_is_kept_and_of_each_question_few_others(
+    told: list[tuple[int, bool]], most: int, seed: str
+) -> None:
+    windows = [
+        Window(question, (at, 1, 2), 1, (2, 2) if answered else (0, 0)) for at, (question, answered) in enumerate(told)
+    ]
+    found = some_without_answer(windows, most, seed)
+    assert found == some_without_answer(windows, most, seed)
+    assert len({one.ids for one in found}) == len(found)
+    for question in range(6):
+        of_it = [one for one in windows if one.example == question]
+        kept = [one for one in found if one.example == question]
+        without = [one for one in of_it if one.targets == (0, 0)]
+        assert [one for one in kept if one.targets != (0, 0)] == [one for one in of_it if one.targets != (0, 0)]
+        assert sum(one.targets == (0, 0) for one in kept) == min(most, len(without))
 
 
 def test_the_margin_is_the_one_with_the_best_figure() -> None:

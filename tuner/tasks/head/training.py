@@ -23,7 +23,6 @@ from tuner.tasks.head.frozen import LOOSENESS, fit_head
 from tuner.tasks.head.model import TaskModel, score
 from tuner.tasks.head.windows import Batch, Window, batches
 from tuner.tasks.metrics import Scores
-from tuner.tasks.settings import TaskSettings
 
 UNDECAYED = ("bias", "norm")
 
@@ -139,7 +138,8 @@ class _Learnt:
 
     def _chosen(self, windows: Sequence[Window], number: int) -> Sequence[Window]:
         if self.model.task.name == "answer":
-            return some_without_answer(windows, self.model.settings, number)
+            settings = self.model.settings
+            return some_without_answer(windows, settings.negatives, f"{settings.seed} negatives {number}")
         return windows
 
 
@@ -353,16 +353,16 @@ class _Run:
         return max(0.0, (self._steps - self.step) / max(1, self._steps - warm))
 
 
-def some_without_answer(windows: Sequence[Window], settings: TaskSettings, epoch: int) -> list[Window]:
-    """All windows with an answer, and of each question's others a few, drawn anew in each epoch."""
-    chance = random.Random(f"{settings.seed} negatives {epoch}")
+def some_without_answer(windows: Sequence[Window], most: int, seed: str) -> list[Window]:
+    """All windows with an answer, and of each question's others `most` at most, drawn by the seed."""
+    chance = random.Random(seed)
     without: dict[int, list[Window]] = {}
     for one in windows:
         if one.targets[0] == 0:
             without.setdefault(one.example, []).append(one)
     chosen = [one for one in windows if one.targets[0] > 0]
     for found in without.values():
-        chosen += chance.sample(found, min(settings.negatives, len(found)))
+        chosen += chance.sample(found, min(most, len(found)))
     return chosen
 
 
