@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent.settings import TUNING_METHODS
 from tuner.tasks.data.columns import Columns
 from tuner.tasks.data.records import TASKS
 from tuner.tasks.origin import Origin
@@ -37,7 +38,10 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", metavar="NAME", help="an encoder or a language model, named as in ratchet.toml")
     parser.add_argument(
-        "--method", choices=METHODS, help="all weights, an adapter, or the head alone (default: by data)"
+        "--method",
+        choices=tuple(dict.fromkeys([*METHODS, *TUNING_METHODS])),
+        help="all weights, a kind of adapter, or the head alone (default: by data); prompt, prefix and qlora are for "
+        "language models, head and ngrams for encoders",
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="a new folder (default: in the project's home)")
     parser.add_argument("--epochs", type=int, metavar="N", help="at most (default: by data)")

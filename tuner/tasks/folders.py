@@ -21,7 +21,7 @@ from tuner.tasks.head.classify import ClassifyTask
 from tuner.tasks.head.kinds import Task, make_task
 from tuner.tasks.head.model import Encoder, TaskModel, load_encoder
 from tuner.tasks.head.ngrams import NgramModel
-from tuner.tasks.settings import TaskSettings
+from tuner.tasks.settings import ADAPTERS, TaskSettings
 
 VERSION = 1
 
@@ -156,7 +156,7 @@ def _write(model: TaskModel | NgramModel, folder: Path, sealed: Sealed) -> None:
 
 def _config(model: TaskModel | NgramModel, base: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """PEFT's configuration: of the adapter, or of the modules of which a trained copy is kept."""
-    if isinstance(model, TaskModel) and model.settings.method == "lora":
+    if isinstance(model, TaskModel) and model.settings.method in ADAPTERS:
         config: dict[str, Any] = model.encoder.peft_config["default"].to_dict()
         plain = {name: sorted(one) if isinstance(one, set) else one for name, one in config.items()}
         return {**plain, "base_model_name_or_path": base, "auto_mapping": None, "inference_mode": True}

@@ -7,10 +7,18 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from agent.errors import DatasetError
+from agent.settings import TUNING_METHODS
 from tuner.tasks.data.records import TaskName
 
-Method = Literal["full", "lora", "head", "ngrams"]
-METHODS: tuple[Method, ...] = ("full", "lora", "head", "ngrams")
+Method = Literal["full", "lora", "rslora", "dora", "lora+", "head", "ngrams"]
+METHODS: tuple[Method, ...] = ("full", "lora", "rslora", "dora", "lora+", "head", "ngrams")
+ADAPTERS = ("lora", "rslora", "dora", "lora+")
+"""Methods by which two matrices are trained beside each linear layer; see `tuner.methods`."""
+RATES = {"full": 2e-4, "lora": 1e-3, "rslora": 3e-4, "dora": 1e-3, "lora+": 2e-4, "head": 0.0, "ngrams": 0.0}
+"""Learning rates for encoders of up to `SMALL` dimensions."""
+LOWER_RATES = {"full": 3e-5, "lora": 3e-4, "rslora": 1e-4, "dora": 3e-4, "lora+": 6e-5, "head": 0.0, "ngrams": 0.0}
+"""For larger ones."""
+SMALL = 512
 ADVERSARIAL = ("none", "fgm", "freelb", "typos")
 PRECISIONS = ("auto", "float32", "mixed")
 Choice = Literal["similar", "coverage"]
@@ -23,8 +31,8 @@ class TaskSettings:
     """How a head, and the encoder below it, are trained."""
 
     method: Method
-    """All weights, a LoRA adapter beside the linear layers, the head alone on a frozen encoder, or no encoder at all,
-    see `tuner.tasks.head.ngrams`."""
+    """All weights, an adapter beside the linear layers (`ADAPTERS`), the head alone on a frozen encoder, or no encoder
+    at all, see `tuner.tasks.head.ngrams`."""
     epochs: int
     """Passes over the data, at most; of a head alone, steps of each fit."""
     learning_rate: float
@@ -66,6 +74,8 @@ class TaskSettings:
     """Of the products of training: "float32", "mixed" (see `agent.llm.precision`), or "auto", the faster here."""
     r: int = 16
     alpha: int = 32
+    rate_ratio: float = 16.0
+    """With the method "lora+": the rate of the second matrix (B) over that of the first."""
     seed: int = 0
 
 
@@ -80,11 +90,15 @@ def choose(
     if unknown:
         raise DatasetError(f"there is no setting {unknown[0]!r}; see TaskSettings for those there are")
     method = given.get("method") or _method(task, examples)
+    if method in TUNING_METHODS and method not in METHODS:
+        raise DatasetError(
+            f"method {method} is for a language model, and this is an encoder; name one with --model, or take "
+            f"{', '.join(METHODS[:-1])} or {METHODS[-1]}"
+        )
     if method not in METHODS:
         raise DatasetError(f"there is no method {method!r}; expected one of {', '.join(METHODS)}")
-    small = encoder["hidden"] <= 512
-    rates = {"full": 2e-4 if small else 3e-5, "lora": 1e-3 if small else 3e-4, "head": 0.0, "ngrams": 0.0}
-    head_last = task == "classify" and method in ("full", "lora")
+    rates = RATES if encoder["hidden"] <= SMALL else LOWER_RATES
+    head_last = task == "classify" and method in ("full", *ADAPTERS)
     settings = TaskSettings(
         method=method,
         epochs=_epochs(method, examples, 6 if head_last else 20),
@@ -92,7 +106,7 @@ def choose(
         head_rate=1e-3,
         # The other pairs of a step are what a pair is told apart from.
         batch=64 if task == "embed" else _batch(examples),
-        head_first=head_last or (task == "tag" and method == "lora"),
+        head_first=head_last or (task == "tag" and method in ADAPTERS),
         head_last=head_last,
         max_tokens=_max_tokens(task, longest, encoder["positions"]),
     )

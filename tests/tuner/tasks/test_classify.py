@@ -111,7 +111,7 @@ def test_a_folder_whose_task_was_changed_is_refused(made: TaskResult, tmp_path: 
         load(copy)
 
 
-@pytest.mark.parametrize("method", ["lora", "head"])
+@pytest.mark.parametrize("method", ["lora", "rslora", "dora", "lora+", "head"])
 def test_an_adapter_and_a_head_alone_are_trained_and_come_back(method: str, encoder: str, tmp_path: Path) -> None:
     data = write_lines(tmp_path / "texts.jsonl", texts())
     made = train("classify", data, model=encoder, out=tmp_path / "out", method=method, epochs=15, learning_rate=1e-2)

@@ -167,10 +167,12 @@ def test_what_cannot_be_is_refused_with_what_to_do(base: str, tmp_path: Path) ->
         prompted("classify", model=encoder, labels=["aa", "b"])
     with pytest.raises(DatasetError, match="name the language with --into"):
         prompted("translate", model=base)
-    with pytest.raises(DatasetError, match="method 'head'; expected lora or full"):
+    with pytest.raises(DatasetError, match="method 'head'; expected one of lora, rslora, "):
         train("translate", data, model=base, method="head")
     with pytest.raises(DatasetError, match="not trained with 'class_weights'"):
         train("translate", data, model=base, class_weights=True)
+    with pytest.raises(DatasetError, match="method prompt leaves all layers as they are; leave out --freeze"):
+        train("translate", data, model=base, method="prompt", frozen_layers=1)
     with pytest.raises(DatasetError, match="2 layers are to be frozen"):
         train("translate", data, model=base, frozen_layers=2)
 
@@ -196,10 +198,32 @@ def test_the_command_line_asks_by_name_and_by_folder(
     assert "--shots is for a task by its name" in capsys.readouterr().err
 
 
-def test_all_weights_can_be_trained_as_well(base: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "rate", "told"),
+    [
+        ("full", 3e-3, "A copy of all weights"),
+        ("rslora", 3e-3, "A LoRA adapter"),
+        ("dora", 1e-2, "A LoRA adapter"),
+        ("lora+", 1e-3, "A LoRA adapter"),
+        ("prompt", 0.3, "Virtual tokens"),
+        ("prefix", 0.3, "Virtual tokens"),
+    ],
+)
+def test_every_method_trains_saves_and_is_gone_on_from(
+    method: str, rate: float, told: str, base: str, tmp_path: Path
+) -> None:
+    # Rounded products tell a text read at once from one read behind another's beginning, where weights are so wild.
+    (tmp_path / "ratchet.toml").write_text('[model]\ndtype = "float32"\n', encoding="utf-8")
+    project = find_project(tmp_path)
     data = write_lines(tmp_path / "pairs.jsonl", rows())
-    settings = {**QUICK, "method": "full", "learning_rate": 3e-3, "epochs": 3}
-    made = train("translate", data, model=base, into="Placish", out=tmp_path / "full", **settings)
-    assert "A copy of all weights for the task" in (made.folder / "README.md").read_text("utf-8")
-    said = [one.to_dict()["said"] for one in load(made.folder).predict(["boat north"])]
-    assert said == [one.to_dict()["said"] for one in made.predictor.predict(["boat north"])]
+    settings = {**QUICK, "method": method, "learning_rate": rate, "epochs": 3}
+    made = train("translate", data, model=base, into="Placish", out=tmp_path / "made", project=project, **settings)
+    assert made.trained.validation_curve[-1][1] < made.trained.validation_curve[0][1]
+    assert f"{told} for the task" in (made.folder / "README.md").read_text("utf-8")
+    said = [one.to_dict()["said"] for one in made.predictor.predict(["boat north"])]
+    assert [one.to_dict()["said"] for one in load(made.folder, project=project).predict(["boat north"])] == said
+    more = train(
+        "translate", data, start=made.folder, out=tmp_path / "more", learning_rate=rate / 10, epochs=1, project=project
+    )
+    assert json.loads((more.folder / "task.json").read_text("utf-8"))["settings"]["method"] == method
+    assert more.trained.validation_curve[0][1] < made.trained.validation_curve[0][1]

@@ -150,7 +150,8 @@ def test_more_examples_have_fewer_epochs_and_few_texts_a_head_alone() -> None:
 @pytest.mark.parametrize(
     ("given_settings", "said"),
     [
-        ({"method": "lore"}, "there is no method 'lore'; expected one of full, lora, head"),
+        ({"method": "lore"}, "there is no method 'lore'; expected one of full, lora, rslora"),
+        ({"method": "prefix"}, "method prefix is for a language model, and this is an encoder; name one with --model"),
         ({"epoch": 3}, "there is no setting 'epoch'"),
         ({"epochs": 0}, "epochs is 0; expected 1 or more"),
         ({"learning_rate": 2.0}, "learning_rate is 2.0"),

@@ -150,9 +150,7 @@ def _names(model: TaskModel, splits: Splits, say: Callable[[str], None]) -> list
     return names
 
 
-def _train(
-    model: TaskModel, splits: Splits, names: list[Window], tell: Callable[[TaskProgress], None]
-) -> TrainedTask:
+def _train(model: TaskModel, splits: Splits, names: list[Window], tell: Callable[[TaskProgress], None]) -> TrainedTask:
     task, settings = model.task, model.settings
     windows = task.windows(splits.train, model.tokenizer, settings.max_tokens)
     validation = task.windows(splits.validation, model.tokenizer, settings.max_tokens)

@@ -17,7 +17,7 @@ from agent.llm.convert import quiet
 from agent.llm.weights import ModelFolder
 from tuner.tasks.head.kinds import Task
 from tuner.tasks.head.windows import Batch, Window, batches
-from tuner.tasks.settings import TaskSettings
+from tuner.tasks.settings import ADAPTERS, TaskSettings
 
 HEAD = "head."
 
@@ -122,7 +122,7 @@ class TaskModel(torch.nn.Module):
         head = {f"{HEAD}{name}": one.detach().clone() for name, one in self.head.state_dict().items()}
         if self.settings.method == "head":
             return head
-        if self.settings.method == "lora":
+        if self.settings.method in ADAPTERS:
             from peft import get_peft_model_state_dict
 
             tensors = get_peft_model_state_dict(self.encoder)
@@ -136,7 +136,7 @@ class TaskModel(torch.nn.Module):
         self.head.load_state_dict(
             {name.removeprefix(HEAD): one for name, one in tensors.items() if name.startswith(HEAD)}
         )
-        if self.settings.method == "lora":
+        if self.settings.method in ADAPTERS:
             from peft import set_peft_model_state_dict
 
             rest = {name: one for name, one in tensors.items() if not name.startswith(HEAD)}
@@ -194,7 +194,7 @@ def _head(size: int, outputs: int) -> torch.nn.Module:
 def _prepared(model: Any, settings: TaskSettings) -> Any:
     """The encoder with what the method trains asking for gradients, and nothing else."""
     model.requires_grad_(False)
-    if settings.method == "lora":
+    if settings.method in ADAPTERS:
         return _with_lora(model, settings)
     if settings.method == "full":
         for name, one in model.named_parameters():
@@ -211,7 +211,7 @@ def _layer(name: str) -> int:
 
 
 def _with_lora(model: Any, settings: TaskSettings) -> Any:
-    """A fresh LoRA adapter on all linear layers above the frozen ones but the pooler."""
+    """A fresh adapter on all linear layers above the frozen ones but the pooler."""
     from peft import LoraConfig, get_peft_model
 
     names = [
@@ -222,7 +222,13 @@ def _with_lora(model: Any, settings: TaskSettings) -> Any:
     if not names:
         raise WeightsError(f"no linear layer is left above {settings.frozen_layers} frozen ones; freeze fewer")
     config = LoraConfig(
-        r=settings.r, lora_alpha=settings.alpha, target_modules=names, task_type="FEATURE_EXTRACTION", bias="none"
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        use_rslora=settings.method == "rslora",
+        use_dora=settings.method == "dora",
+        target_modules=names,
+        task_type="FEATURE_EXTRACTION",
+        bias="none",
     )
     with warnings.catch_warnings():
         # peft 0.21 asks transformers by a name that is going away.

@@ -372,6 +372,8 @@ def _groups(model: TaskModel) -> list[dict[str, Any]]:
     made: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, one in model.trained().items():
         rate = settings.head_rate if name.startswith("head.") else settings.learning_rate
+        if settings.method == "lora+" and "lora_B" in name:
+            rate *= settings.rate_ratio
         decay = 0.0 if any(part in name.lower() for part in UNDECAYED) else settings.weight_decay
         made.setdefault((rate, decay), []).append(one)
     return [{"params": found, "lr": rate, "base": rate, "weight_decay": decay} for (rate, decay), found in made.items()]

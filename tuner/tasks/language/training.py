@@ -20,7 +20,7 @@ from agent.llm.render import Message
 from agent.llm.weights import ModelFolder, load_tokenizer, read_context, resolve_model
 from agent.loop import timestamp
 from agent.sealing import TASK, Manifest, verify
-from agent.settings import Project
+from agent.settings import TUNING_METHODS, Project
 from agent.teams import give_back_memory, in_own_team
 from tuner.candidates import check_lives, fresh_model
 from tuner.evaluate import Interval
@@ -46,13 +46,14 @@ if TYPE_CHECKING:
 
 GENERATION = "generation"
 """In `task.json` under `way`: a language model's adapter, and no head."""
-METHODS = ("lora", "full")
-CONTINUED = ("method", "r", "alpha", "frozen_layers")
+CONTINUED = ("method", "r", "alpha", "frozen_layers", "virtual_tokens")
 """Settings by which the tensors of a training fit those of the one it goes on from."""
 MOST_WATCHED = 200
 """Validation examples, drawn by seed, that every epoch is watched with."""
 MOST_TOKENS = 2048
 """Of an example, prompt and target, where nothing else is said."""
+WHAT = {"full": "A copy of all weights", "prompt": "Virtual tokens", "prefix": "Virtual tokens"}
+"""What comes of a method, where that is no LoRA adapter."""
 WATCHED = "loss"
 """The figure by which the epoch is chosen."""
 
@@ -62,6 +63,7 @@ class GenerationSettings:
     """How a language model's adapter is trained; what is left out is chosen by method and amount of data."""
 
     method: str = "lora"
+    """One of `agent.settings.TUNING_METHODS`; see `tuner.methods`."""
     epochs: int = 4
     min_steps: int = 48
     """With little data more epochs are trained than `epochs`, until there are so many; 1 where they were named."""
@@ -78,6 +80,10 @@ class GenerationSettings:
     r: int = 16
     alpha: int = 32
     dropout: float = 0.0
+    virtual_tokens: int = 20
+    """With the methods "prompt" and "prefix": how many are put before every text."""
+    rate_ratio: float = 16.0
+    """With the method "lora+": the rate of the second matrix (B) over that of the first."""
     seed: int = 0
 
 
@@ -91,8 +97,10 @@ def choose(given: Mapping[str, Any], layers: int, context: int) -> GenerationSet
             f"a language model is not trained with {unknown[0]!r}; leave it out, or name an encoder with --model"
         )
     method = said.get("method", "lora")
-    if method not in METHODS:
-        raise DatasetError(f"a language model is not trained with method {method!r}; expected {' or '.join(METHODS)}")
+    if method not in TUNING_METHODS:
+        raise DatasetError(
+            f"a language model is not trained with method {method!r}; expected one of {', '.join(TUNING_METHODS)}"
+        )
     chosen = replace(GenerationSettings(learning_rate=RATES[method], max_tokens=min(MOST_TOKENS, context)), **said)
     if "epochs" in said and "min_steps" not in said:
         chosen = replace(chosen, min_steps=1)
@@ -100,7 +108,9 @@ def choose(given: Mapping[str, Any], layers: int, context: int) -> GenerationSet
         raise DatasetError(
             f"{chosen.frozen_layers} layers are to be frozen and the model has {layers}; leave one at least"
         )
-    for name in ("epochs", "batch", "patience", "r"):
+    if chosen.frozen_layers and method in ("prompt", "prefix"):
+        raise DatasetError(f"method {method} leaves all layers as they are; leave out --freeze")
+    for name in ("epochs", "batch", "patience", "r", "virtual_tokens"):
         if getattr(chosen, name) < 1:
             raise DatasetError(f"{name} is {getattr(chosen, name)}; expected 1 or more")
     if not 16 <= chosen.max_tokens <= context:
@@ -178,7 +188,7 @@ def fit(
             task.measure(splits.test, predictions),
             splits.test,
             predictions,
-            what=f"A {'LoRA adapter' if settings.method == 'lora' else 'copy of all weights'} for the task",
+            what=f"{WHAT.get(settings.method, 'A LoRA adapter')} for the task",
             watched=WATCHED,
         )
         report = {"report.html": write_page(outcome).encode(), "metrics.json": write_figures(outcome).encode()}
@@ -204,8 +214,8 @@ def _going_on(start: Start, base: ModelFolder, given: Mapping[str, Any]) -> dict
         )
     start.check_base(base)
     said = {name: value for name, value in given.items() if value is not None}
-    earlier = {name: start.told["settings"][name] for name in CONTINUED}
-    other = [name for name in CONTINUED if name in said and said[name] != earlier[name]]
+    earlier = {name: start.told["settings"][name] for name in CONTINUED if name in start.told["settings"]}
+    other = [name for name in earlier if name in said and said[name] != earlier[name]]
     if other:
         raise AdapterError(
             f"{start.folder} was trained with {other[0]} {earlier[other[0]]!r}, and is not gone on from with "
@@ -306,6 +316,8 @@ def _train_settings(settings: GenerationSettings, layers: int) -> TrainSettings:
         r=settings.r,
         alpha=settings.alpha,
         dropout=settings.dropout,
+        virtual_tokens=settings.virtual_tokens,
+        rate_ratio=settings.rate_ratio,
         top_layers=layers - settings.frozen_layers if settings.frozen_layers else 0,
         learning_rate=settings.learning_rate,
         epochs=settings.epochs,
