@@ -15,7 +15,7 @@ from tuner.tasks.data.columns import Columns
 from tuner.tasks.data.records import TASKS
 from tuner.tasks.origin import Origin
 from tuner.tasks.settings import ADVERSARIAL, CHOICES, METHODS
-from tuner.tasks.telling import ProgressLines, note, result
+from tuner.tasks.telling import Confirmed, ProgressLines, note, result
 
 if TYPE_CHECKING:
     from agent.settings import Project
@@ -64,6 +64,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         default="refuse",
         help="what to do with a training text that is in the test as well (default: refuse)",
     )
+    parser.add_argument("--yes", action="store_true", help="do not ask whether guessed columns are right")
     _add_columns(parser)
 
 
@@ -115,7 +116,7 @@ def _train(args: argparse.Namespace, project: Project) -> int:
         replay_share=args.replay_share,
         into=args.into,
         project=project,
-        say=note,
+        say=note if args.yes or not sys.stdin.isatty() else Confirmed(),
         on_progress=ProgressLines(),
         **settings,
     )

@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from agent.errors import DatasetError
+from tuner.tasks.data.columns import Guess
+
 if TYPE_CHECKING:
     from tuner.tasks.head.training import TaskProgress
 
@@ -17,6 +20,32 @@ SILENT = 30.0
 
 def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+class Confirmed:
+    """Notes, and at each guess about a file a question to the terminal: once for files whose guesses are the same."""
+
+    def __init__(self) -> None:
+        self._right: set[str] = set()
+
+    def __call__(self, text: str) -> None:
+        """Raises DatasetError where the answer is no."""
+        note(text)
+        what = text.partition(": ")[2]
+        if not isinstance(text, Guess) or what in self._right:
+            return
+        if _answer("Is that right? [Y/n] ") not in ("", "y", "yes"):
+            raise DatasetError("the columns are not as guessed; name them with the options above. Nothing was trained")
+        self._right.add(what)
+
+
+def _answer(question: str) -> str:
+    """A line from the terminal, asked for on stderr: stdout is for results. No line is a no."""
+    print(question, end="", file=sys.stderr, flush=True)
+    try:
+        return input().strip().lower()
+    except EOFError:
+        return "no"
 
 
 def result(data: Any) -> None:

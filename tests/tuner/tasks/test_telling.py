@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
+from agent.errors import DatasetError
+from tuner.tasks.data.columns import Guess
 from tuner.tasks.head.training import TaskProgress
 from tuner.tasks.metrics import Scores, single_label
-from tuner.tasks.telling import ProgressLines
+from tuner.tasks.telling import Confirmed, ProgressLines
 
 
 def found() -> Scores:
@@ -30,3 +39,38 @@ def test_nothing_is_left_behind_the_last_step(capsys: pytest.CaptureFixture[str]
     tell = ProgressLines(clock=lambda: 0.0)
     tell(TaskProgress(4, 4, 0, 0.25, found()))
     assert capsys.readouterr().err == "epoch 1, step 4/4: loss 0.250, validation accuracy 0.5000\n"
+
+
+def test_a_guess_is_asked_about_once_and_a_note_never(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\nyes\nno\n"))
+    say = Confirmed()
+    say("noticed: uneven classes")
+    say(Guess("train.csv: text is column 'a'"))
+    say(Guess("test.csv: text is column 'a'"))
+    say(Guess("test.csv: text is column 'b'"))
+    assert capsys.readouterr().err.count("Is that right?") == 2
+    for _ in ("said no", "said nothing more"):
+        with pytest.raises(DatasetError, match="name them with the options above"):
+            say(Guess("test.csv: text is column 'c'"))
+
+
+@pytest.mark.slow
+def test_a_training_at_a_terminal_asks_whether_the_columns_are_right(tmp_path: Path) -> None:
+    rows = [f"{number} parcels are {state},{state}" for number in range(20) for state in ("late", "lost")]
+    (tmp_path / "texts.csv").write_text("\n".join(["body,category", *rows]), encoding="utf-8")
+    leader, follower = pty.openpty()
+    with os.fdopen(leader, "r+b", buffering=0) as terminal:
+        terminal.write(b"n\n")
+        command = [sys.executable, "-m", "agent.cli", "task", "train", "classify", "--data", "texts.csv"]
+        environment = {**os.environ, "PYTHONPATH": str(Path.cwd()), "RATCHET_HOME": str(tmp_path / "home")}
+        done = subprocess.run(
+            command, cwd=tmp_path, stdin=follower, capture_output=True, text=True, check=False, env=environment
+        )
+        os.close(follower)
+    assert "text is column 'body', label is column 'category'" in done.stderr
+    assert "Is that right? [Y/n]" in done.stderr
+    assert "Nothing was trained" in done.stderr
+    assert done.returncode == 1
+    assert not (tmp_path / "home" / "tasks").exists()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from agent.errors import DatasetError
-from tuner.tasks.data.columns import Columns, Say, find, find_maybe
+from tuner.tasks.data.columns import Columns, Guess, Say, find, find_maybe
 from tuner.tasks.data.records import Conversed, Example, Turn
 from tuner.tasks.data.sources import Row
 
@@ -48,10 +48,8 @@ def _maker(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> Callab
     if question == answer:
         raise DatasetError(f"{file}: column {question!r} cannot be both; say them with --question and --answer")
     if columns.question is None or columns.answer is None:
-        say(
-            f"{file}: question is column {question!r}, answer is column {answer!r} (guessed by name; else: "
-            "--question, --answer)"
-        )
+        told = f"question is column {question!r}, answer is column {answer!r}"
+        say(Guess(f"{file}: {told} (guessed by name; else: --question, --answer)"))
 
     def make(row: Row) -> Conversed:
         said = [_said(row.values[name], f"column {name!r}") for name in (question, answer)]
@@ -65,7 +63,8 @@ def _by_chat(rows: Sequence[Row], file: str, say: Say) -> list[Row]:
     chat, speaker, text = (find_maybe(rows, name, None, file) for name in ("chat", "speaker", "text"))
     if chat is None or speaker is None or text is None:
         return []
-    say(f"{file}: a turn a row; chat is column {chat!r}, speaker {speaker!r}, text {text!r} (guessed by name)")
+    told = f"a turn a row; chat is column {chat!r}, speaker {speaker!r}, text {text!r}"
+    say(Guess(f"{file}: {told} (guessed by name)"))
     found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(str(row.values[chat]), []).append(row)

@@ -15,6 +15,12 @@ TITLE_WORDS = 3
 """Of a column without a name that is read with the text beside it, as a mean."""
 
 
+class Guess(str):
+    """What was guessed about a file, as it is told; whoever knows better may be asked."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Columns:
     """Columns that the user named; the others are guessed."""
@@ -78,7 +84,7 @@ def settle(
         )
     if guessed:
         columns = f"{first} is column {text!r}, {second} is column {other!r}"
-        say(f"{file}: {columns} (guessed {how}; else: --{first}, --{second})")
+        say(Guess(f"{file}: {columns} (guessed {how}; else: --{first}, --{second})"))
     return text, other
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import DatasetError
-from tuner.tasks.data.columns import Columns, Say, find_maybe, settle
+from tuner.tasks.data.columns import Columns, Guess, Say, find_maybe, settle
 from tuner.tasks.data.languages import LANGUAGES, language_named
 from tuner.tasks.data.names import KNOWN
 from tuner.tasks.data.records import Written
@@ -75,7 +75,8 @@ def parallel_files(folder: Path, splits: Mapping[str, str], columns: Columns, sa
     if unknown is not None:
         raise DatasetError(f"{folder} has train.{endings[0]} and train.{endings[1]}, and none ends with {unknown!r}")
     if not any(wanted):
-        say(f"{folder}: from .{endings[0]} into .{endings[1]} (guessed by alphabet; else: --text, --target)")
+        told = f"from .{endings[0]} into .{endings[1]}"
+        say(Guess(f"{folder}: {told} (guessed by alphabet; else: --text, --target)"))
     made = {}
     for name, files in found.items():
         by_ending = {_ending(one): one for one in files}

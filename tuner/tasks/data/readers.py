@@ -16,7 +16,7 @@ from typing import Any
 
 from agent.errors import DatasetError
 from tuner.tasks.data import chats, class_folders, conll, marked, pairs, similar, squad
-from tuner.tasks.data.columns import Columns, Say, find, find_maybe, guess_texts_and_label, named_texts
+from tuner.tasks.data.columns import Columns, Guess, Say, find, find_maybe, guess_texts_and_label, named_texts
 from tuner.tasks.data.records import WRITTEN, Asked, Classified, Example, Related, Span, TaskName
 from tuner.tasks.data.sources import (
     JSON_LINES,
@@ -177,7 +177,7 @@ def _classified(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> C
         texts, label = guess_texts_and_label(rows, columns, file, say)
     pair = find_maybe(rows, "pair", columns.pair, file)
     if pair is not None and columns.pair is None:
-        say(f"{file}: the text's pair is column {pair!r} (guessed by name; else name it: --pair)")
+        say(Guess(f"{file}: the text's pair is column {pair!r} (guessed by name; else name it: --pair)"))
 
     def make(row: Row) -> Example:
         second = None if pair is None else _text(row, pair)
@@ -248,7 +248,8 @@ def _related(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> Call
     label = find(rows, "label", columns.label, file)
     text = find(rows, "text", columns.text, file)
     first, second = (names.get(one) or names.get(other) for one, other in (("e1", "head"), ("e2", "tail")))
-    say(f"{file}: text is column {text!r}, label is column {label!r}")
+    told = f"{file}: text is column {text!r}, label is column {label!r}"
+    say(told if columns.text and columns.label else Guess(f"{told} (guessed by name; else: --text, --label)"))
 
     def make(row: Row) -> Example:
         said = str(row.values[label]).strip()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from agent.errors import DatasetError
-from tuner.tasks.data.columns import Columns, Say, column_named
+from tuner.tasks.data.columns import Columns, Guess, Say, column_named
 from tuner.tasks.data.records import Similar
 from tuner.tasks.data.sources import Row
 
@@ -35,7 +35,8 @@ def reader(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> Callab
     told = f"texts are columns {first!r} and {second!r}"
     told += f", their score is column {score!r}" if score else ", which belong together"
     told += f", one that does not is column {negative!r}" if negative else ""
-    say(f"{file}: {told} (else: --text, --pair, --label)")
+    named = columns.text is not None and columns.pair is not None
+    say(f"{file}: {told}" if named else Guess(f"{file}: {told} (guessed by name; else: --text, --pair, --label)"))
 
     def make(row: Row) -> Similar:
         return Similar(
