@@ -281,3 +281,48 @@ def test_a_saved_datasets_folder_without_the_library_says_what_to_install(tmp_pa
     write(tmp_path, "dataset_dict.json", "{}")
     with pytest.raises(DatasetError, match="pip install datasets"):
         read("classify", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"train": "eng.train", "validation": "eng.testa", "test": "eng.testb"},
+        {"train": "wnut17train.conll", "validation": "emerging.dev.conll", "test": "emerging.test.annotated"},
+        {"train": "ner_train.txt", "test": "ner_eval.txt"},
+        {"train": "train.tsv", "test": "test.tsv"},
+    ],
+)
+def test_a_folder_s_files_are_known_by_the_split_in_their_names(names: dict[str, str], tmp_path: Path) -> None:
+    for split, name in names.items():
+        write(tmp_path, name, f"{split}\tB-PER\nleft\tO\n\nAnna\tB-PER\n")
+    write(tmp_path, "README.md", "Split into train and test.")
+    said: list[str] = []
+    found = read("tag", tmp_path, say=said.append).splits
+    assert {split: some[0].text for split, some in found.items() if isinstance(some[0], Tagged)} == {
+        split: f"{split} left" for split in names
+    }
+    assert [f"train is {names['train']}" in one for one in said] == [True] * ("train.tsv" not in names.values())
+
+
+def test_two_files_for_one_split_are_refused(tmp_path: Path) -> None:
+    for name in ("train_a.csv", "train_b.csv"):
+        write(tmp_path, name, "text,label\nhi,a\nyo,b\n")
+    with pytest.raises(DatasetError, match=r"holds train_a\.csv, train_b\.csv; expected a file called train"):
+        read("classify", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        'Sentence #,Word,POS,Tag\nSentence: 1,Anna,NNP,B-per\n,"""",``,O\nSentence: 2,Oslo,NNP,B-geo\n,Bay,NNP,I-geo\n',
+        'sentence_id,token,label\n7,Anna,B-per\n7,"""",O\n8,Oslo,B-geo\n8,Bay,I-geo\n',
+    ],
+)
+def test_a_table_may_hold_a_word_a_row(rows: str, tmp_path: Path) -> None:
+    found = read_file("tag", write(tmp_path, "words.csv", rows))
+    assert [(one.words, one.tags) for one in found if isinstance(one, Tagged)] == [
+        (("Anna", '"'), ("B-per", "O")),
+        (("Oslo", "Bay"), ("B-geo", "I-geo")),
+    ]
+    with pytest.raises(DatasetError, match=r"more\.csv:3: no word in column 'token'; remove the row"):
+        read_file("tag", write(tmp_path, "more.csv", "sentence_id,token,label\n7,Anna,B-per\n7,,O\n"))

@@ -1,15 +1,58 @@
-"""Words in columns, one a line, a blank line between sentences: the CoNLL formats, with any number of columns."""
+"""Words in columns, one a line, a blank line between sentences: the CoNLL formats, with any number of columns.
+
+Tables that hold a word a row and say in a column which sentence it is of are read to the same end.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from agent.errors import DatasetError
+from tuner.tasks.data.columns import Columns, Guess, Say, find_maybe
+from tuner.tasks.data.names import KNOWN
 from tuner.tasks.data.records import Tagged
 from tuner.tasks.data.schemes import to_iob2
+from tuner.tasks.data.sources import Row
 from tuner.tasks.data.words import join_words
 
 DOCUMENT = "-DOCSTART-"
+
+
+def fits(text: str) -> bool:
+    """Whether a file that is called a table is none: it has blank lines between others, and no names of columns."""
+    cells = _cells(text.lstrip("\n").partition("\n")[0])
+    return "\n\n" in text.strip("\n") and len(cells) > 1 and not any(cell.lower() in KNOWN for cell in cells)
+
+
+def by_sentence(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> list[Row]:
+    """A row with `words` and `tags` for each sentence, of rows that hold a word each; empty where they do not.
+
+    A sentence begins where its column says another one; below its first row that may be left empty.
+    """
+    word = find_maybe(rows, "word", columns.text, file)
+    tag = find_maybe(rows, "tag", columns.label, file)
+    number = find_maybe(rows, "sentence", None, file)
+    if word is None or tag is None or number is None or len({word, tag, number}) < 3:
+        return []
+    told = f"a word a row; word is column {word!r}, tag is column {tag!r}, sentence is column {number!r}"
+    say(Guess(f"{file}: {told} (guessed by name; else: --text, --label)"))
+    found: list[list[Row]] = []
+    last = None
+    for row in rows:
+        own = str(row.values[number] if row.values[number] is not None else "").strip()
+        if not found or (own and own != last):
+            found.append([])
+            last = own
+        if not str(row.values[word] or "").strip():
+            raise DatasetError(f"{row.source}: no word in column {word!r}; remove the row")
+        found[-1].append(row)
+    return [
+        Row(
+            {"words": [str(one.values[word]).strip() for one in many], "tags": [str(one.values[tag]) for one in many]},
+            many[0].source,
+        )
+        for many in found
+    ]
 
 
 def parse(text: str, file: str, *, word: str | None = None, tag: str | None = None) -> Iterator[Tagged]:

@@ -21,6 +21,9 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "answer": ("answers", "answer", "answer_text"),
     "words": ("words", "tokens"),
     "tags": ("tags", "ner_tags", "labels", "ner"),
+    "word": ("word", "token"),
+    "tag": ("tag", "ner_tag", "label", "ner", "bio", "iob"),
+    "sentence": ("sentence #", "sentence_id", "sentence_idx", "sent_id", "sent_idx", "sentence", "id"),
     "source": (
         *("source", "src", "source_text", "text", "original", "dialogue", "dialog", "article", "document", "content"),
         *("body", "input", "sentence"),

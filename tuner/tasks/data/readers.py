@@ -34,6 +34,8 @@ SPLITS: Mapping[str, str] = {
     **{"train": "train", "training": "train"},
     **{"validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"},
     **{"test": "test", "testing": "test", "eval": "test"},
+    # Of the shared tasks of CoNLL.
+    **{"testa": "validation", "testb": "test"},
 }
 """What splits are called, in files and in saved datasets."""
 MOST_FAULTS = 5
@@ -70,13 +72,30 @@ def read(task: TaskName, path: Path, columns: Columns | None = None, *, say: Say
         return Read({name: _from_rows(task, rows, columns, f"{path}/{name}", say) for name, rows in both.items()})
     if task == "classify" and (found := class_folders.split_folders(path, SPLITS, columns.encoding, say)):
         return Read({name: _from_classes(rows, columns, f"{path}/{name}", say) for name, rows in found.items()})
-    files = {
-        SPLITS[one.stem.lower()]: one for one in sorted(path.iterdir()) if one.stem.lower() in SPLITS and one.is_file()
-    }
-    if "train" not in files:
+    files = _split_files(path, say)
+    return Read({name: read_file(task, file, columns, say=say) for name, file in files.items()})
+
+
+def _split_files(path: Path, say: Say) -> dict[str, Path]:
+    """The file of each split: called just so, or, where there is no train, with the split as a word of its name.
+
+    Raises DatasetError where there is none to train on, or more than one.
+    """
+    files = sorted(one for one in path.iterdir() if one.is_file() and not one.name.startswith("."))
+    exact = {SPLITS[one.stem.lower()]: one for one in files if one.stem.lower() in SPLITS}
+    if "train" in exact:
+        return exact
+    found: dict[str, list[Path]] = {}
+    for one in files:
+        for name in {SPLITS[word] for word in re.split(r"[^a-z]+", one.name.lower()) if word in SPLITS}:
+            found.setdefault(name, []).append(one)
+    if "train" not in found or any(len(some) > 1 for some in found.values()):
         holds = ", ".join(one.name for one in sorted(path.iterdir())[:8]) or "nothing"
         raise DatasetError(f"{path} holds {holds}; expected a file called train (and validation, test), or name files")
-    return Read({name: read_file(task, file, columns, say=say) for name, file in files.items()})
+    chosen = {name: some[0] for name, some in found.items()}
+    told = ", ".join(f"{name} is {one.name}" for name, one in chosen.items())
+    say(Guess(f"{path}: {told} (guessed by name; else: --data, --validation, --test)"))
+    return chosen
 
 
 def read_file(
@@ -94,6 +113,8 @@ def read_file(
     other = pairs.other_file(path, columns) if task == "translate" else None
     if other is not None:
         examples = _from_rows(task, pairs.parallel_rows(path, other, columns.encoding), columns, str(path), say)
+    elif task == "tag" and suffix in TABLES and conll.fits(read_text(path, columns.encoding)):
+        examples = _from_text(task, path, columns, say)
     elif suffix in TABLES or suffix in JSON_LINES:
         examples = _from_rows(task, _rows(task, path, columns), columns, str(path), say)
     elif suffix == ".json":
@@ -147,6 +168,8 @@ def _from_rows(task: TaskName, rows: Sequence[Row], columns: Columns, file: str,
         "translate": lambda: pairs.maker(rows, columns, file, say),
         "summarise": lambda: pairs.maker(rows, columns, file, say),
     }
+    if task == "tag":
+        rows = conll.by_sentence(rows, columns, file, say) or rows
     if task == "converse":
         return chats.parse(rows, columns, file, say, _each)
     return _each(rows, makers[task]())
