@@ -98,7 +98,8 @@ def choose(
     if method not in METHODS:
         raise DatasetError(f"there is no method {method!r}; expected one of {', '.join(METHODS)}")
     rates = RATES if encoder["hidden"] <= SMALL else LOWER_RATES
-    head_last = task == "classify" and method in ("full", *ADAPTERS)
+    deep = method in ("full", *ADAPTERS)
+    head_last = task == "classify" and deep
     settings = TaskSettings(
         method=method,
         epochs=_epochs(method, examples, 6 if head_last else 20),
@@ -106,7 +107,7 @@ def choose(
         head_rate=1e-3,
         # The other pairs of a step are what a pair is told apart from.
         batch=64 if task == "embed" else _batch(examples),
-        head_first=head_last or (task == "tag" and method in ADAPTERS),
+        head_first=(task in ("classify", "answer") and deep) or (task == "tag" and method in ADAPTERS),
         head_last=head_last,
         max_tokens=_max_tokens(task, longest, encoder["positions"]),
     )

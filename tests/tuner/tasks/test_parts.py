@@ -147,6 +147,21 @@ def test_more_examples_have_fewer_epochs_and_few_texts_a_head_alone() -> None:
     assert choose("answer", 600, 3000, ENCODER, {}).max_tokens == 384
 
 
+def test_where_a_head_is_fitted_first() -> None:
+    first = {
+        (task, method): choose(task, 600, 40, ENCODER, {"method": method}).head_first
+        for task in ("classify", "tag", "relate", "answer")
+        for method in ("full", "lora", "head")
+    }
+    assert {one for one, fitted in first.items() if fitted} == {
+        ("classify", "full"),
+        ("classify", "lora"),
+        ("tag", "lora"),
+        ("answer", "full"),
+        ("answer", "lora"),
+    }
+
+
 @pytest.mark.parametrize(
     ("given_settings", "said"),
     [

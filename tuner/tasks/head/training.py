@@ -72,6 +72,8 @@ COPIES = 3
 """Mistyped ones of each example that a head alone is fitted to, beside the example itself."""
 FITTED = 20_000
 """Windows that a head is fitted to before and behind the training of its encoder, at most."""
+FITTED_ANSWERS = 500
+"""Windows of questions, the same: each is as long as a hundred words and more."""
 NAMED = 3
 """How often each label's name is among what a head alone is fitted to: one name stands for more than one text."""
 
@@ -132,8 +134,9 @@ class _Learnt:
             (self._chosen(self.mistyped(-number), number) for number in range(1, COPIES + 1)) if self.mistyped else ()
         )
         chosen = [*self._chosen(self.windows, 0), *(window for one in copies for window in one)]
-        if self.model.settings.method != "head" and len(chosen) > FITTED:
-            chosen = random.Random(self.model.settings.seed).sample(chosen, FITTED)
+        most = FITTED_ANSWERS if self.model.task.name == "answer" else FITTED
+        if self.model.settings.method != "head" and len(chosen) > most:
+            chosen = random.Random(self.model.settings.seed).sample(chosen, most)
         return [*chosen, *self.names * NAMED]
 
     def _chosen(self, windows: Sequence[Window], number: int) -> Sequence[Window]:
