@@ -116,7 +116,7 @@ def _train(args: argparse.Namespace, project: Project) -> int:
         replay_share=args.replay_share,
         into=args.into,
         project=project,
-        say=note if args.yes or not sys.stdin.isatty() else Confirmed(),
+        say=note if args.yes or not sys.stdin.isatty() else Confirmed(sys.stdin),
         on_progress=ProgressLines(),
         **settings,
     )

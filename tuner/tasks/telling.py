@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from agent.errors import DatasetError
 from tuner.tasks.data.columns import Guess
@@ -25,27 +25,22 @@ def note(text: str) -> None:
 class Confirmed:
     """Notes, and at each guess about a file a question to the terminal: once for files whose guesses are the same."""
 
-    def __init__(self) -> None:
+    def __init__(self, terminal: TextIO) -> None:
+        """`terminal` is what lines are read from; questions go to stderr, for stdout is for results."""
+        self._terminal = terminal
         self._right: set[str] = set()
 
     def __call__(self, text: str) -> None:
         """Raises DatasetError where the answer is no."""
         note(text)
-        what = text.partition(": ")[2]
-        if not isinstance(text, Guess) or what in self._right:
+        if not isinstance(text, Guess) or text.what in self._right:
             return
-        if _answer("Is that right? [Y/n] ") not in ("", "y", "yes"):
+        print("Is that right? [Y/n] ", end="", file=sys.stderr, flush=True)
+        line = self._terminal.readline()
+        # No line at all, behind Ctrl-D, is a no.
+        if not line or line.strip().lower() not in ("", "y", "yes"):
             raise DatasetError("the columns are not as guessed; name them with the options above. Nothing was trained")
-        self._right.add(what)
-
-
-def _answer(question: str) -> str:
-    """A line from the terminal, asked for on stderr: stdout is for results. No line is a no."""
-    print(question, end="", file=sys.stderr, flush=True)
-    try:
-        return input().strip().lower()
-    except EOFError:
-        return "no"
+        self._right.add(text.what)
 
 
 def result(data: Any) -> None:

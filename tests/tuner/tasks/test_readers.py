@@ -326,3 +326,13 @@ def test_a_table_may_hold_a_word_a_row(rows: str, tmp_path: Path) -> None:
     ]
     with pytest.raises(DatasetError, match=r"more\.csv:3: no word in column 'token'; remove the row"):
         read_file("tag", write(tmp_path, "more.csv", "sentence_id,token,label\n7,Anna,B-per\n7,,O\n"))
+
+
+def test_columns_of_words_and_of_sentences_may_be_named(tmp_path: Path) -> None:
+    words = write(tmp_path, "words.csv", "id,wort,art\n1,Anna,B-per\n1,Bo,I-per\n2,left,O\n")
+    found = read_file("tag", words, Columns(text="wort", label="art"))
+    assert [one.tags for one in found if isinstance(one, Tagged)] == [("B-per", "I-per"), ("O",)]
+    rows = [{"id": 1, "body": "Anna left", "found": [{"start": 0, "end": 4, "label": "PER"}]}]
+    (one,) = read_file("tag", write_lines(tmp_path / "spans.jsonl", rows), Columns(text="body", label="found"))
+    assert isinstance(one, Tagged)
+    assert one.tags == ("B-PER", "O")

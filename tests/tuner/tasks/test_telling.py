@@ -41,19 +41,16 @@ def test_nothing_is_left_behind_the_last_step(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == "epoch 1, step 4/4: loss 0.250, validation accuracy 0.5000\n"
 
 
-def test_a_guess_is_asked_about_once_and_a_note_never(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\nyes\nno\n"))
-    say = Confirmed()
+def test_a_guess_is_asked_about_once_and_a_note_never(capsys: pytest.CaptureFixture[str]) -> None:
+    say = Confirmed(io.StringIO("\nyes\nno\n"))
     say("noticed: uneven classes")
-    say(Guess("train.csv: text is column 'a'"))
-    say(Guess("test.csv: text is column 'a'"))
-    say(Guess("test.csv: text is column 'b'"))
+    say(Guess("train.csv", "text is column 'a'", "by name"))
+    say(Guess("test.csv", "text is column 'a'", "by name"))
+    say(Guess("test.csv", "text is column 'b'", "by name"))
     assert capsys.readouterr().err.count("Is that right?") == 2
     for _ in ("said no", "said nothing more"):
         with pytest.raises(DatasetError, match="name them with the options above"):
-            say(Guess("test.csv: text is column 'c'"))
+            say(Guess("test.csv", "text is column 'c'", "by name"))
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def _maker(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> Callab
         raise DatasetError(f"{file}: column {question!r} cannot be both; say them with --question and --answer")
     if columns.question is None or columns.answer is None:
         told = f"question is column {question!r}, answer is column {answer!r}"
-        say(Guess(f"{file}: {told} (guessed by name; else: --question, --answer)"))
+        say(Guess(file, told, "by name; else: --question, --answer"))
 
     def make(row: Row) -> Conversed:
         said = [_said(row.values[name], f"column {name!r}") for name in (question, answer)]
@@ -64,7 +64,7 @@ def _by_chat(rows: Sequence[Row], file: str, say: Say) -> list[Row]:
     if chat is None or speaker is None or text is None:
         return []
     told = f"a turn a row; chat is column {chat!r}, speaker {speaker!r}, text {text!r}"
-    say(Guess(f"{file}: {told} (guessed by name)"))
+    say(Guess(file, told, "by name"))
     found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(str(row.values[chat]), []).append(row)

@@ -18,7 +18,13 @@ TITLE_WORDS = 3
 class Guess(str):
     """What was guessed about a file, as it is told; whoever knows better may be asked."""
 
-    __slots__ = ()
+    what: str
+    """The guess alone, the same for files that are alike."""
+
+    def __new__(cls, file: object, what: str, how: str) -> Guess:
+        made = super().__new__(cls, f"{file}: {what} (guessed {how})")
+        made.what = what
+        return made
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ def settle(
         )
     if guessed:
         columns = f"{first} is column {text!r}, {second} is column {other!r}"
-        say(Guess(f"{file}: {columns} (guessed {how}; else: --{first}, --{second})"))
+        say(Guess(file, columns, f"{how}; else: --{first}, --{second}"))
     return text, other
 
 

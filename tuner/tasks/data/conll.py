@@ -34,8 +34,11 @@ def by_sentence(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> l
     number = find_maybe(rows, "sentence", None, file)
     if word is None or tag is None or number is None or len({word, tag, number}) < 3:
         return []
+    # A sentence a row has tags with spaces between, or spans, where this has one tag.
+    if not all(isinstance(row.values[tag], str) and len(row.values[tag].split()) <= 1 for row in rows):
+        return []
     told = f"a word a row; word is column {word!r}, tag is column {tag!r}, sentence is column {number!r}"
-    say(Guess(f"{file}: {told} (guessed by name; else: --text, --label)"))
+    say(Guess(file, told, "by name; else: --text, --label"))
     found: list[list[Row]] = []
     last = None
     for row in rows:

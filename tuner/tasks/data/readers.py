@@ -94,7 +94,7 @@ def _split_files(path: Path, say: Say) -> dict[str, Path]:
         raise DatasetError(f"{path} holds {holds}; expected a file called train (and validation, test), or name files")
     chosen = {name: some[0] for name, some in found.items()}
     told = ", ".join(f"{name} is {one.name}" for name, one in chosen.items())
-    say(Guess(f"{path}: {told} (guessed by name; else: --data, --validation, --test)"))
+    say(Guess(path, told, "by name; else: --data, --validation, --test"))
     return chosen
 
 
@@ -113,9 +113,7 @@ def read_file(
     other = pairs.other_file(path, columns) if task == "translate" else None
     if other is not None:
         examples = _from_rows(task, pairs.parallel_rows(path, other, columns.encoding), columns, str(path), say)
-    elif task == "tag" and suffix in TABLES and conll.fits(read_text(path, columns.encoding)):
-        examples = _from_text(task, path, columns, say)
-    elif suffix in TABLES or suffix in JSON_LINES:
+    elif (suffix in TABLES and task != "tag") or suffix in JSON_LINES:
         examples = _from_rows(task, _rows(task, path, columns), columns, str(path), say)
     elif suffix == ".json":
         examples = _from_json(task, path, columns, say)
@@ -143,7 +141,7 @@ def _from_json(task: TaskName, path: Path, columns: Columns, say: Say) -> list[E
 
 def _from_text(task: TaskName, path: Path, columns: Columns, say: Say) -> list[Example]:
     text = read_text(path, columns.encoding)
-    if task == "tag":
+    if task == "tag" and (path.suffix.lower() not in TABLES or conll.fits(text)):
         return list(conll.parse(text, str(path), word=columns.text, tag=columns.label))
     if task == "relate" and marked.fits(text):
         return list(marked.parse(text, str(path)))
@@ -168,8 +166,8 @@ def _from_rows(task: TaskName, rows: Sequence[Row], columns: Columns, file: str,
         "translate": lambda: pairs.maker(rows, columns, file, say),
         "summarise": lambda: pairs.maker(rows, columns, file, say),
     }
-    if task == "tag":
-        rows = conll.by_sentence(rows, columns, file, say) or rows
+    if task == "tag" and (sentences := conll.by_sentence(rows, columns, file, say)):
+        rows, columns = sentences, replace(columns, label="tags")
     if task == "converse":
         return chats.parse(rows, columns, file, say, _each)
     return _each(rows, makers[task]())
@@ -200,7 +198,7 @@ def _classified(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> C
         texts, label = guess_texts_and_label(rows, columns, file, say)
     pair = find_maybe(rows, "pair", columns.pair, file)
     if pair is not None and columns.pair is None:
-        say(Guess(f"{file}: the text's pair is column {pair!r} (guessed by name; else name it: --pair)"))
+        say(Guess(file, f"the text's pair is column {pair!r}", "by name; else name it: --pair"))
 
     def make(row: Row) -> Example:
         second = None if pair is None else _text(row, pair)
@@ -271,8 +269,9 @@ def _related(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> Call
     label = find(rows, "label", columns.label, file)
     text = find(rows, "text", columns.text, file)
     first, second = (names.get(one) or names.get(other) for one, other in (("e1", "head"), ("e2", "tail")))
-    told = f"{file}: text is column {text!r}, label is column {label!r}"
-    say(told if columns.text and columns.label else Guess(f"{told} (guessed by name; else: --text, --label)"))
+    told = f"text is column {text!r}, label is column {label!r}"
+    named = columns.text and columns.label
+    say(f"{file}: {told}" if named else Guess(file, told, "by name; else: --text, --label"))
 
     def make(row: Row) -> Example:
         said = str(row.values[label]).strip()
