@@ -39,7 +39,8 @@ class Confirmed:
         line = self._terminal.readline()
         # No line at all, behind Ctrl-D, is a no.
         if not line or line.strip().lower() not in ("", "y", "yes"):
-            raise DatasetError("the columns are not as guessed; name them with the options above. Nothing was trained")
+            told = f"say it with {text.options}" if text.options else "docs/tasks.md says how files are read"
+            raise DatasetError(f"{text.file} is not as guessed; {told}. Nothing was trained")
         self._right.add(text.what)
 
 

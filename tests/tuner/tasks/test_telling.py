@@ -44,13 +44,14 @@ def test_nothing_is_left_behind_the_last_step(capsys: pytest.CaptureFixture[str]
 def test_a_guess_is_asked_about_once_and_a_note_never(capsys: pytest.CaptureFixture[str]) -> None:
     say = Confirmed(io.StringIO("\nyes\nno\n"))
     say("noticed: uneven classes")
-    say(Guess("train.csv", "text is column 'a'", "by name"))
-    say(Guess("test.csv", "text is column 'a'", "by name"))
-    say(Guess("test.csv", "text is column 'b'", "by name"))
+    say(Guess("train.csv", "text is column 'a'", "by name", "--text"))
+    say(Guess("test.csv", "text is column 'a'", "by name", "--text"))
+    say(Guess("test.csv", "text is column 'b'", "by name", "--text"))
     assert capsys.readouterr().err.count("Is that right?") == 2
-    for _ in ("said no", "said nothing more"):
-        with pytest.raises(DatasetError, match="name them with the options above"):
-            say(Guess("test.csv", "text is column 'c'", "by name"))
+    with pytest.raises(DatasetError, match="files is not as guessed; say it with --data, --test"):
+        say(Guess("files", "test is b.csv", "by name", "--data, --test"))
+    with pytest.raises(DatasetError, match="not as guessed; docs/tasks"):
+        say(Guess("chats.csv", "said nothing more", "by name"))
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def _maker(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> Callab
         raise DatasetError(f"{file}: column {question!r} cannot be both; say them with --question and --answer")
     if columns.question is None or columns.answer is None:
         told = f"question is column {question!r}, answer is column {answer!r}"
-        say(Guess(file, told, "by name; else: --question, --answer"))
+        say(Guess(file, told, "by name", "--question, --answer"))
 
     def make(row: Row) -> Conversed:
         said = [_said(row.values[name], f"column {name!r}") for name in (question, answer)]

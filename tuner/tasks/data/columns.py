@@ -18,12 +18,15 @@ TITLE_WORDS = 3
 class Guess(str):
     """What was guessed about a file, as it is told; whoever knows better may be asked."""
 
+    file: str
     what: str
     """The guess alone, the same for files that are alike."""
+    options: str
+    """What says it otherwise; empty where only other names in the file do."""
 
-    def __new__(cls, file: object, what: str, how: str) -> Guess:
-        made = super().__new__(cls, f"{file}: {what} (guessed {how})")
-        made.what = what
+    def __new__(cls, file: object, what: str, how: str, options: str = "") -> Guess:
+        made = super().__new__(cls, f"{file}: {what} (guessed {how}{'; else: ' if options else ''}{options})")
+        made.file, made.what, made.options = str(file), what, options
         return made
 
 
@@ -90,7 +93,7 @@ def settle(
         )
     if guessed:
         columns = f"{first} is column {text!r}, {second} is column {other!r}"
-        say(Guess(file, columns, f"{how}; else: --{first}, --{second}"))
+        say(Guess(file, columns, how, f"--{first}, --{second}"))
     return text, other
 
 

@@ -38,7 +38,7 @@ def by_sentence(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> l
     if not all(isinstance(row.values[tag], str) and len(row.values[tag].split()) <= 1 for row in rows):
         return []
     told = f"a word a row; word is column {word!r}, tag is column {tag!r}, sentence is column {number!r}"
-    say(Guess(file, told, "by name; else: --text, --label"))
+    say(Guess(file, told, "by name", "--text, --label"))
     found: list[list[Row]] = []
     last = None
     for row in rows:

@@ -76,7 +76,7 @@ def parallel_files(folder: Path, splits: Mapping[str, str], columns: Columns, sa
         raise DatasetError(f"{folder} has train.{endings[0]} and train.{endings[1]}, and none ends with {unknown!r}")
     if not any(wanted):
         told = f"from .{endings[0]} into .{endings[1]}"
-        say(Guess(folder, told, "by alphabet; else: --text, --target"))
+        say(Guess(folder, told, "by alphabet", "--text, --target"))
     made = {}
     for name, files in found.items():
         by_ending = {_ending(one): one for one in files}

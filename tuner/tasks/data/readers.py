@@ -94,7 +94,7 @@ def _split_files(path: Path, say: Say) -> dict[str, Path]:
         raise DatasetError(f"{path} holds {holds}; expected a file called train (and validation, test), or name files")
     chosen = {name: some[0] for name, some in found.items()}
     told = ", ".join(f"{name} is {one.name}" for name, one in chosen.items())
-    say(Guess(path, told, "by name; else: --data, --validation, --test"))
+    say(Guess(path, told, "by name", "--data, --validation, --test"))
     return chosen
 
 
@@ -198,7 +198,7 @@ def _classified(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> C
         texts, label = guess_texts_and_label(rows, columns, file, say)
     pair = find_maybe(rows, "pair", columns.pair, file)
     if pair is not None and columns.pair is None:
-        say(Guess(file, f"the text's pair is column {pair!r}", "by name; else name it: --pair"))
+        say(Guess(file, f"the text's pair is column {pair!r}", "by name", "--pair"))
 
     def make(row: Row) -> Example:
         second = None if pair is None else _text(row, pair)
@@ -271,7 +271,7 @@ def _related(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> Call
     first, second = (names.get(one) or names.get(other) for one, other in (("e1", "head"), ("e2", "tail")))
     told = f"text is column {text!r}, label is column {label!r}"
     named = columns.text and columns.label
-    say(f"{file}: {told}" if named else Guess(file, told, "by name; else: --text, --label"))
+    say(f"{file}: {told}" if named else Guess(file, told, "by name", "--text, --label"))
 
     def make(row: Row) -> Example:
         said = str(row.values[label]).strip()

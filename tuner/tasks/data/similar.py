@@ -36,7 +36,7 @@ def reader(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> Callab
     told += f", their score is column {score!r}" if score else ", which belong together"
     told += f", one that does not is column {negative!r}" if negative else ""
     named = columns.text is not None and columns.pair is not None
-    say(f"{file}: {told}" if named else Guess(file, told, "by name; else: --text, --pair, --label"))
+    say(f"{file}: {told}" if named else Guess(file, told, "by name", "--text, --pair, --label"))
 
     def make(row: Row) -> Similar:
         return Similar(
