@@ -1,4 +1,4 @@
-"""What many tests share: the folder that keeps the converted base model from one session to the next."""
+"""What many tests share: an empty store, and the folder that keeps the converted base model between sessions."""
 
 from __future__ import annotations
 
@@ -12,12 +12,21 @@ import pytest
 
 if TYPE_CHECKING:
     from agent.llm.local import LocalModel
+    from agent.store import Store
 
 REPOSITORY = Path(__file__).parent.parent
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So it is where a shell started the tests in the background; the programs under test would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    from agent.store import Store
+
+    with Store(tmp_path / "ratchet.db") as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

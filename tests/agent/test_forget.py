@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,6 @@ from tools.context import Passage
 NOW = "2026-01-01T00:00:00Z"
 WHO = Subject("C1040")
 PASSAGE = Passage(1, "p1", "jane.md", "", "She is tall.", 0.5)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store(tmp_path / "ratchet.db") as opened:
-        yield opened
 
 
 def run(id: str, text: str = "Where is it?", *steps: Step, **changes: Any) -> Trajectory:

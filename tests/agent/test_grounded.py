@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,6 @@ def made_tools(folder: Path) -> list[BaseTool]:
 @pytest.fixture
 def tools(tmp_path: Path) -> list[BaseTool]:
     return made_tools(tmp_path)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store(tmp_path / "ratchet.db") as opened:
-        yield opened
 
 
 def done(tools: Sequence[BaseTool], mode: Mode, *replies: AIMessage, task: str = "Kayaks?", **rest: Any) -> Trajectory:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from agent.errors import FeedbackError
@@ -26,12 +23,6 @@ from agent.trajectory import (
 )
 
 AT = "2026-01-01T00:00:00Z"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store(tmp_path / "ratchet.db") as opened:
-        yield opened
 
 
 def begin(store: Store, run: str, *tools: str, branch: Branch | None = None, corrected: int | None = None) -> None:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
-
-import pytest
 
 from agent.store import Store
 from agent.trajectory import (
@@ -43,12 +39,6 @@ def rating(run_id: str, verdict: Literal["up", "down"], number: int = 1, reviewe
 
 def correction(run_id: str, index: int, tool: str, number: int = 1, reviewer: str = "bob") -> Correction:
     return Correction(f"{run_id}-c{index}-{number}", run_id, index, ToolCall(tool, {}), "Better.", (), reviewer, "", AT)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store(tmp_path / "ratchet.db") as opened:
-        yield opened
 
 
 def kept(store: Store, trajectory: Trajectory) -> Trajectory:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,6 @@ def spec(name: str, **choices: tuple[str, ...]) -> ToolSpec:
 
 
 TOOLS = (spec("route", desk=DESKS), spec("send", to=("cash",), tone=("warm", "plain")), spec("search_knowledge"))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store(tmp_path / "ratchet.db") as opened:
-        yield opened
 
 
 def began(store: Store, run: str, text: str, tool: str, **arguments: str) -> None:
