@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from agent.errors import DatasetError
 from tests.tuner.tasks.tiny_encoder import save_encoder
 from tuner.tasks.data.records import Answer, Asked, Related
 from tuner.tasks.head.align import IGNORED
-from tuner.tasks.head.answer import AnswerTask
+from tuner.tasks.head.answer import READ, AnswerTask
+from tuner.tasks.head.bm25 import bm25
 from tuner.tasks.head.classify import ClassifyTask
 from tuner.tasks.head.relate import RelateTask
 from tuner.tasks.head.tag import TagTask
@@ -121,6 +123,58 @@ def test_every_window_with_an_answer_is_kept_and_of_each_question_few_others(
         without = [one for one in of_it if one.targets == (0, 0)]
         assert [one for one in kept if one.targets != (0, 0)] == [one for one in of_it if one.targets != (0, 0)]
         assert sum(one.targets == (0, 0) for one in kept) == min(most, len(without))
+
+
+def test_of_a_long_context_the_windows_that_share_most_words_with_the_question_are_read(tokenizer: Any) -> None:
+    context = f"{'the of ' * 300}the keys of the piano fell {'of the ' * 300}"
+    asked = Asked("piano keys", context, (Answer("fell", context.index("fell")),))
+    found = AnswerTask().windows([asked], tokenizer, 24)
+    assert len(found) == READ
+    assert {"piano", "keys"} <= set(tokenizer.convert_ids_to_tokens(found[0].ids[found[0].second :]))
+    assert any(one.targets != (0, 0) for one in found)
+    without = replace(asked, answers=())
+    assert [one.ids for one in AnswerTask().windows([without], tokenizer, 24)] == [one.ids for one in found]
+
+
+def test_a_window_leads_by_what_its_rank_was_worth_to_training_questions() -> None:
+    import numpy as np
+
+    def ranked(question: int, holding: int) -> list[Window]:
+        """Four windows, of which the one of that rank holds the answer."""
+        places = [(2, 2) if rank == holding else (0, 0) for rank in range(1, 5)]
+        return [Window(question, (1, 2, 3), 1, place, offsets=((0, 3), (4, 6))) for place in places]
+
+    task = AnswerTask()
+    task.fit_odds([window for question in range(10) for window in ranked(question, 1 if question < 8 else 4)])
+    first, second, third, fourth, *rest = task.odds
+    assert first > 0 > third == fourth > second
+    assert len(rest) == READ - 4
+    short = AnswerTask()
+    short.fit_odds([ranked(question, 1)[0] for question in range(10)])
+    assert set(short.odds) == {0.0}, "a context of one window says nothing of ranks"
+    question = Asked("q", "yes no", ())
+    surely, hardly = ([[0.0, 0.0], [yes, yes], [no, no]] for yes, no in ((0.0, 4.0), (0.5, 0.0)))
+    said = [np.array(one, dtype=np.float32) for one in (hardly, hardly, hardly, hardly)]
+    assert task.predict([question], ranked(0, 1), said)[0].text == "yes"
+    said[3] = np.array([[0, 0], [0, 0], [1, 1]], dtype=np.float32)
+    assert AnswerTask().predict([question], ranked(0, 1), said)[0].text == "no"
+    assert task.predict([question], ranked(0, 1), said)[0].text == "yes", "a window of the last rank is doubted"
+    said[3] = np.array(surely, dtype=np.float32)
+    assert AnswerTask(**task.options()).predict([question], ranked(0, 1), said)[0].text == "no"
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=12), min_size=1, max_size=9), st.lists(st.integers(0, 9)))
+def test_a_text_without_a_word_of_the_query_has_no_score_and_the_others_have_one(
+    texts: list[list[int]], query: list[int]
+) -> None:
+    scores = bm25(query, texts)
+    assert [score > 0 for score in scores] == [bool(set(text) & set(query)) for text in texts]
+    assert bm25([*query, *query], texts) == scores
+
+
+def test_a_rare_word_counts_more_than_one_that_all_texts_have() -> None:
+    first, second, third = bm25([1, 2], [[1, 3, 3], [2, 3, 3], [1, 3, 4]])
+    assert second > first == third
 
 
 def test_the_margin_is_the_one_with_the_best_figure() -> None:

@@ -185,6 +185,19 @@ def test_squad_of_both_versions_is_read_and_small_slips_of_offsets_are_mended(tm
         read_file("answer", write(tmp_path, "a.json", json.dumps(data)))
 
 
+def test_the_white_space_around_an_answer_is_left_out_of_it(tmp_path: Path) -> None:
+    context = "Anna lives  in Rome \nnow."
+    rows = [
+        {"question": "Where?", "context": context, "answers": {"text": [" in Rome \n"], "answer_start": [11]}},
+        {"question": "Who?", "context": context, "answers": {"text": ["Anna "], "answer_start": [1]}},
+    ]
+    found = read_file("answer", write_lines(tmp_path / "a.jsonl", rows))
+    assert [one.answers for one in found if isinstance(one, Asked)] == [(Answer("in Rome", 12),), (Answer("Anna", 0),)]
+    rows[0]["answers"] = {"text": ["  "], "answer_start": [10]}
+    with pytest.raises(DatasetError, match="nothing but white space"):
+        read_file("answer", write_lines(tmp_path / "a.jsonl", rows))
+
+
 def test_a_folder_has_a_file_for_each_split(tmp_path: Path) -> None:
     for name in ("train.csv", "dev.csv", "test.csv", "notes.md"):
         write(tmp_path, name, "text,label\nhi,a\nyo,b\n")

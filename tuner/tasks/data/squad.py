@@ -62,6 +62,16 @@ def _asked(asked: Any, context: str, place: str) -> Asked:
 
 
 def _answer(text: str, start: int | None, context: str) -> Answer:
+    """An answer without the white space around it, which no token stands for."""
+    if not text.strip():
+        raise ValueError(f"answer {text!r} holds nothing but white space")
+    if text != text.strip():
+        whole = _found(text, start, context)
+        return Answer(text.strip(), whole.start + len(text) - len(text.lstrip()))
+    return _found(text, start, context)
+
+
+def _found(text: str, start: int | None, context: str) -> Answer:
     if start is not None:
         if context[start : start + len(text)] == text:
             return Answer(text, start)

@@ -1,13 +1,18 @@
 """A question is answered by a stretch of its context, or by saying that the context does not say.
 
-The context goes through in overlapping windows behind the question. Each has scores for where the answer starts and
-ends; the first token stands for none. The best stretch of all windows is told where it beats the least sure none by
-`margin`, which is learnt from the validation questions (Devlin et al., 2019, as for SQuAD 2).
+The context goes through in overlapping windows behind the question; of a long one only those that share the most words
+with it are read. Each has scores for where the answer starts and ends; the first token stands for none. A window leads
+by its best stretch over its own none, and by how often the answer of a training question stood in a window of its rank;
+the stretch that leads most is told where it leads by more than `margin`, which is learnt from the validation questions
+(Devlin et al., 2019, as for SQuAD 2).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import bisect
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +21,7 @@ import numpy as np
 from agent.errors import DatasetError
 from tuner.tasks.data.records import Asked, TaskName
 from tuner.tasks.head.align import Frame, frame, pieces, text_ids
+from tuner.tasks.head.bm25 import bm25
 from tuner.tasks.head.windows import Batch, Window
 from tuner.tasks.metrics import RESAMPLES, Scores, answers, overlap
 from tuner.tasks.predictions import Found
@@ -25,6 +31,10 @@ if TYPE_CHECKING:
 
 QUESTION = 64
 """Tokens of a question, at most."""
+READ = 8
+"""Windows of a context that are read, at most."""
+ALIKE = (1, 2, 4, 8)
+"""Ranks of windows to which those above the one before are taken together."""
 LIKELY = 20
 """Starts and ends of a window that are tried."""
 
@@ -48,13 +58,21 @@ class AnswerTask:
     together = 1
 
     def __init__(
-        self, labels: tuple[str, ...] = labels, *, none: bool = False, margin: float = 0.0, longest: int = 30
+        self,
+        labels: tuple[str, ...] = labels,
+        *,
+        none: bool = False,
+        margin: float = 0.0,
+        longest: int = 30,
+        odds: Sequence[float] = (),
     ) -> None:
         self.none = none
         """Whether the context may not say."""
         self.margin = margin
         self.longest = longest
         """Tokens of an answer, at most."""
+        self.odds = tuple(odds)
+        """Log odds that a window holds the answer, by its rank among those of its context; empty before training."""
 
     @classmethod
     def learn(cls, examples: Sequence[Asked]) -> tuple[list[str], dict[str, Any]]:
@@ -66,9 +84,10 @@ class AnswerTask:
         return list(cls.labels), {"none": none, "longest": max(30, int(np.quantile(lengths, 0.99)) // 3)}
 
     def options(self) -> dict[str, Any]:
-        return {"none": self.none, "margin": self.margin, "longest": self.longest}
+        return {"none": self.none, "margin": self.margin, "longest": self.longest, "odds": list(self.odds)}
 
     def windows(self, examples: Sequence[Asked], tokenizer: Any, max_tokens: int) -> list[Window]:
+        """Those that are read, of each question the likeliest first."""
         around = frame(tokenizer, pair=True)
         known: dict[str, tuple[list[int], list[tuple[int, int]]]] = {}
         made = []
@@ -76,7 +95,9 @@ class AnswerTask:
             if one.context not in known:
                 known[one.context] = text_ids(tokenizer, one.context)
             asked = text_ids(tokenizer, one.question)[0][:QUESTION]
-            made += self._windows(number, one, asked, known[one.context], around, max_tokens)
+            cut = self._windows(number, one, asked, known[one.context], around, max_tokens)
+            likely = bm25(asked, [each.ids[each.second :] for each in cut])
+            made += [cut[at] for at in sorted(range(len(cut)), key=lambda at: -likely[at])[:READ]]
         return made
 
     def represent(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -95,6 +116,19 @@ class AnswerTask:
         return [
             self._found(one, best) for one, best in zip(examples, self._best(examples, windows, scores), strict=True)
         ]
+
+    def fit_odds(self, windows: Sequence[Window]) -> None:
+        """Set the odds to how often training windows of each rank hold the answer, where a context has several."""
+        several = {one.example for one, rank in zip(windows, _ranks(windows), strict=True) if rank > 1}
+        seen, holding = Counter[int](), Counter[int]()
+        for window, rank in zip(windows, _ranks(windows), strict=True):
+            if window.example in several:
+                group = bisect.bisect_left(ALIKE, rank)
+                seen[group] += 1
+                holding[group] += window.targets[0] > 0
+        # With half a window more of either kind, for ranks that have none.
+        shares = [math.log((holding[one] + 0.5) / (seen[one] - holding[one] + 0.5)) for one in range(len(ALIKE))]
+        self.odds = tuple(shares[bisect.bisect_left(ALIKE, rank)] for rank in range(1, READ + 1))
 
     def fit_margin(self, examples: Sequence[Asked], windows: Sequence[Window], scores: Sequence[Any]) -> None:
         """Set the margin with the best F1 on these questions."""
@@ -144,14 +178,13 @@ class AnswerTask:
         return made
 
     def _best(self, examples: Sequence[Asked], windows: Sequence[Window], scores: Sequence[Any]) -> list[_Best]:
-        stretches = [(-np.inf, 0, 0)] * len(examples)
-        nones = np.full(len(examples), np.inf)
-        for window, given in zip(windows, scores, strict=True):
-            nones[window.example] = min(nones[window.example], given[0].sum())
-            stretches[window.example] = max(stretches[window.example], self._stretch(window, given))
-        return [
-            _Best(start, end, float(total - none)) for (total, start, end), none in zip(stretches, nones, strict=True)
-        ]
+        best = [_Best(0, 0, -np.inf)] * len(examples)
+        for rank, window, given in zip(_ranks(windows), windows, scores, strict=True):
+            total, start, end = self._stretch(window, given)
+            lead = total - float(given[0].sum()) + (self.odds[rank - 1] if self.odds else 0.0)
+            if lead > best[window.example].lead:
+                best[window.example] = _Best(start, end, lead)
+        return best
 
     def _stretch(self, window: Window, given: Any) -> tuple[float, int, int]:
         """The best total of a window, and the characters it stands for."""
@@ -172,6 +205,14 @@ class AnswerTask:
         if not says:
             return Found("", 0, 0, best.lead - self.margin)
         return Found(one.context[best.start : best.end], best.start, best.end, best.lead - self.margin)
+
+
+def _ranks(windows: Sequence[Window]) -> Iterator[int]:
+    """The place of each window among those of its question, from 1."""
+    seen: Counter[int] = Counter()
+    for one in windows:
+        seen[one.example] += 1
+        yield seen[one.example]
 
 
 def _targets(one: Asked, offsets: Sequence[tuple[int, int]], shift: int) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,10 @@ from tuner.tasks.head.align import text_ids
 from tuner.tasks.head.answer import AnswerTask
 from tuner.tasks.head.kinds import Task, make_task, task_of
 from tuner.tasks.head.label_names import named_windows
-from tuner.tasks.head.model import Encoder, TaskModel, load_encoder, score
+from tuner.tasks.head.model import Encoder, TaskModel, load_encoder
 from tuner.tasks.head.ngrams import NgramModel
 from tuner.tasks.head.start import Start, begin, continued
-from tuner.tasks.head.training import TaskProgress, TrainedTask, some_without_answer, train_model
+from tuner.tasks.head.training import TaskProgress, TrainedTask, train_model
 from tuner.tasks.metrics import Scores
 from tuner.tasks.predictor import TaskPredictor, TaskResult, predict_with
 from tuner.tasks.report import Outcome, card, write_figures, write_page
@@ -38,10 +38,6 @@ MEASURED = 2000
 
 LONG = 10_000
 """Training examples from which it is told why there is nothing to see at first."""
-
-WATCHED = 8
-"""Windows without the answer by which an epoch is judged, of each validation question at most. Of long contexts all
-would take longer than the epoch; they are read once, at the end."""
 
 UNREADABLE = 0.2
 """Share of unknown tokens from which a classification does without the encoder, where no method is named."""
@@ -154,14 +150,13 @@ def _train(model: TaskModel, splits: Splits, names: list[Window], tell: Callable
     task, settings = model.task, model.settings
     windows = task.windows(splits.train, model.tokenizer, settings.max_tokens)
     validation = task.windows(splits.validation, model.tokenizer, settings.max_tokens)
-    watched = validation
-    if task.name == "answer":
-        watched = some_without_answer(validation, WATCHED, f"{settings.seed} watched")
+    if isinstance(task, AnswerTask):
+        task.fit_odds(windows)
 
-    def check(scores: list[Any], of: Sequence[Window] = watched) -> Scores:
+    def check(scores: list[Any]) -> Scores:
         if isinstance(task, AnswerTask):
-            task.fit_margin(splits.validation, of, scores)
-        return task.measure(splits.validation, task.predict(splits.validation, of, scores), resamples=0)
+            task.fit_margin(splits.validation, validation, scores)
+        return task.measure(splits.validation, task.predict(splits.validation, validation, scores), resamples=0)
 
     def mistyped_windows(number: int) -> list[Window]:
         chance = random.Random(f"{settings.seed} typos {number}")
@@ -169,19 +164,16 @@ def _train(model: TaskModel, splits: Splits, names: list[Window], tell: Callable
         return task.windows(changed, model.tokenizer, settings.max_tokens)
 
     weights = task.class_weights(windows) if settings.class_weights else None
-    trained = train_model(
+    return train_model(
         model,
         windows,
         check,
-        watched,
+        validation,
         class_weights=weights,
         mistyped=mistyped_windows if settings.adversarial == "typos" else None,
         names=names,
         on_progress=tell,
     )
-    if task.name == "answer":
-        trained = replace(trained, validation=check(score(model, validation), validation).value)
-    return trained
 
 
 def _task(name: TaskName, splits: Splits, encoder: Encoder, columns: Columns) -> Task:
