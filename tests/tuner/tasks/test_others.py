@@ -107,6 +107,21 @@ def test_answers_are_stretches_of_the_context_or_none(answerer: TaskResult) -> N
     assert load(answerer.folder).predict(asked) == said
 
 
+def test_the_margin_is_that_of_the_epoch_that_is_kept(encoder: str, tmp_path: Path) -> None:
+    parts = []
+    for name, names in (("train", NAMES[:3]), ("validation", NAMES[3:])):
+        rows = [
+            {"question": question, "context": f"now {person} {verb} {town} .", "answer": answer}
+            for person, verb, town in itertools.product(names, VERBS, TOWNS)
+            for question, answer in (("where ?", town), ("who ?", person), ("is lee in ?", ""))
+        ]
+        parts.append(write_lines(tmp_path / f"{name}.jsonl", rows))
+    ruinous = {**QUICK, "learning_rate": 0.03, "patience": 20}
+    made = train("answer", parts[0], validation=parts[1], model=encoder, out=tmp_path / "made", **ruinous)
+    assert made.trained.best_epoch < made.trained.epochs - 1
+    assert made.predictor.evaluate_file(parts[1]).value == made.trained.validation
+
+
 def test_an_answer_is_found_behind_the_first_window(answerer: TaskResult) -> None:
     context = ". " * 300 + "now omar knows lima ." + " ." * 300
     (said,) = answerer.predictor.predict([("where ?", context)])

@@ -21,7 +21,7 @@ from tuner.tasks.head.align import text_ids
 from tuner.tasks.head.answer import AnswerTask
 from tuner.tasks.head.kinds import Task, make_task, task_of
 from tuner.tasks.head.label_names import named_windows
-from tuner.tasks.head.model import Encoder, TaskModel, load_encoder
+from tuner.tasks.head.model import Encoder, TaskModel, load_encoder, score
 from tuner.tasks.head.ngrams import NgramModel
 from tuner.tasks.head.start import Start, begin, continued
 from tuner.tasks.head.training import TaskProgress, TrainedTask, train_model
@@ -164,7 +164,7 @@ def _train(model: TaskModel, splits: Splits, names: list[Window], tell: Callable
         return task.windows(changed, model.tokenizer, settings.max_tokens)
 
     weights = task.class_weights(windows) if settings.class_weights else None
-    return train_model(
+    trained = train_model(
         model,
         windows,
         check,
@@ -174,6 +174,10 @@ def _train(model: TaskModel, splits: Splits, names: list[Window], tell: Callable
         names=names,
         on_progress=tell,
     )
+    if isinstance(task, AnswerTask) and task.none:
+        # Since the epoch that is kept was looked at, others have set the margin.
+        task.fit_margin(splits.validation, validation, score(model, validation))
+    return trained
 
 
 def _task(name: TaskName, splits: Splits, encoder: Encoder, columns: Columns) -> Task:
