@@ -153,13 +153,16 @@ def test_a_window_leads_by_what_its_rank_was_worth_to_training_questions() -> No
     short.fit_odds([ranked(question, 1)[0] for question in range(10)])
     assert set(short.odds) == {0.0}, "a context of one window says nothing of ranks"
     question = Asked("q", "yes no", ())
-    surely, hardly = ([[0.0, 0.0], [yes, yes], [no, no]] for yes, no in ((0.0, 4.0), (0.5, 0.0)))
-    said = [np.array(one, dtype=np.float32) for one in (hardly, hardly, hardly, hardly)]
+
+    def sure(yes: float, no: float) -> Any:
+        return np.array([[0, 0], [yes, yes], [no, no]], dtype=np.float32)
+
+    said = [sure(0.5, 0)] * 4
     assert task.predict([question], ranked(0, 1), said)[0].text == "yes"
-    said[3] = np.array([[0, 0], [0, 0], [1, 1]], dtype=np.float32)
+    said[3] = sure(0, 1)
     assert AnswerTask().predict([question], ranked(0, 1), said)[0].text == "no"
     assert task.predict([question], ranked(0, 1), said)[0].text == "yes", "a window of the last rank is doubted"
-    said[3] = np.array(surely, dtype=np.float32)
+    said[3] = sure(0, 4)
     assert AnswerTask(**task.options()).predict([question], ranked(0, 1), said)[0].text == "no"
 
 

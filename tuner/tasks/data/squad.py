@@ -65,27 +65,25 @@ def _answer(text: str, start: int | None, context: str) -> Answer:
     """An answer without the white space around it, which no token stands for."""
     if not text.strip():
         raise ValueError(f"answer {text!r} holds nothing but white space")
-    if text != text.strip():
-        whole = _found(text, start, context)
-        return Answer(text.strip(), whole.start + len(text) - len(text.lstrip()))
-    return _found(text, start, context)
+    return Answer(text.strip(), _place(text, start, context) + len(text) - len(text.lstrip()))
 
 
-def _found(text: str, start: int | None, context: str) -> Answer:
+def _place(text: str, start: int | None, context: str) -> int:
+    """Where the text stands, by the start that was given or as its only place."""
     if start is not None:
         if context[start : start + len(text)] == text:
-            return Answer(text, start)
+            return start
         # Offsets that were counted in another unit, or with other white space, are off by a little.
         near = [at for at in _places(text, context) if abs(at - start) <= _SLACK]
         if near:
-            return Answer(text, min(near, key=lambda at: abs(at - start)))
+            return min(near, key=lambda at: abs(at - start))
         raise ValueError(
             f"answer {text!r} does not stand at {start}; there stands {context[start : start + len(text)]!r}"
         )
     found = _places(text, context)
     if len(found) != 1:
         raise ValueError(f"answer {text!r} stands {len(found)} times in the context; give its answer_start")
-    return Answer(text, found[0])
+    return found[0]
 
 
 def _places(text: str, context: str) -> list[int]:

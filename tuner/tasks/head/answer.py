@@ -119,16 +119,16 @@ class AnswerTask:
 
     def fit_odds(self, windows: Sequence[Window]) -> None:
         """Set the odds to how often training windows of each rank hold the answer, where a context has several."""
-        several = {one.example for one, rank in zip(windows, _ranks(windows), strict=True) if rank > 1}
+        ranked = list(zip(_ranks(windows), windows, strict=True))
+        several = {window.example for rank, window in ranked if rank > 1}
+        groups = [bisect.bisect_left(ALIKE, rank) for rank in range(1, READ + 1)]
         seen, holding = Counter[int](), Counter[int]()
-        for window, rank in zip(windows, _ranks(windows), strict=True):
+        for rank, window in ranked:
             if window.example in several:
-                group = bisect.bisect_left(ALIKE, rank)
-                seen[group] += 1
-                holding[group] += window.targets[0] > 0
+                seen[groups[rank - 1]] += 1
+                holding[groups[rank - 1]] += window.targets[0] > 0
         # With half a window more of either kind, for ranks that have none.
-        shares = [math.log((holding[one] + 0.5) / (seen[one] - holding[one] + 0.5)) for one in range(len(ALIKE))]
-        self.odds = tuple(shares[bisect.bisect_left(ALIKE, rank)] for rank in range(1, READ + 1))
+        self.odds = tuple(math.log((holding[one] + 0.5) / (seen[one] - holding[one] + 0.5)) for one in groups)
 
     def fit_margin(self, examples: Sequence[Asked], windows: Sequence[Window], scores: Sequence[Any]) -> None:
         """Set the margin with the best F1 on these questions."""
