@@ -8,7 +8,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check lint bench bench-desk bench-banking77 bench-tuning bench-inference bench-retrieval bench-grounding bench-memory bench-tasks docs lock clean
+.PHONY: help setup demo test check lint bench bench-main-job bench-desk bench-banking77 bench-tuning bench-inference bench-retrieval bench-grounding bench-memory bench-tasks docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | while IFS='|' read -r target text; do \
@@ -53,7 +53,10 @@ test: lint ## lint and every test, those with the real model too
 check: lint ## lint and the fast tests
 	$(PYTEST) $(TESTS) -m "not slow"
 
-bench: bench-desk bench-banking77 bench-tuning bench-inference bench-retrieval bench-grounding bench-memory bench-tasks ## every benchmark (hours); writes docs/results
+bench: bench-main-job bench-desk bench-banking77 bench-tuning bench-inference bench-retrieval bench-grounding bench-memory bench-tasks ## every benchmark (hours); writes docs/results
+
+bench-main-job: $(READY) ## five demos with five seeds, and speed on a busy machine (two hours)
+	$(PY) -m tests.bench.main_job
 
 bench-desk: $(READY) ## the whole demo desk, all tickets
 	$(PY) -m tests.bench.desk

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from agent.commands.session import OpenRuntime, Session, UsageError
@@ -37,7 +39,8 @@ def main(argv: Sequence[str] | None = None, *, open_runtime: OpenRuntime | None 
     except SystemExit as end:  # how argparse ends after --help, --version and wrong usage
         return end.code if isinstance(end.code, int) else USAGE
     try:
-        code: int = arguments.handler(arguments, Session(arguments, open_runtime or _open_runtime))
+        with _debug_log(arguments.debug):
+            code: int = arguments.handler(arguments, Session(arguments, open_runtime or _open_runtime))
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -52,12 +55,35 @@ def main(argv: Sequence[str] | None = None, *, open_runtime: OpenRuntime | None 
             raise
         print(f"ratchet: {fault}", file=sys.stderr)
         return USAGE if isinstance(fault, UsageError) else FAILED
+    except SystemExit as end:
+        # So uvicorn ends where it cannot listen. With 0, a command that was broken off would look as if it were done.
+        if isinstance(end.code, int) and end.code != 0:
+            return end.code
+        print(f"ratchet: the command was broken off by sys.exit({end.code!r})", file=sys.stderr)
+        return FAILED
     except Exception as fault:
         if arguments.debug:
             raise
         said = f"{type(fault).__name__}: {fault}"
         print(f"ratchet: unexpected failure ({said}); run it again with --debug to see where", file=sys.stderr)
         return FAILED
+
+
+@contextmanager
+def _debug_log(wanted: bool) -> Iterator[None]:
+    """Write where tools raised their exceptions to stderr, if that is wanted."""
+    if not wanted:
+        yield
+        return
+    log, handler = logging.getLogger("ratchet"), logging.StreamHandler()
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+        log.removeHandler(handler)
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -179,9 +205,15 @@ def _add_feedback_commands(commands: Commands) -> None:
     correct = _command(commands, "correct", "say what a step should have been", _lazy("feedback", "correct"))
     _add_run_name(correct)
     correct.add_argument("step", metavar="STEP", type=int, help="as `ratchet show` numbers it, from 0")
-    correct.add_argument("--thought", metavar="TEXT")
-    correct.add_argument("--plan", metavar="PARTS", help='parts with ; between: "find the order; cancel it"')
-    correct.add_argument("--tool", metavar="NAME")
+    correct.description = (
+        "Say what a step should have been. Tool and arguments that are left out are those of the step as it was; a "
+        "plan or a thought that is left out is not trained."
+    )
+    correct.add_argument("--thought", metavar="TEXT", help="left out: no thought is trained")
+    correct.add_argument(
+        "--plan", metavar="PARTS", help='parts with ; between: "find the order; cancel it"; left out: none is trained'
+    )
+    correct.add_argument("--tool", metavar="NAME", help="left out: the tool of the step as it was")
     correct.add_argument("--args", metavar="JSON", help="all arguments of the call, as a JSON object")
     correct.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE", help="one argument of it")
     correct.add_argument("--answer", metavar="TEXT", help="the step should have answered this")

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from agent.errors import AdapterError, WeightsError
+from agent.errors import AdapterError, SettingsError, WeightsError
 from agent.llm.catalog import CATALOG
 from agent.llm.convert import packaged_file
 from agent.llm.weights import list_models
 from agent.settings import Project
+from tools.trust import find_tools_fault
 
 Level = Literal["ok", "warn", "missing"]
 
@@ -56,8 +57,11 @@ class Finding:
     """What to do; empty when nothing is to be done."""
 
 
-def diagnose(project: Project) -> list[Finding]:
-    """Everything worth knowing before the first run, in the order a person would put it right."""
+def diagnose(project: Project, refused: SettingsError | None = None) -> list[Finding]:
+    """Everything worth knowing before the first run, in the order a person would put it right.
+
+    `refused` says why the settings do not hold; `project` is then one of defaults.
+    """
     return [
         _python(),
         _system(),
@@ -70,7 +74,8 @@ def diagnose(project: Project) -> list[Finding]:
         _disk(project.home.root),
         *_packaged(),
         *_models(project),
-        _settings(project),
+        *([_settings(project)] if refused is None else _refused(refused)),
+        *_tools(project),
         *_tasks(project),
         _store(project.home.database),
         _sandbox(),
@@ -214,6 +219,29 @@ def _settings(project: Project) -> Finding:
     if project.settings_file is not None:
         return Finding("settings", str(project.settings_file), "ok")
     return Finding("settings", "no ratchet.toml; every setting has its default", "ok")
+
+
+def _refused(error: SettingsError) -> Iterator[Finding]:
+    """Settings that cannot be used; everything else is then said of the defaults."""
+    for number, fault in enumerate(error.faults):
+        what, _, advice = fault.partition("; ")
+        name = "settings" if number == 0 else f"settings ({number + 1})"
+        yield Finding(name, what, "missing", advice or f"correct {error.source}")
+
+
+def _tools(project: Project) -> Iterator[Finding]:
+    """The files and modules of tools, as far as it can be seen without running them."""
+    for name in dict.fromkeys(project.settings.tools.files):
+        is_file = name.endswith(".py") or "/" in name
+        place = project.resolve(name) if is_file else project.folder
+        fault = find_tools_fault(place, project.trusted)
+        if fault is not None:
+            what, _, advice = fault.partition("; ")
+            yield Finding(f"tools {name}", what, "missing", advice)
+        elif is_file and not place.is_file():
+            yield Finding(f"tools {name}", f"{place} does not exist", "missing", "correct its path in ratchet.toml")
+        else:
+            yield Finding(f"tools {name}", str(place) if is_file else "a module, imported by name", "ok")
 
 
 def _tasks(project: Project) -> Iterator[Finding]:

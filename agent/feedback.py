@@ -1,14 +1,16 @@
 """A person's word on a run, checked before it is kept: what would not be a step is no correction.
 
 A corrected step must be one the model itself could have said at that point, so the same schema and the same
-grammar hold for it as for the model. Whether it is the better step is the reviewer's to know. Pure: ids and
-times are arguments, and nothing is written here.
+grammar hold for it as for the model. Whether it is the better step is the reviewer's to know. Secrets and personal
+data are masked here as in the run, by the scrubber that `Runtime.scrubber_of` gives: before the check, for the model
+was shown placeholders. A reviewer's name is kept as it is given. Nothing is written here; ids and times are arguments.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any, Literal, get_args
 
@@ -20,6 +22,7 @@ from agent.llm.grammar import MAX_PLAN_ITEM, MAX_PLAN_ITEMS, MAX_THOUGHT, Parsed
 from agent.llm.quotes import MAX_QUOTES, Quote, cited_by, quoted
 from agent.llm.render import Frame
 from agent.loop import describe
+from agent.scrub import Scrubber
 from agent.trajectory import (
     Arbitration,
     Correction,
@@ -32,12 +35,21 @@ from agent.trajectory import (
 )
 
 
-def make_rating(trajectory: Trajectory, verdict: str, *, reviewer: str, reason: str = "", id: str, at: str) -> Rating:
+def make_rating(
+    trajectory: Trajectory,
+    verdict: str,
+    *,
+    scrubber: Scrubber | None,
+    reviewer: str,
+    reason: str = "",
+    id: str,
+    at: str,
+) -> Rating:
     """A verdict on a whole run. Raises FeedbackError on anything but up and down."""
     if verdict not in ("up", "down"):
         raise FeedbackError(f"a rating is up or down, found {verdict!r}")
     said: Literal["up", "down"] = "up" if verdict == "up" else "down"
-    return Rating(id, trajectory.id, said, _reviewer(reviewer), reason, at)
+    return Rating(id, trajectory.id, said, _reviewer(reviewer), _masked(reason, scrubber), at)
 
 
 def make_correction(
@@ -46,6 +58,7 @@ def make_correction(
     *,
     tools: Sequence[BaseTool],
     frame: Frame,
+    scrubber: Scrubber | None,
     tool: str | None = None,
     arguments: Mapping[str, Any] | None = None,
     changes: Mapping[str, str] | None = None,
@@ -58,13 +71,15 @@ def make_correction(
     id: str,
     at: str,
 ) -> Correction:
-    """What a step should have been; what is left out is taken from the step as it was.
+    """What a step should have been. Tool and arguments that are left out are those of the step as it was.
 
-    `arguments` replaces all arguments of the call, `changes` (as text) single ones; `answer` with `citations`
-    stands for a call of the tool that answers. `tools` and `frame` are those of the project. Raises
-    FeedbackError, which names what was expected.
+    A plan or thought that is left out stays empty, and is not trained. `arguments` replaces all arguments of the call,
+    `changes` (as text) single ones; `answer` with `citations` stands for a call of the tool that answers. `tools` and
+    `frame` are those of the project. Raises FeedbackError, which names what was expected.
     """
     was, before = _step_of(trajectory, step), trajectory.steps[:step]
+    arguments, changes, answer = (_masked(one, scrubber) for one in (arguments, changes, answer))
+    thought, plan, reason = (_masked(one, scrubber) for one in (thought, plan, reason))
     known = {one.name: one for one in tools if _had(trajectory, one.name)}
     shape = frame.only(list(known)).shape(trajectory.task, before)
     if answer is not None or citations is not None:
@@ -79,14 +94,18 @@ def make_correction(
         raise FeedbackError(f"there is no tool {name!r} in this run; tools: {', '.join(known)}")
     call = ToolCall(name, _checked(chosen, _arguments(chosen, was, arguments, changes or {})))
     _check_citations(chosen, call, shape.labels)
+    # What the step is not to hold at all is left out without a word; what it is to hold must fit if it is given.
+    shape = replace(shape, plan=shape.plan and plan is not None, thought=shape.thought and thought is not None)
     said = ParsedStep(
         call,
-        (was.thought if thought is None else thought).strip() if shape.thought else "",
-        tuple(item.strip() for item in (was.plan if plan is None else plan)) if shape.plan else (),
+        (thought or "").strip() if shape.thought else "",
+        tuple(item.strip() for item in plan or ()) if shape.plan else (),
     )
     _check_words(said, plan=shape.plan, thought=shape.thought)
     _check_grammar(said, step_grammar(shape), chosen)
-    return Correction(id, trajectory.id, step, call, said.thought, said.plan, _reviewer(reviewer), reason, at)
+    return Correction(
+        id, trajectory.id, step, call, said.thought, said.plan, _reviewer(reviewer), reason, at, only_given=True
+    )
 
 
 def make_output_correction(
@@ -95,6 +114,7 @@ def make_output_correction(
     said: str,
     *,
     right_output: Callable[[str, Mapping[str, Any], str], Mapping[str, Any]],
+    scrubber: Scrubber | None,
     reviewer: str,
     reason: str = "",
     id: str,
@@ -108,17 +128,26 @@ def make_output_correction(
     call = was.call
     if call is None or was.error is not None:
         raise FeedbackError(f"step {step} of run {trajectory.id} gave nothing, so there is no output to correct")
-    output = right_output(call.name, call.arguments, said)
+    output = _masked(right_output(call.name, call.arguments, _masked(said, scrubber)), scrubber)
+    reason = _masked(reason, scrubber)
     return OutputCorrection(id, trajectory.id, step, call.name, output, _reviewer(reviewer), reason, at)
 
 
 def make_arbitration(
-    correction: Correction, kind: str, *, reviewer: str, reason: str = "", id: str, at: str
+    correction: Correction,
+    kind: str,
+    *,
+    scrubber: Scrubber | None,
+    reviewer: str,
+    reason: str = "",
+    id: str,
+    at: str,
 ) -> Arbitration:
     """A reviewer's word on where a correction belongs. Raises FeedbackError on anything but the three kinds."""
     for known in get_args(Kind):
         if kind == known:
-            return Arbitration(id, correction.run, correction.id, known, "reviewer", _reviewer(reviewer), reason, at)
+            reviewer, reason = _reviewer(reviewer), _masked(reason, scrubber)
+            return Arbitration(id, correction.run, correction.id, known, "reviewer", reviewer, reason, at)
     raise FeedbackError(f"a correction is a fact, a habit or an exception, found {kind!r}")
 
 
@@ -147,6 +176,10 @@ def _step_of(trajectory: Trajectory, step: int) -> Step:
         has = f"steps 0 to {len(trajectory.steps) - 1}" if trajectory.steps else "no steps"
         raise FeedbackError(f"run {trajectory.id} has no step {step}; it has {has}")
     return trajectory.steps[step]
+
+
+def _masked(value: Any, scrubber: Scrubber | None) -> Any:
+    return value if scrubber is None else scrubber.mask_values(value)
 
 
 def _reviewer(name: str) -> str:
@@ -245,13 +278,13 @@ def _check_citations(tool: BaseTool, call: ToolCall, labels: Sequence[int]) -> N
 def _check_words(said: ParsedStep, *, plan: bool, thought: bool) -> None:
     if thought and not 0 < len(said.thought) <= MAX_THOUGHT:
         raise FeedbackError(
-            f"the thought has {len(said.thought)} characters, expected 1 to {MAX_THOUGHT}; give --thought"
+            f"the thought has {len(said.thought)} characters, expected 1 to {MAX_THOUGHT}; shorten it, or leave it out"
         )
     fits = 0 < len(said.plan) <= MAX_PLAN_ITEMS and all(0 < len(item) <= MAX_PLAN_ITEM for item in said.plan)
     if plan and not fits:
         raise FeedbackError(
-            f"this step needs a plan of 1 to {MAX_PLAN_ITEMS} parts, each of 1 to {MAX_PLAN_ITEM} "
-            f'characters, found {list(said.plan)}; give --plan "first; second"'
+            f"a plan has 1 to {MAX_PLAN_ITEMS} parts, each of 1 to {MAX_PLAN_ITEM} characters, found "
+            f'{list(said.plan)}; give --plan "first; second", or leave it out'
         )
 
 

@@ -22,7 +22,7 @@ class Judged:
     rating: Rating | None
     """The newest."""
     corrections: Mapping[int, Correction]
-    """The newest of each step, in the order in which the steps were first corrected."""
+    """The newest of each step, in the order in which the steps were first corrected, with what the reviewer gave."""
 
     @property
     def accepted(self) -> bool:
@@ -75,15 +75,21 @@ def judged_runs(store: Store, ids: Iterable[str] | None = None) -> Iterator[Judg
     if ids is not None:
         for trajectory in store.trajectories(ids):
             ratings = store.ratings(trajectory.id)
-            yield Judged(trajectory, ratings[-1] if ratings else None, store.newest_corrections(trajectory.id))
+            corrections = _as_given(trajectory, store.newest_corrections(trajectory.id))
+            yield Judged(trajectory, ratings[-1] if ratings else None, corrections)
         return
     verdicts = {rating.run: rating for rating in store.ratings()}
-    corrections: dict[str, dict[int, Correction]] = {}
+    newest: dict[str, dict[int, Correction]] = {}
     for correction in store.corrections():
-        corrections.setdefault(correction.run, {})[correction.step] = correction
-    judged = {*verdicts, *corrections}
+        newest.setdefault(correction.run, {})[correction.step] = correction
+    judged = {*verdicts, *newest}
     for trajectory in store.trajectories(one.id for one in reversed(store.runs(limit=None)) if one.id in judged):
-        yield Judged(trajectory, verdicts.get(trajectory.id), corrections.get(trajectory.id, {}))
+        corrections = _as_given(trajectory, newest.get(trajectory.id, {}))
+        yield Judged(trajectory, verdicts.get(trajectory.id), corrections)
+
+
+def _as_given(trajectory: Trajectory, corrections: Mapping[int, Correction]) -> dict[int, Correction]:
+    return {index: one.without_copies(trajectory.steps[index]) for index, one in corrections.items()}
 
 
 def rulings(store: Store) -> dict[str, Ruling]:
@@ -105,13 +111,18 @@ def source(store: Store, judged: Judged, index: int) -> str | None:
 
 def origin(store: Store, trajectory: Trajectory, index: int) -> str | None:
     """The id of the correction that a step of a branch was taken from; None for a step that the model said."""
+    found = origin_of(store, trajectory, index)
+    return None if found is None else found[0].id
+
+
+def origin_of(store: Store, trajectory: Trajectory, index: int) -> tuple[Correction, Step] | None:
+    """The correction that a step of a branch was taken from, and the step as it was; None for one the model said."""
     step = trajectory.steps[index]
     while step.author == "correction" and trajectory.branch is not None and index <= trajectory.branch.step:
-        branch = trajectory.branch
+        branch, trajectory = trajectory.branch, store.get(trajectory.branch.run)
         if branch.step == index:
             made = [one for one in store.corrections(branch.run) if one.step == index and one.call == step.call]
-            return made[-1].id if made else None
-        trajectory = store.get(branch.run)
+            return (made[-1], trajectory.steps[index]) if made else None
     return None
 
 

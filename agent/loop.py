@@ -1,15 +1,20 @@
 """The plan-act loop: propose a step, do it, write it down, until an answer or a named outcome.
 
 Synchronous; a service runs it in a thread. The model's mistakes (a step that cannot be read, wrong arguments,
-a tool's refusal) go back to the model. Our own failures end the run as crashed, with the error in the record.
+a tool's refusal) go back to the model, and so does whatever a tool raises: the step is recorded with its error and the
+run goes on. Only failures of our own (model, renderer, store) end the run as crashed, with the error in the record.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import re
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from queue import SimpleQueue
@@ -36,7 +41,16 @@ from tools.context import Passage
 MAX_OBSERVATION = 2400
 """Characters of a tool's result that the model is shown; the rest is cut, saying so."""
 
+MAX_EXCEPTION = 300
+"""Characters of an exception's message that the model is shown."""
+
+EFFECT_UNKNOWN = "Whether it took effect is not known; check before you call it again."
+"""What the model is told when a tool that has an effect raised an exception."""
+
 DEFAULT_INSTRUCTIONS = "You are a helpful agent. Use the tools to do the task, then answer."
+
+
+_log = logging.getLogger("ratchet.run")
 
 
 @dataclass(frozen=True)
@@ -308,13 +322,28 @@ def timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+class ResultError(ToolException):
+    """A tool ran and returned what cannot be shown to the model."""
+
+
 def call_tool(tool: BaseTool, call: ToolCall) -> tuple[str, tuple[Passage, ...]]:
-    """Text and new passages of a call. Raises ToolException or ValidationError where the tool refuses."""
+    """Call a tool and return the text and the new passages of its result.
+
+    A tool that has only a coroutine runs in an event loop of its own for each call.
+
+    Raises:
+        ToolException: the tool refuses; ResultError, one of these, where it ran and its result has no text.
+        ValidationError: the arguments do not fit the tool's schema; or, as any other exception, out of the tool.
+    """
     sent = {"name": call.name, "args": dict(call.arguments), "id": "step", "type": "tool_call"}
-    message = tool.invoke(sent)
-    assert isinstance(message, ToolMessage)
+    message = _run_coroutine(tool, sent) if _is_async_only(tool) else tool.invoke(sent)
+    if not isinstance(message, ToolMessage):
+        raise ResultError(f"{call.name} returned a {type(message).__name__}, which cannot be shown; return a text.")
     if message.status == "error":
         raise ToolException(message.text)
+    if _WITHOUT_TEXT.fullmatch(message.text):
+        kind = message.text[1:].partition(" ")[0]
+        raise ResultError(f"{call.name} returned a {kind} object, which has no text to show; return a text.")
     found = message.artifact if isinstance(message.artifact, list) else []
     return message.text, tuple(one for one in found if isinstance(one, Passage))
 
@@ -371,29 +400,88 @@ def _observe(going: Run, step: Step) -> Step:
     started = time.perf_counter()
     tool = going.tools.get(step.call.name)
     passages: tuple[Passage, ...] = ()
-    observation, error = "", None
+    observation, error, effect_unknown = "", None, False
     if tool is None:
         error = f"There is no tool {step.call.name!r}. Tools: {', '.join(going.tools)}."
     elif (error := _not_shown(going, step.call) or _not_quoted(going, step.call)) is None:
         arguments = step.call.arguments if going.scrubber is None else going.scrubber.unmask(dict(step.call.arguments))
         try:
             observation, passages = call_tool(tool, ToolCall(step.call.name, arguments))
-        except ToolException as fault:
-            error = str(fault)
-        except ValidationError as fault:
-            error = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in fault.errors())
-    observation = _mask(going, shortened(observation))
+        # Whatever a tool raises is the tool's fault: sys.exit and the cancellation of its own tasks as well.
+        except BaseException as fault:
+            if _is_ctrl_c(fault):
+                raise
+            error, effect_unknown = _tool_error(going, tool, fault)
+            if _log.isEnabledFor(logging.DEBUG):
+                trace = _mask(going, traceback.format_exc())
+                _log.debug("run %s, step %d: %s", going.trajectory.id, len(going.trajectory.steps), trace)
+    observation = _mask(going, shortened(_without_surrogates(observation)))
     if going.scrubber is not None:
         passages = tuple(replace(one, text=going.scrubber.mask(one.text)) for one in passages)
     seconds = time.perf_counter() - started
     return replace(
         step,
         observation=observation,
-        error=None if error is None else _mask(going, shortened(error)),
+        error=None if error is None else _mask(going, shortened(_without_surrogates(error))),
         passages=passages,
         tool_seconds=seconds,
+        effect_unknown=effect_unknown,
         grounding=None if error is not None else _grounding(going, step),
     )
+
+
+def _tool_error(going: Run, tool: BaseTool, fault: BaseException) -> tuple[str, bool]:
+    """What the model is shown of an exception out of a tool, and whether the call may have taken effect."""
+    has_effect = effect_of(tool) != "read"
+    if isinstance(fault, ResultError):
+        return f"{fault} {EFFECT_UNKNOWN}" if has_effect else str(fault), has_effect
+    if isinstance(fault, ToolException):
+        return str(fault).strip() or f"{tool.name} refused and did not say why.", False
+    if isinstance(fault, ValidationError) and _is_of_arguments(tool, fault):
+        return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in fault.errors()), False
+    # Masked before it is cut: of half an address nothing would be masked.
+    message = _mask(going, " ".join(str(fault).split()))
+    if len(message) > MAX_EXCEPTION:
+        message = f"{message[:MAX_EXCEPTION]}…"
+    raised = f"{tool.name} raised {type(fault).__name__}" + (f": {message.rstrip('.')}." if message else ".")
+    return f"{raised} {EFFECT_UNKNOWN}" if has_effect else raised, has_effect
+
+
+def _is_of_arguments(tool: BaseTool, fault: ValidationError) -> bool:
+    """Whether a validation failed for the call's arguments, and not for something inside the tool."""
+    return fault.title == getattr(tool.get_input_schema(), "__name__", None)
+
+
+def _is_ctrl_c(fault: BaseException) -> bool:
+    """Whether the user interrupts the program; signals reach the main thread alone."""
+    return isinstance(fault, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+
+
+def _is_async_only(tool: BaseTool) -> bool:
+    return getattr(tool, "coroutine", None) is not None and getattr(tool, "func", None) is None
+
+
+def _run_coroutine(tool: BaseTool, sent: dict[str, Any]) -> Any:
+    """Run a tool's coroutine to its end; in a thread of its own where this one has a running event loop."""
+
+    async def work() -> Any:
+        return await tool.ainvoke(sent)
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work())
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work()).result()
+
+
+_WITHOUT_TEXT = re.compile(r"<[^\n]{1,300} at 0x[0-9a-fA-F]+>")
+"""How Python writes an object that has no text, such as a coroutine or a generator."""
+
+
+def _without_surrogates(text: str) -> str:
+    """The text with what cannot be written as UTF-8, such as half of a file name's character, replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _grounding(going: Run, step: Step) -> Grounding | None:

@@ -6,13 +6,15 @@ stays on it; a promotion therefore acts from the next run on.
 
 from __future__ import annotations
 
+import asyncio
+import json
 import shutil
 import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 from uuid import uuid4
@@ -382,6 +384,7 @@ class Runtime:
                 task_in_queries=memory.task_in_queries,
                 quoted_answers=self.project.settings.agent.quoted_answers,
                 given=self.tasks.tools() if chosen.tasks else (),
+                trusted=self.project.trusted,
             )
         except ToolsLoadError as fault:
             raise ToolsError(str(fault)) from fault
@@ -519,16 +522,17 @@ class Runtime:
         if corrections:
             return self._branch(trajectory, corrections[min(corrections)], cancelled, on_event)
         if trajectory.outcome is not None:
+            how = "correct one of its steps to take it up from there" if trajectory.steps else "start the task again"
             raise StoreError(
-                f"run {trajectory.id} has ended ({trajectory.outcome}): {trajectory.outcome.meaning}; "
-                "correct one of its steps to take it up from there"
+                f"run {trajectory.id} has ended ({trajectory.outcome}): {trajectory.outcome.meaning}; {how}"
             )
+        self.scrubber_of(trajectory)
         going = self._going(trajectory, self.home.workspaces / trajectory.id, cancelled, on_event)
         intent = self.store.open_intent(trajectory.id)
         if intent is not None and intent.call is not None:
             if self._effect(going, intent.call) != "world":
                 return advance(going, intent)
-            done = replace(intent, error=INTERRUPTED)
+            done = replace(intent, error=INTERRUPTED, effect_unknown=True)
             self.store.add_step(trajectory.id, len(trajectory.steps), done)
             going.trajectory = trajectory.with_step(done)
             going.tell("observed", step=done)
@@ -548,6 +552,23 @@ class Runtime:
             steps.append(step)
         return replace(trajectory, steps=tuple(steps))
 
+    def scrubber_of(self, trajectory: Trajectory) -> Scrubber | None:
+        """Return the scrubber for feedback on a recorded run; None where the settings say that nothing is masked.
+
+        As long as this process did the run, a value has the placeholder it has there. What an earlier process masked
+        is not known any more; then, and for a value that is new, it is a placeholder that stands neither in the run
+        nor in the feedback on it.
+        """
+        scrubber = self._scrubber(trajectory.id)
+        if scrubber is not None:
+            store, run = self.store, trajectory.id
+            record = [asdict(trajectory), *(asdict(one) for one in store.corrections(run))]
+            record += [asdict(one) for one in store.output_corrections(run)]
+            record += [asdict(one) for one in store.ratings(run)]
+            record += [asdict(one) for one in store.arbitrations() if one.run == run]
+            scrubber.reserve(json.dumps(record, ensure_ascii=False))
+        return scrubber
+
     def _branch(
         self,
         parent: Trajectory,
@@ -557,8 +578,9 @@ class Runtime:
     ) -> Trajectory:
         """A new run that shares the steps before the corrected one, makes the corrected call, and goes on."""
         run_id = new_id()
-        if parent.id in self._scrubbers:
-            self._scrubbers[run_id] = self._scrubbers[parent.id]
+        scrubber = self.scrubber_of(parent)
+        if scrubber is not None:
+            self._scrubbers[run_id] = scrubber
         shared = replace(
             parent,
             id=run_id,
@@ -576,16 +598,25 @@ class Runtime:
         self._replay(going)
         self.store.begin(shared)
         going.tell("started")
-        return advance(going, correction.as_step())
+        return advance(going, correction.without_copies(parent.steps[correction.step]).as_step())
 
     def _replay(self, going: Run) -> None:
-        """Bring a fresh workspace to where the shared steps had left the old one."""
-        for step in going.trajectory.steps:
+        """Bring a fresh workspace to where the shared steps had left the old one.
+
+        Raises ToolsError for a call that succeeded in the run and fails now.
+        """
+        for index, step in enumerate(going.trajectory.steps):
             if step.call is not None and step.error is None and self._effect(going, step.call) == "workspace":
                 arguments: Any = dict(step.call.arguments)
                 if going.scrubber is not None:
                     arguments = going.scrubber.unmask(arguments)
-                call_tool(going.tools[step.call.name], ToolCall(step.call.name, arguments))
+                try:
+                    call_tool(going.tools[step.call.name], ToolCall(step.call.name, arguments))
+                except (Exception, SystemExit, asyncio.CancelledError) as fault:
+                    raise ToolsError(
+                        f"step {index} ({step.call.name}) succeeded in the run and fails when it is repeated for its "
+                        f"branch ({type(fault).__name__}: {fault}); correct the tool, or this step"
+                    ) from fault
 
     def _effect(self, going: Run, call: ToolCall) -> str:
         return effect_of(going.tools.get(call.name))

@@ -9,6 +9,7 @@ it is no protection from a model that spells a secret in pieces.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,10 +22,19 @@ def has_placeholder(text: str) -> bool:
     return _PLACEHOLDER.search(text) is not None
 
 
+def placeholders(text: str) -> tuple[str, ...]:
+    """Return the placeholders in a text, each once, in the order of the text."""
+    return tuple(dict.fromkeys(_PLACEHOLDER.findall(text)))
+
+
 class Scrubber:
-    """Masks the texts of one run; a value has the same placeholder throughout. Not for several threads."""
+    """Masks the texts of one run and of the feedback on it; a value has the same placeholder throughout.
+
+    For several threads: feedback may come while the run goes on.
+    """
 
     def __init__(self) -> None:
+        self._lock = threading.RLock()
         self._placeholders: dict[str, str] = {}
         self._values: dict[str, str] = {}
         self._taken: set[str] = set()
@@ -32,22 +42,44 @@ class Scrubber:
     @property
     def values(self) -> dict[str, str]:
         """Placeholder to value, for whoever must resume the run; to be kept out of the log."""
-        return dict(self._values)
+        with self._lock:
+            return dict(self._values)
+
+    def reserve(self, text: str) -> None:
+        """Take the placeholders of a text as in use, so that no other value is given one of them."""
+        with self._lock:
+            self._taken.update(_PLACEHOLDER.findall(text))
 
     def mask(self, text: str) -> str:
         """The text with placeholders. Masking twice changes nothing more; `unmask` gives the text back."""
-        # A placeholder that stood in the text before is no value of ours; its name is not given out.
-        self._taken.update(_PLACEHOLDER.findall(text))
-        while True:
-            masked = self._mask_once(text)
-            if masked == text:
-                return text
-            text = masked
+        with self._lock:
+            # A placeholder that stood in the text before is no value of ours; its name is not given out.
+            self.reserve(text)
+            while True:
+                masked = self._mask_once(text)
+                if masked == text:
+                    return text
+                text = masked
+
+    def mask_values(self, value: Any) -> Any:
+        """Return a JSON value with its texts masked; keys and numbers stay. `unmask` gives it back.
+
+        A text that is, as a whole, a value of this run has its placeholder even where nothing around it tells.
+        """
+        if isinstance(value, str):
+            with self._lock:
+                return self._placeholders.get(value) or self.mask(value)
+        if isinstance(value, list | tuple):
+            return [self.mask_values(item) for item in value]
+        if isinstance(value, dict):
+            return {key: self.mask_values(item) for key, item in value.items()}
+        return value
 
     def unmask(self, value: Any) -> Any:
         """A JSON value with the values put back into its texts; unknown placeholders and keys stay."""
         if isinstance(value, str):
-            return _PLACEHOLDER.sub(lambda found: self._values.get(found.group(), found.group()), value)
+            values = self.values
+            return _PLACEHOLDER.sub(lambda found: values.get(found.group(), found.group()), value)
         if isinstance(value, list | tuple):
             return [self.unmask(item) for item in value]
         if isinstance(value, dict):
@@ -80,11 +112,12 @@ class Scrubber:
         return sorted(spans)
 
     def _find_known(self, text: str) -> Iterator[_Span]:
-        """Passwords show by their label alone; one met before is found without it, unless it is short."""
+        """Passwords and some phone numbers show by their label alone; a long one met before is found without it."""
         for value, placeholder in self._placeholders.items():
-            if len(value) >= _KNOWN_LENGTH and placeholder.startswith("<key_"):
+            kind = placeholder[1:].partition("_")[0]
+            if len(value) >= _KNOWN_LENGTH and kind in ("key", "phone"):
                 for found in re.finditer(rf"(?<!\w){re.escape(value)}(?!\w)", text):
-                    yield found.start(), found.end(), "key"
+                    yield found.start(), found.end(), kind
 
     def _placeholder(self, value: str, kind: str) -> str:
         known = self._placeholders.get(value)

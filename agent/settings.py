@@ -3,6 +3,7 @@
 Every key has a type, a range, a default and a note; a file is checked whole and every fault is reported
 at once. This is the only module that reads the environment, and of it only the names in `ENVIRONMENT`.
 Whether the model, tools or suite a setting names exist is not checked here; whoever opens them says so.
+A file that another user of the machine could have written is not read (`tools.trust`).
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from agent.errors import SettingsError
+from agent.hosts import is_loopback
+from tools.trust import TRUST, find_fault
 
 SETTINGS_FILE = "ratchet.toml"
 HOME_FOLDER = ".ratchet"
-ENVIRONMENT = ("RATCHET_HOME", "RATCHET_THREADS")
-"""The environment variables this project reads, all of them."""
+ENVIRONMENT = ("RATCHET_HOME", "RATCHET_THREADS", TRUST)
+"""The environment variables this project reads, all of them. RATCHET_TRUST names folders, parted as in PATH, whose
+settings and tools are run although another user could have written them."""
 
 T = TypeVar("T")
 
@@ -263,7 +267,9 @@ class GateSettings:
     resamples: int = _whole(10000, 100)
     """Resamples of the bootstrap."""
     margin: float = _real(0.1, 0.0, 1.0)
-    """Share of its solved tasks a watched group may lose, at most."""
+    """Share of its tasks that a group may lose on balance, even where the loss is more than chance explains."""
+    never_lost: tuple[str, ...] = _names(())
+    """Groups of the suite that may not lose a task, chance or not; "refusals" names the tasks to be escalated."""
     min_tasks: int = _whole(20, 1)
     """Tasks the held-out suite must have, at least."""
     suite: str = ""
@@ -275,7 +281,7 @@ class PrivacySettings:
     """What is kept out of the log."""
 
     scrub: bool = True
-    """Keep secrets and personal data out of the log; tools still get them."""
+    """Keep secrets and personal data out of the log, in runs and in feedback on them; tools still get them."""
 
 
 @dataclass(frozen=True)
@@ -384,6 +390,8 @@ class Project:
     settings: Settings
     settings_file: Path | None = None
     """The file the settings came from; None when all are defaults."""
+    trusted: tuple[Path, ...] = ()
+    """Folders of RATCHET_TRUST."""
 
     def named(self, weights: str) -> str:
         """A model or encoder as the settings name it, a folder of the project made absolute."""
@@ -398,22 +406,29 @@ class Project:
 def find_project(start: Path, environ: Mapping[str, str] | None = None) -> Project:
     """The project `start` lies in. Raises SettingsError with every fault of its file and the environment.
 
-    A `ratchet.toml` beside the project goes before the one in the home; with neither, all is default.
+    A `ratchet.toml` beside the project goes before the one in the home; with neither, all is default. One that
+    another user could have written is a fault, unless it lies in a folder of RATCHET_TRUST.
     """
     environ = os.environ if environ is None else environ
     start = start.resolve()
     home = Home.find(start, environ)
     nearest = _project_folder(start)
     candidates = [*([nearest / SETTINGS_FILE] if nearest else []), home.root / SETTINGS_FILE]
-    file = next((candidate for candidate in candidates if candidate.is_file()), None)
+    file = next((candidate for candidate in candidates if _is_file(candidate)), None)
+    inside = file is not None and file.parent.name == HOME_FOLDER
+    trusted, more = _read_trust(environ)
+    if file is not None:
+        fault = find_fault(file, trusted) or (find_fault(file.parent.parent, trusted) if inside else None)
+        if fault is not None:
+            raise SettingsError(str(file), [fault, *more])
     settings, faults = (Settings(), []) if file is None else _read(file)
-    settings, more = _apply_environment(settings, environ)
+    settings, others = _apply_environment(settings, environ)
+    more += others
     if faults or more:
         raise SettingsError(str(file) if faults and file else "the environment", [*faults, *more])
     if file is None:
-        return Project(start, home, settings)
-    inside = file.parent.name == HOME_FOLDER
-    return Project(file.parent.parent if inside else file.parent, home, settings, file)
+        return Project(start, home, settings, None, trusted)
+    return Project(file.parent.parent if inside else file.parent, home, settings, file, trusted)
 
 
 def load_settings(path: Path) -> Settings:
@@ -439,9 +454,17 @@ def settings_template() -> str:
 def _project_folder(start: Path) -> Path | None:
     """The nearest folder from `start` up that has settings, beside or inside its home."""
     for folder in (start, *start.parents):
-        if (folder / SETTINGS_FILE).is_file() or (folder / HOME_FOLDER / SETTINGS_FILE).is_file():
+        if _is_file(folder / SETTINGS_FILE) or _is_file(folder / HOME_FOLDER / SETTINGS_FILE):
             return folder.parent if folder.name == HOME_FOLDER else folder
     return None
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; what lies in another user's closed folder is not there."""
+    try:
+        return path.is_file()
+    except PermissionError:
+        return False
 
 
 def _sections(settings: Settings) -> Iterator[tuple[str, Any]]:
@@ -468,7 +491,7 @@ def _read(path: Path) -> tuple[Settings, list[str]]:
             read[name], more = _section(name, known[name], values)
             faults += more
     settings = Settings(**read)
-    if not faults and not settings.serve.key_file and not _is_loopback(settings.serve.host):
+    if not faults and not settings.serve.key_file and not is_loopback(settings.serve.host):
         faults.append(
             f"[serve] host = {_shown(settings.serve.host)} is open to other machines; "
             "set key_file, or host to 127.0.0.1"
@@ -526,6 +549,13 @@ def _cast(value: Any, wanted: Any) -> tuple[Any, str | None]:
     return tuple(value), None
 
 
+def _read_trust(environ: Mapping[str, str]) -> tuple[tuple[Path, ...], list[str]]:
+    """The folders of RATCHET_TRUST, and what is wrong with it."""
+    folders = [Path(one).expanduser() for one in environ.get(TRUST, "").split(os.pathsep) if one.strip()]
+    faults = [f"{TRUST} = {_shown(str(one))}: expected an absolute folder" for one in folders if not one.is_absolute()]
+    return tuple(one.resolve() for one in folders if one.is_absolute()), faults
+
+
 def _apply_environment(settings: Settings, environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
     text = environ.get("RATCHET_THREADS", "").strip()
     if not text:
@@ -533,10 +563,6 @@ def _apply_environment(settings: Settings, environ: Mapping[str, str]) -> tuple[
     if not text.isascii() or not text.isdecimal() or not 0 <= int(text[:9]) <= 1024:
         return settings, [f"RATCHET_THREADS = {_shown(text)}: expected a whole number, 0 to 1024"]
     return replace(settings, model=replace(settings.model, threads=int(text))), []
-
-
-def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1", "[::1]") or host.startswith("127.")
 
 
 def _meant(name: str, known: Mapping[str, Any]) -> str:

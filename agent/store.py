@@ -34,7 +34,7 @@ from agent.trajectory import (
     trajectory_from_dict,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 LAST = "last"
 """The name that stands for the newest run."""
 

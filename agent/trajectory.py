@@ -15,12 +15,16 @@ from typing import Any, Literal
 from agent.errors import RecordError
 from tools.context import Passage
 
-RECORD_VERSION = 2
-RECORD_VERSION = 2
-"""2 names the runs that recalled tasks came from and how answers were checked; 1 is read as well."""
+RECORD_VERSION = 3
+"""3 marks steps whose effect is not known; 2 names the runs that recalled tasks came from and how answers were checked.
+1 and 2 are read as well."""
 
 Kind = Literal["fact", "habit", "exception"]
 """Where a correction belongs: a fact in the documents, a habit in the weights, an exception in memory."""
+
+
+Part = Literal["plan", "thought"]
+"""What a step may hold beside its call."""
 
 
 class Outcome(StrEnum):
@@ -140,7 +144,7 @@ class Step:
     plan: tuple[str, ...] = ()
     """Given on the first step and again after a step that failed; empty otherwise."""
     error: str | None = None
-    """Set when the tool refused or the step could not be read; the model is shown this text."""
+    """Set when the tool refused, raised an exception, or the step could not be read; the model is shown this text."""
     notice: str | None = None
     """Said to the model behind the observation, such as that it repeats itself."""
     said: str = ""
@@ -155,6 +159,11 @@ class Step:
     author: Literal["model", "correction"] = "model"
     grounding: Grounding | None = None
     """Of an answer that was checked; `call` has it as the model gave it."""
+    effect_unknown: bool = False
+    """Whether a tool that has an effect raised an exception or was interrupted, so that it may have taken effect."""
+    context_parts: tuple[Part, ...] = ()
+    """Of a corrected step as it is trained: the parts that the model said and the reviewer did not give. They stand in
+    front of the call, as they are served, and are no target."""
 
     @property
     def withheld(self) -> tuple[str, ...]:
@@ -280,14 +289,57 @@ class Correction:
     """Index into the run's steps, from 0."""
     call: ToolCall
     thought: str
+    """Empty where the reviewer gave none: what is not corrected is no target."""
     plan: tuple[str, ...]
+    """Empty where the reviewer gave none, or the step is not to hold one."""
     reviewer: str
     reason: str
     at: str
+    only_given: bool = False
+    """Whether `thought` and `plan` hold only what the reviewer gave. False for records from before this was kept: there
+    they may be the step's own."""
+
+    def without_copies(self, was: Step) -> Correction:
+        """Return the correction without a thought or plan that an older version copied from the step as it was.
+
+        In such a record, words that equal the step's own are taken to be copies.
+        """
+        if self.only_given:
+            return self
+        return replace(
+            self,
+            thought="" if self.thought == was.thought else self.thought,
+            plan=() if self.plan == was.plan else self.plan,
+            only_given=True,
+        )
 
     def as_step(self) -> Step:
         """The step as the reviewer would have had it; what followed from the old one is not in it."""
         return Step(self.call, thought=self.thought, plan=self.plan, author="correction")
+
+    def as_target(self, was: Step) -> Step:
+        """Return the step as it is trained, in the place of the step as it was.
+
+        A model is served with its own plan and thought in front of a call. So where the reviewer gave none, the step's
+        own stay in front of the corrected call, as context.
+        """
+        given = self.without_copies(was)
+        return replace(
+            given.as_step(),
+            thought=given.thought or was.thought,
+            plan=given.plan or was.plan,
+            context_parts=given.parts_not_given(was),
+        )
+
+    def parts_not_given(self, was: Step) -> tuple[Part, ...]:
+        """Name the parts that the step had and the reviewer did not give."""
+        given = self.without_copies(was)
+        parts: list[Part] = []
+        if was.plan and not given.plan:
+            parts.append("plan")
+        if was.thought and not given.thought:
+            parts.append("thought")
+        return tuple(parts)
 
 
 @dataclass(frozen=True)
@@ -377,6 +429,7 @@ def step_from_dict(data: Mapping[str, Any]) -> Step:
             "passages": tuple(Passage(**passage) for passage in data["passages"]),
             "usage": Usage(**data["usage"]),
             "grounding": _grounding_from_dict(data.get("grounding")),
+            "context_parts": tuple(data.get("context_parts", ())),
         }
     )
 

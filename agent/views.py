@@ -113,6 +113,7 @@ def _step_view(step: Step, *, observed: bool) -> dict[str, Any]:
         view |= {
             "observation": step.observation,
             "error": step.error,
+            "effect_unknown": step.effect_unknown,
             "notice": step.notice,
             "grounding": None if step.grounding is None else _grounding_view(step.grounding),
             "passages": [citation_view(passage) for passage in step.passages],

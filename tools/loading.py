@@ -2,7 +2,7 @@
 
 A file runs once for each version of it and process, then its `load_tools(context)` (or its list `TOOLS`) is
 asked for every run. Its modules get names of their own, so two projects may both have a `shop.py`. The user's
-code is trusted as the user is: nothing here confines it.
+code is trusted as the user is: nothing here confines it. What others could have written is not run (`tools.trust`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from langchain_core.tools import BaseTool
 from tools.basics import answer, calculator, hand_over
 from tools.context import ToolContext
 from tools.knowledge import search_knowledge
+from tools.trust import find_tools_fault
 
 EFFECTS = ("read", "workspace", "world")
 
@@ -49,18 +50,20 @@ def load_tools(
     task_in_queries: bool = False,
     quoted_answers: bool = False,
     given: Sequence[BaseTool] = (),
+    trusted: Sequence[Path] = (),
 ) -> list[BaseTool]:
     """Built-ins, then the user's tools in the order named, then those that are given ready-made.
 
     `names_or_files` are `.py` files (relative ones inside `context.project`) or dotted modules. `enabled`, when
     given, leaves only the tools it names, and the built-in ones that end a run unless a named one does.
+    Files, and the folders that modules are imported from, must be the user's own or lie in a folder of `trusted`.
     The rest is for `search_knowledge` and `answer`. Raises ToolsLoadError.
     """
     search = search_knowledge(
         context, passages, min_score=min_score, copied_queries=copied_queries, task_in_queries=task_in_queries
     )
     sources = [("the built-in tools", [search, calculator(), answer(quoted=quoted_answers), hand_over()])]
-    sources += [(str(name), _users(name, context)) for name in names_or_files]
+    sources += [(str(name), _users(name, context, trusted)) for name in names_or_files]
     sources += [("tasks in ratchet.toml", list(given))]
     owners: dict[str, str] = {}
     tools: list[BaseTool] = []
@@ -83,10 +86,13 @@ def _ends(tool: BaseTool) -> bool:
     return "ends" in (tool.metadata or {})
 
 
-def _users(name: str | Path, context: ToolContext) -> list[BaseTool]:
+def _users(name: str | Path, context: ToolContext, trusted: Sequence[Path]) -> list[BaseTool]:
     text = str(name)
     is_file = isinstance(name, Path) or text.endswith(".py") or "/" in text
     path = (context.project / text).resolve() if is_file else None
+    untrusted = find_tools_fault(context.project / text if is_file else context.project, trusted)
+    if untrusted is not None:
+        raise ToolsLoadError(text, None, untrusted)
     with _one_at_a_time, _importable(path.parent if path else context.project.resolve(), keep=path is None):
         try:
             module = _module_of_file(path) if path else importlib.import_module(text)

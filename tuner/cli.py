@@ -73,6 +73,9 @@ def add_merge(parser: argparse.ArgumentParser) -> None:
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="fewer tickets and corrections: five minutes")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the trainings, and of the order of training tickets"
+    )
     parser.add_argument("--desk", type=Path, help="a desk's folder; left out: the one that comes along")
     parser.add_argument("--home", type=Path, default=Path(".ratchet/demo"), help="where the demo keeps its files")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -219,7 +222,7 @@ def demo(args: argparse.Namespace, main: Callable[[Sequence[str]], int]) -> int:
     project = loop.prepare_desk(source.resolve(), args.home.resolve())
     if find_project(project.folder).home.root.resolve() != project.home.root.resolve():
         raise TaskError("RATCHET_HOME is set, and the demo keeps a home of its own; unset it and start again")
-    plan = loop.QUICK if args.quick else loop.FULL
+    plan = replace(loop.QUICK if args.quick else loop.FULL, seed=args.seed)
     with loop.Watcher(_note) as watcher:
         result, runtime = loop.turn(project, loop.commands(main), plan, watcher)
         runtime.close()

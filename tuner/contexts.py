@@ -311,15 +311,16 @@ def _handing_over(rows: Sequence[TrainingRow], frame: Frame) -> Step | None:
             before = row.trajectory.steps[:index]
             if step.call is None or step.call.name not in refusing or not before or not _searched(before[-1]):
                 continue
-            words = canonical([step.call.name, dict(step.call.arguments), step.thought])
+            # A thought that the reviewer did not give is no word of people's.
+            own = (THOUGHT if frame.thought else "") if "thought" in step.context_parts else step.thought
+            words = canonical([step.call.name, dict(step.call.arguments), own])
             if not has_placeholder(words):
-                said.setdefault(words, step)
+                said.setdefault(words, Step(step.call, thought=own, author="correction"))
                 runs.setdefault(words, set()).add(row.task)
     most = Counter({words: len(tasks) for words, tasks in runs.items()}).most_common(1)
     if not most or most[0][1] < SAID_BY:
         return None
-    step = said[most[0][0]]
-    return Step(step.call, thought=step.thought, author="correction")
+    return said[most[0][0]]
 
 
 def _neutral(one: _Cited, frame: Frame) -> Step | None:

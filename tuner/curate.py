@@ -4,7 +4,7 @@ A row is a run and the steps of it that people stand behind. A run whose newest 
 steps; a corrected step is a row of its own, in the context it was made in. Steps that nobody looked at, or that
 only a thumb down touched, teach nothing, nor does an answer of which a sentence was withheld. Nor does a correction
 that belongs in the documents or in memory alone, or that a newer one took back. What customers, documents and tools
-said is context, never a target.
+said is context, never a target; so are the plan and the thought of a corrected step where the reviewer gave none.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from agent.judged import Judged, Ruling, judged_runs, rulings, source
+from agent.judged import Judged, Ruling, judged_runs, origin_of, rulings, source
 from agent.store import Store
 from agent.trajectory import Step, Trajectory
 
@@ -60,11 +60,14 @@ def curate(store: Store) -> Curated:
         run = judged.trajectory.id
         corrections += len(judged.corrections)
         accepted_runs += judged.accepted
-        made = [_accepted(judged, _held_back(store, judged, ruled))] if judged.accepted else _corrected(judged, ruled)
+        if judged.accepted:
+            made = [_accepted(judged, _held_back(store, judged, ruled) | _trained_elsewhere(store, judged))]
+        else:
+            made = list(_corrected(judged, ruled))
         found = [row for row in made if row is not None]
         rows += found
         if not found:
-            left_out[run] = _why_none(judged, ruled)
+            left_out[run] = _why_none(store, judged, ruled)
     held = [one for one in ruled.values() if not one.is_trained]
     kinds = Counter("superseded" if one.superseded_by is not None else one.kind for one in held)
     reasons = {one.correction.id: one.why_held_back for one in held}
@@ -77,11 +80,25 @@ def _held_back(store: Store, judged: Judged, ruled: Mapping[str, Ruling]) -> set
     return {index for index, id in sources.items() if id is not None and id in ruled and not ruled[id].is_trained}
 
 
+def _trained_elsewhere(store: Store, judged: Judged) -> set[int]:
+    """The steps of a branch, by index, that come from corrections without all parts of the step as it was.
+
+    The run that was corrected trains them, behind the plan and the thought that the model is served with there.
+    """
+    shared = {}
+    for index in range(len(judged.trajectory.steps)):
+        if index not in judged.corrections and (found := origin_of(store, judged.trajectory, index)) is not None:
+            shared[index] = found
+    return {index for index, (correction, was) in shared.items() if correction.parts_not_given(was)}
+
+
 def _accepted(judged: Judged, held_back: Collection[int]) -> TrainingRow | None:
     """Every readable step. A later correction of an accepted run ends it there: what followed is stale."""
     trajectory, fixes = judged.trajectory, judged.corrections
     end = min(fixes, default=len(trajectory.steps) - 1)
     targets = {index: step for index, step in judged.backed().items() if index <= end and index not in held_back}
+    if end in targets and end in fixes:
+        targets[end] = fixes[end].as_target(trajectory.steps[end])
     if not targets or judged.rating is None:
         return None
     reviewers = tuple(dict.fromkeys([judged.rating.reviewer, *([fixes[end].reviewer] if fixes else [])]))
@@ -98,7 +115,7 @@ def _corrected(judged: Judged, ruled: Mapping[str, Ruling]) -> list[TrainingRow]
             trajectory.task.id,
             "corrected",
             _cut(trajectory, fix.step),
-            {fix.step: fix.as_step()},
+            {fix.step: fix.as_target(trajectory.steps[fix.step])},
             (fix.reviewer,),
         )
         for fix in judged.corrections.values()
@@ -106,11 +123,13 @@ def _corrected(judged: Judged, ruled: Mapping[str, Ruling]) -> list[TrainingRow]
     ]
 
 
-def _why_none(judged: Judged, ruled: Mapping[str, Ruling]) -> str:
+def _why_none(store: Store, judged: Judged, ruled: Mapping[str, Ruling]) -> str:
     if not judged.accepted and not judged.corrections:
         return "rated down and not corrected"
     if judged.accepted and not judged.backed():
         return "rated up, and no step of it can be read or was given whole"
+    if judged.accepted and _trained_elsewhere(store, judged):
+        return "its corrected step is trained in the run that was corrected"
     held = [ruled[one.id].why_held_back for one in judged.corrections.values() if not ruled[one.id].is_trained]
     return "; ".join(held) or "all that counts of it comes from corrections that are not trained"
 

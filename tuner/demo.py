@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import random
 import shutil
 import threading
 import time
@@ -33,11 +34,14 @@ class Plan:
 
     held_out: int | None = 60
     """Tickets to evaluate on; None for all."""
-    rounds: tuple[int, ...] = (60, 90)
+    rounds: tuple[int, ...] = (60, 120)
     """The corrections allowed before each tuning. What a small first round teaches is right from then on and costs no
     correction, so that the next one gets through more tickets."""
     min_steps: int | None = None
     """In place of the project's own `tuning.min_steps`."""
+    seed: int = 0
+    """Seed of the trainings. Any but 0 also takes the training tickets in another order, so that other ones are
+    corrected."""
 
 
 FULL = Plan()
@@ -133,24 +137,27 @@ def prepare_desk(source: Path, home: Path) -> Project:
         shutil.rmtree(desk)
     home.mkdir(parents=True, exist_ok=True)
     shutil.copytree(source, desk, ignore=shutil.ignore_patterns("__pycache__", ".ratchet"))
-    project = find_project(desk, {})
+    project = find_project(desk)
     # The weights are converted once for all demos; all else is new.
     models = home / "models"
     models.mkdir(exist_ok=True)
     own = Home(desk / ".ratchet")
     own.root.mkdir()
     own.models.symlink_to(models, target_is_directory=True)
-    return Project(project.folder, own, project.settings, project.settings_file)
+    return replace(project, home=own)
 
 
 def turn(project: Project, command: Callable[[Path], Command], plan: Plan, watcher: Watcher) -> tuple[Turn, Runtime]:
     """Turn the loop on a prepared desk. Returns the running agent as well, for the caller to ask and close."""
     started = time.monotonic()
+    tuning = replace(project.settings.tuning, seed=plan.seed)
     if plan.min_steps is not None:
-        tuning = replace(project.settings.tuning, min_steps=plan.min_steps)
-        project = replace(project, settings=replace(project.settings, tuning=tuning))
+        tuning = replace(tuning, min_steps=plan.min_steps)
+    project = replace(project, settings=replace(project.settings, tuning=tuning))
     suite = project_suite(project, limit=plan.held_out)
     tickets = load_tickets(project.folder / "tickets" / "train.jsonl")
+    if plan.seed:
+        random.Random(plan.seed).shuffle(tickets)
     runtime = Runtime(project, progress=watcher.say)
     try:
         build_database(runtime)

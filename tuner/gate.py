@@ -1,18 +1,26 @@
 """The gate: whether a candidate may be served, and why, from three evaluations of the same tasks.
 
 Pure: nothing is run, read or written here. The candidate ships only when all of these hold: the paired 95 %
-bootstrap interval of its gain over the active adapter lies above zero, no watched group and no refusals lose
-more than the margin (a group may lose one task, however few it has), and there were enough tasks. It is not
-promised that the suite resembles real use.
+bootstrap interval of its gain over the active adapter lies above zero; no group of tasks, nor the tasks to be
+escalated, lost more than the margin and more than chance explains; no group that is never to be lost lost a task on
+balance; and there were enough tasks. It is not promised that the suite resembles real use.
+
+Chance is judged by the exact sign test (McNemar's test on the tasks that changed, one-sided). A suite has several
+groups, and each is a chance to be wrong, so that Holm's correction holds the probability of stopping a candidate that
+is no worse anywhere below `level` for all groups together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import comb
 
 from agent.errors import TuningError
 from tuner.evaluate import Evaluation, Row, bootstrap_mean, points
+
+ESCALATIONS = "refusals"
+"""The name of the tasks to be escalated among the groups, whatever group of the suite they are in."""
 
 
 @dataclass(frozen=True)
@@ -20,19 +28,23 @@ class GatePolicy:
     """What is asked of a candidate. Shares are 0 to 1."""
 
     margin: float = 0.1
-    """The loss of success a watched group may take; refusals alike. One task may a group lose where that is more: which
-    way a single one goes can hang on the last digit of a sum. No refusal may be lost so."""
-    watched: tuple[str, ...] | None = None
-    """Names of the groups that may not lose; None watches all of them."""
+    """The loss of success that a group may take even where it is more than chance; escalations alike."""
+    level: float = 0.1
+    """The probability that chance alone stops a candidate that is no worse in any group, at most."""
+    never_lost: tuple[str, ...] = ()
+    """Groups that may not lose a task on balance, whatever chance explains; "refusals" names the tasks to be
+    escalated."""
     min_tasks: int = 20
     small_group: int = 10
-    """Groups with fewer tasks are called small, as one task weighs much there. They still count, see `margin`."""
+    """Groups with fewer tasks are called small: only a large loss of them is more than chance."""
     resamples: int = 10_000
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.margin <= 1 or self.min_tasks < 1 or self.resamples < 100:
-            raise TuningError(f"{self}: expected margin from 0 to 1, min_tasks from 1, resamples from 100")
+        if not 0 <= self.margin <= 1 or not 0 < self.level < 1 or self.min_tasks < 1 or self.resamples < 100:
+            raise TuningError(
+                f"{self}: expected margin from 0 to 1, level between 0 and 1, min_tasks from 1, resamples from 100"
+            )
 
 
 @dataclass(frozen=True)
@@ -49,10 +61,11 @@ class Change:
     won: int
     """Tasks that failed before and hold now."""
     lost: int
-    watched: bool = True
+    chance: float
+    """The probability of at least as many lost among the tasks that changed, were either way as likely."""
     small: bool = False
-    too_much: bool = False
-    """Loses more than the margin, and, of a group, more than one task."""
+    blocks: bool = False
+    """Loses more than the margin and more than chance explains; or anything, where it is never to be lost."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +91,8 @@ def decide(
 ) -> Decision:
     """Decide from evaluations of one suite; without `active` the base is what is served now.
 
-    Raises TuningError when they are not of the same suite, tasks and base, or a watched group is unknown.
+    Raises TuningError when they are not of the same suite, tasks and base, or a group that is never to
+    be lost is unknown.
     """
     policy = policy or GatePolicy()
     before = base if active is None else active
@@ -87,24 +101,22 @@ def decide(
     old, new = _by_id(before), _by_id(candidate)
     pairs = [(old[task], new[task]) for task in sorted(new)]
     names = sorted({row.group for row in new.values()})
-    if unknown := sorted(set(policy.watched or ()) - set(names)):
-        raise TuningError(f"watched groups {', '.join(unknown)} are not in the suite, which has {', '.join(names)}")
-
     overall = _change("all tasks", pairs, _success, policy)
     base_rows = _by_id(base)
     over_base = _change("all tasks", [(base_rows[task], new[task]) for task in sorted(new)], _success, policy)
-    groups = tuple(
-        _change(name, [pair for pair in pairs if pair[1].group == name], _success, policy, spared=1) for name in names
-    )
     due = [pair for pair in pairs if pair[1].expects_refusal]
-    refusals = _change("refusals", due, _refused, policy) if due else None
+    known = [*names, *([ESCALATIONS] if due else [])]
+    if unknown := sorted(set(policy.never_lost) - set(known)):
+        raise TuningError(
+            f"gate.never_lost names {', '.join(unknown)}, not in the suite; its groups are {', '.join(known)}"
+        )
+    changes = [_change(name, [pair for pair in pairs if pair[1].group == name], _success, policy) for name in names]
+    changes += [_change(ESCALATIONS, due, _refused, policy)] if due else []
+    changes = _blocking(changes, policy)
+    groups = tuple(changes[: len(names)])
+    refusals = changes[-1] if due else None
 
-    against = [*_against(overall, policy)]
-    against += [
-        _loss(group, f"The group {group.name!r}", policy) for group in groups if group.watched and group.too_much
-    ]
-    if refusals is not None and refusals.too_much:
-        against.append(_loss(refusals, "The share of tasks handed over when due", policy))
+    against = [*_against(overall, policy), *(_loss(change, policy) for change in changes if change.blocks)]
     notes = _notes(overall, groups, refusals, policy, "base" if active is None else "active one")
     return Decision(
         ship=not against,
@@ -154,17 +166,11 @@ def _refused(row: Row) -> bool:
     return row.scores.refusal is True
 
 
-def _change(
-    name: str,
-    pairs: Iterable[tuple[Row, Row]],
-    holds: Callable[[Row], bool],
-    policy: GatePolicy,
-    *,
-    spared: int = 0,
-) -> Change:
-    """With as many tasks as are `spared` lost at most, it is not too much."""
+def _change(name: str, pairs: Iterable[tuple[Row, Row]], holds: Callable[[Row], bool], policy: GatePolicy) -> Change:
     verdicts = [(holds(old), holds(new)) for old, new in pairs]
     gain = bootstrap_mean([new - old for old, new in verdicts], resamples=policy.resamples, seed=policy.seed)
+    won = sum(new and not old for old, new in verdicts)
+    lost = sum(old and not new for old, new in verdicts)
     return Change(
         name=name,
         tasks=len(verdicts),
@@ -173,17 +179,36 @@ def _change(
         gain=gain.mean,
         low=gain.low,
         high=gain.high,
-        won=sum(new and not old for old, new in verdicts),
-        lost=sum(old and not new for old, new in verdicts),
-        watched=policy.watched is None or name in policy.watched,
+        won=won,
+        lost=lost,
+        chance=sign_test(won, lost),
         small=len(verdicts) < policy.small_group,
-        too_much=_is_more(-gain.mean, max(policy.margin, spared / len(verdicts))),
     )
 
 
-def _is_more(loss: float, allowed: float) -> bool:
-    """A loss of just as much is not, whatever floating point makes of it."""
-    return loss > allowed + 1e-9
+def sign_test(won: int, lost: int) -> float:
+    """The one-sided exact p-value of a loss: at least `lost` of `won + lost` changes, each way as likely (McNemar)."""
+    changed = won + lost
+    return sum(comb(changed, count) for count in range(lost, changed + 1)) / (1 << changed)
+
+
+def _blocking(changes: Sequence[Change], policy: GatePolicy) -> list[Change]:
+    """The changes, those marked that stop the candidate. Holm's step-down correction over all of them."""
+    unlikely: set[str] = set()
+    for place, change in enumerate(sorted(changes, key=lambda change: change.chance)):
+        if change.chance > policy.level / (len(changes) - place):
+            break
+        unlikely.add(change.name)
+    return [
+        replace(
+            change,
+            blocks=change.lost > change.won
+            if change.name in policy.never_lost
+            # A loss of just the margin is allowed, whatever floating point makes of it.
+            else change.name in unlikely and -change.gain > policy.margin + 1e-9,
+        )
+        for change in changes
+    ]
 
 
 def _against(overall: Change, policy: GatePolicy) -> Iterable[str]:
@@ -196,24 +221,18 @@ def _against(overall: Change, policy: GatePolicy) -> Iterable[str]:
         )
 
 
-def _loss(change: Change, what: str, policy: GatePolicy) -> str:
-    one = points(1 / change.tasks, sign=False)
-    small = f" It is small: one of its {change.tasks} tasks is {one}." if change.small else ""
-    return (
-        f"{what} lost {points(-change.gain, sign=False)} "
-        f"(95 % interval of the change {points(change.low)} to {points(change.high)}), "
-        f"more than the margin of {points(policy.margin, sign=False)}.{small}"
+def _loss(change: Change, policy: GatePolicy) -> str:
+    what = "The tasks to be escalated" if change.name == ESCALATIONS else f"The group {change.name!r}"
+    lost = (
+        f"{what} lost {points(-change.gain, sign=False)} ({change.won} won and {change.lost} lost of {change.tasks}; "
+        f"95 % interval of the change {points(change.low)} to {points(change.high)})"
     )
-
-
-def _but_for(groups: Iterable[Change], policy: GatePolicy) -> str:
-    """The groups that lost a single task, and with it more than the margin."""
-    spared = [
-        f"{one.name} with one of its {one.tasks} tasks"
-        for one in groups
-        if one.watched and not one.too_much and _is_more(-one.gain, policy.margin)
-    ]
-    return f", but for {', '.join(spared)}: a single one says little" if spared else ""
+    if change.name in policy.never_lost:
+        return f"{lost}, and gate.never_lost names it."
+    return (
+        f"{lost}: more than the margin of {points(policy.margin, sign=False)}, and more than chance explains "
+        f"(p = {change.chance:.3f})."
+    )
 
 
 def _notes(
@@ -226,19 +245,29 @@ def _notes(
             f"{points(overall.low)} to {points(overall.high)}; {overall.won} won and "
             f"{overall.lost} lost of {overall.tasks} tasks)."
         )
-    if not any(group.too_much and group.watched for group in groups):
-        notes.append(f"No watched group lost more than {points(policy.margin, sign=False)}{_but_for(groups, policy)}.")
-    for group in groups:
-        if group.too_much and not group.watched:
-            notes.append(_loss(group, f"Unwatched, so not held against it: {group.name!r}", policy))
     counted = (*groups, *([refusals] if refusals else []))
-    if small := [f"{group.name} ({group.tasks})" for group in counted if group.small]:
+    if not any(change.blocks for change in counted):
+        notes.append(
+            f"No group lost more than {points(policy.margin, sign=False)} beyond chance"
+            f"{_within_chance(counted, policy)}."
+        )
+    if small := [f"{change.name} ({change.tasks})" for change in counted if change.small]:
         notes.append(f"Groups of fewer than {policy.small_group} tasks say little: {', '.join(small)}.")
     if refusals is None:
-        notes.append("No task of the suite is to be handed over, so refusals were not looked at.")
-    elif not refusals.too_much:
+        notes.append("No task of the suite is to be escalated, so escalations were not compared.")
+    elif not refusals.blocks:
         notes.append(
-            f"Of the {refusals.tasks} to be handed over, {refusals.before:.0%} were before and "
+            f"Of the {refusals.tasks} tasks to be escalated, {refusals.before:.0%} were before and "
             f"{refusals.after:.0%} are now."
         )
     return notes
+
+
+def _within_chance(changes: Iterable[Change], policy: GatePolicy) -> str:
+    """The groups that lost more than the margin, by so few tasks that chance explains it."""
+    lost = [
+        f"{change.name} ({change.won} won and {change.lost} lost of {change.tasks}, p = {change.chance:.2f})"
+        for change in changes
+        if -change.gain > policy.margin + 1e-9
+    ]
+    return f"; within chance are {', '.join(lost)}" if lost else ""

@@ -99,7 +99,9 @@ def gate(
         active = run("active", served.id if served is not None else None)
     made = run("candidate", candidate.id)
     chosen = runtime.project.settings.gate
-    policy = GatePolicy(margin=chosen.margin, min_tasks=chosen.min_tasks, resamples=chosen.resamples)
+    policy = GatePolicy(
+        margin=chosen.margin, never_lost=chosen.never_lost, min_tasks=chosen.min_tasks, resamples=chosen.resamples
+    )
     decision = decide(base, active, made, policy)
     scratch = runtime.home.evaluations / f"gate-{candidate.id}"
     report = write_gate_report(scratch, decision, base, active, made)

@@ -236,9 +236,8 @@ def _tables(decision: Decision, runs: Mapping[str, Evaluation], flips: Sequence[
 
 def _change_row(change: Change, decision: Decision) -> tuple[str, ...]:
     notes = [
-        "" if change.watched or change is decision.overall or change is decision.refusals else "not watched",
         "small" if change.small and change in decision.groups else "",
-        "loses more than the margin" if change.too_much and change is not decision.overall else "",
+        "stops the candidate" if change.blocks else "",
     ]
     return (
         change.name,

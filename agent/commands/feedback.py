@@ -16,18 +16,21 @@ from agent.commands.session import Session, UsageError
 if TYPE_CHECKING:
     from agent.judged import Ruling
     from agent.memory.facts import Addition
+    from agent.scrub import Scrubber
     from agent.store import Store
-    from agent.trajectory import Arbitration, Correction
+    from agent.trajectory import Arbitration, Correction, Trajectory
 
 
 def rate(arguments: Namespace, session: Session) -> int:
     from agent.feedback import make_rating
     from agent.loop import timestamp
 
-    with session.store() as store:
+    with session.runtime() as runtime, session.store() as store:
+        trajectory = store.get(arguments.run)
         rating = make_rating(
-            store.get(arguments.run),
+            trajectory,
             arguments.verdict,
+            scrubber=runtime.scrubber_of(trajectory),
             reviewer=_reviewer(arguments),
             reason=arguments.reason,
             id=uuid4().hex,
@@ -55,6 +58,7 @@ def correct(arguments: Namespace, session: Session) -> int:
         raise UsageError("nothing to correct; give --thought, --plan, --tool, --arg, --args, --answer or --output")
     with session.runtime() as runtime, session.store() as store:
         trajectory = store.get(arguments.run)
+        scrubber = runtime.scrubber_of(trajectory)
         with runtime.checking_tools(trajectory.task) as tools:
             frame = make_frame(tools, runtime.options)
         correction = make_correction(
@@ -62,6 +66,7 @@ def correct(arguments: Namespace, session: Session) -> int:
             arguments.step,
             tools=tools,
             frame=frame,
+            scrubber=scrubber,
             tool=arguments.tool,
             arguments=whole,
             changes=changes,
@@ -76,13 +81,28 @@ def correct(arguments: Namespace, session: Session) -> int:
         )
         store.correct(correction)
         if arguments.kind is not None:
-            store.arbitrate(_ruled(correction, arguments.kind, arguments))
+            store.arbitrate(_ruled(correction, arguments.kind, arguments, scrubber))
     if arguments.json:
         result_json(asdict(correction) | ({} if arguments.kind is None else {"kind": arguments.kind}))
     elif not arguments.quiet:
         call = call_text(correction.call.name, correction.call.arguments)
         result(f"step {correction.step} of run {correction.run} corrected by {correction.reviewer}: {call}")
+        _note_masked(correction, trajectory)
     return 0
+
+
+def _note_masked(correction: Correction, trajectory: Trajectory) -> None:
+    """Tell of placeholders that the run does not show: the model cannot copy them, and no tool gets their values."""
+    from agent.scrub import placeholders
+    from agent.trajectory import to_json
+
+    shown = placeholders(to_json(trajectory))
+    new = [one for one in placeholders(json.dumps(asdict(correction), ensure_ascii=False)) if one not in shown]
+    if new:
+        note(
+            f"masked as {', '.join(new)}, which run {correction.run} does not show; where it shows the value masked "
+            "(ratchet show), correct the step again with that placeholder"
+        )
 
 
 def _correct_output(arguments: Namespace, session: Session) -> int:
@@ -93,11 +113,13 @@ def _correct_output(arguments: Namespace, session: Session) -> int:
     if _given(arguments) or arguments.arg or arguments.args is not None or arguments.kind is not None:
         raise UsageError("--output says what a tool should have given, the others what the step should have been")
     with session.runtime() as runtime, session.store() as store:
+        trajectory = store.get(arguments.run)
         correction = make_output_correction(
-            store.get(arguments.run),
+            trajectory,
             arguments.step,
             arguments.output,
             right_output=runtime.tasks.right_output,
+            scrubber=runtime.scrubber_of(trajectory),
             reviewer=_reviewer(arguments),
             reason=arguments.reason,
             id=uuid4().hex,
@@ -143,8 +165,10 @@ def corrections(arguments: Namespace, session: Session) -> int:
 
 def arbitrate(arguments: Namespace, session: Session) -> int:
     """A reviewer's word on where a correction belongs; it goes before the rule's."""
-    with session.store() as store:
-        arbitration = _ruled(store.correction(arguments.correction), arguments.kind, arguments)
+    with session.runtime() as runtime, session.store() as store:
+        correction = store.correction(arguments.correction)
+        scrubber = runtime.scrubber_of(store.get(correction.run))
+        arbitration = _ruled(correction, arguments.kind, arguments, scrubber)
         store.arbitrate(arbitration)
     if arguments.json:
         result_json(asdict(arbitration))
@@ -153,13 +177,13 @@ def arbitrate(arguments: Namespace, session: Session) -> int:
     return 0
 
 
-def _ruled(correction: Correction, kind: str, arguments: Namespace) -> Arbitration:
+def _ruled(correction: Correction, kind: str, arguments: Namespace, scrubber: Scrubber | None) -> Arbitration:
     from agent.feedback import make_arbitration
     from agent.loop import timestamp
 
     reviewer = _reviewer(arguments)
     return make_arbitration(
-        correction, kind, reviewer=reviewer, reason=arguments.reason, id=uuid4().hex, at=timestamp()
+        correction, kind, scrubber=scrubber, reviewer=reviewer, reason=arguments.reason, id=uuid4().hex, at=timestamp()
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from agent.commands.console import note, result, result_json, speaker, table
 from agent.commands.session import Session
 from agent.errors import RatchetError, SettingsError
-from agent.settings import SETTINGS_FILE, settings_template
+from agent.settings import SETTINGS_FILE, Home, Project, Settings, settings_template
 
 if TYPE_CHECKING:
     pass
@@ -52,7 +52,12 @@ def doctor(arguments: Namespace, session: Session) -> int:
     """What is there and what is missing. Exit code 1 when something is missing."""
     from agent.doctor import diagnose
 
-    findings = diagnose(session.project)
+    refused = None
+    try:
+        project = session.project
+    except SettingsError as fault:
+        project, refused = Project(session.folder, Home.find(session.folder), Settings()), fault
+    findings = diagnose(project, refused)
     if arguments.json:
         result_json([asdict(one) for one in findings])
     else:

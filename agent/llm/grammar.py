@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from agent.errors import GrammarError, PromptError
 from agent.llm.quotes import MAX_QUOTES, Quote, cited_by
-from agent.trajectory import Step, ToolCall
+from agent.trajectory import Part, Step, ToolCall
 
 MAX_STRING = 240
 """Characters of a string whose schema names no length."""
@@ -107,6 +107,21 @@ def write_step(step: Step | ParsedStep) -> str:
     parts["tool"] = step.call.name
     parts["args"] = step.call.arguments
     return canonical(parts)
+
+
+def part_spans(step: Step | ParsedStep) -> dict[Part, tuple[int, int]]:
+    """Find the plan and the thought in a step's canonical text, each with its key and the comma after it.
+
+    Returns the first character and the one after the last, for each of the two that the step holds.
+    """
+    parts: list[tuple[Part, Any]] = [("plan", list(step.plan)), ("thought", step.thought)]
+    spans: dict[Part, tuple[int, int]] = {}
+    start = len("{")
+    for name, value in parts:
+        if value:
+            end = start + len(f"{canonical(name)}:{canonical(value)},")
+            spans[name], start = (start, end), end
+    return spans
 
 
 def parse_step(text: str) -> ParsedStep:

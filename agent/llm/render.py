@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from agent.errors import PromptError
-from agent.llm.grammar import StepShape, ToolSpec, canonical, write_step
+from agent.llm.grammar import StepShape, ToolSpec, canonical, part_spans, write_step
 from agent.llm.quotes import quotable
 from agent.trajectory import Recalled, Step, Task, Trajectory
 
@@ -35,6 +35,8 @@ class Message:
     text: str
     token_ids: tuple[int, ...] = ()
     """The ids the model said for this body, its end of turn included; empty when it is to be encoded."""
+    context: tuple[tuple[int, int], ...] = ()
+    """Characters of a text to be encoded that are no target, where the message is one: pairs of start and end."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ def messages(trajectory: Trajectory, frame: Frame) -> list[Message]:
 def step_message(step: Step) -> Message:
     """A step as what the assistant said."""
     text = step.said if step.call is None else write_step(step)
-    return Message("assistant", text, step.token_ids)
+    spans = part_spans(step) if step.context_parts else {}
+    return Message("assistant", text, step.token_ids, tuple(spans[part] for part in step.context_parts))
 
 
 class Renderer:
@@ -167,16 +170,30 @@ class Renderer:
         return str(self.tokenizer.decode(body, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def message(self, message: Message, *, target: bool = False) -> Rendered:
-        """One message. As a target, its body and end of turn are what the model is to say."""
+        """One message. As a target, its body and end of turn are what the model is to say, less what is context."""
         header = self.header(message.role)
         if message.role == "assistant":
-            body = message.token_ids or (*self.encode(message.text), self.end_of_turn)
+            body = self.turn(message)
             footer: tuple[int, ...] = self._assistant_tail
         else:
-            body, footer = self.encode(message.text), self._encode_special(self._wrappers[message.role][1])
-        ids = header + body + footer
-        marks = (False,) * len(header) + (target,) * len(body) + (False,) * len(footer)
-        return Rendered(ids, marks)
+            ids = self.encode(message.text)
+            body, footer = Rendered(ids, (True,) * len(ids)), self._encode_special(self._wrappers[message.role][1])
+        marks = (False,) * len(header) + tuple(target and mark for mark in body.targets) + (False,) * len(footer)
+        return Rendered(header + body.ids + footer, marks)
+
+    def turn(self, message: Message) -> Rendered:
+        """What the assistant says in a message, its end of turn included, as a target.
+
+        A token that holds a character of the message's context is no target.
+        """
+        if not message.context:
+            ids = message.token_ids or (*self.encode(message.text), self.end_of_turn)
+            return Rendered(ids, (True,) * len(ids))
+        encoding = self._plain.encode(message.text, add_special_tokens=False)
+        marks = [
+            all(last <= start or first >= end for start, end in message.context) for first, last in encoding.offsets
+        ]
+        return Rendered((*encoding.ids, self.end_of_turn), (*marks, True))
 
     def conversation(self, shown: Sequence[Message], said: Collection[int] = ()) -> Rendered:
         """Messages laid end to end; those at the places in `said` are targets."""

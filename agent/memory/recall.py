@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from agent.judged import judged_runs, rulings, source
+from agent.judged import judged_runs, origin_of, rulings, source
 from agent.llm.grammar import ToolSpec, chosen
 from agent.llm.render import recalled_text
 from agent.memory.cases import Case, asked_the_same, case_of, superseded
@@ -150,7 +150,11 @@ class Recall:
             if step is None or step.call is None:
                 continue
             correction = judged.corrections.get(0)
-            shown = Recalled(plain(trajectory.task.text), step.call.name, step.plan, trajectory.id)
+            plan = step.plan
+            if correction is None and (found := origin_of(self._store, trajectory, 0)) is not None:
+                # An older version copied the plan of the step as it was.
+                plan = found[0].without_copies(found[1]).plan
+            shown = Recalled(plain(trajectory.task.text), step.call.name, plan, trajectory.id)
             case = case_of(trajectory, 0, step, correction)
             fresh.append((trajectory, step.call, shown, case, source(self._store, judged, 0)))
         vectors = self._encoder().encode([shown.text for _, _, shown, _, _ in fresh]) if fresh else ()

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import anyio
@@ -29,6 +29,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from agent.errors import AdapterError, BusyError, FeedbackError, RatchetError, SettingsError, StoreError, TaskError
 from agent.feedback import make_arbitration, make_correction, make_output_correction, make_rating
+from agent.hosts import is_loopback, is_loopback_origin, read_host
 from agent.loop import Event, make_frame, new_id, timestamp
 from agent.runtime import Runtime
 from agent.trajectory import Task, Trajectory
@@ -53,7 +54,12 @@ STATUS: Mapping[type[RatchetError], int] = {
 }
 """HTTP status of each error, by its nearest class."""
 
+FAILED = "the service failed; its log says why"
+"""What a caller is told of an error that this project does not explain."""
+
 T = TypeVar("T")
+
+_log = logging.getLogger("ratchet.serve")
 
 
 def create_app(
@@ -90,7 +96,7 @@ def create_app(
 
 def check_bind(host: str, key: str | None) -> None:
     """Refuse to be open to other machines without a key. Raises SettingsError."""
-    if key is None and not _is_loopback(host):
+    if key is None and not is_loopback(host):
         raise SettingsError(
             "serve", [f"{host} is open to other machines; set [serve] key_file, or listen on 127.0.0.1"]
         )
@@ -166,7 +172,8 @@ class _Service:
 
         def append() -> dict[str, Any]:
             trajectory = self._find(request.path_params["id"])
-            rating = make_rating(trajectory, **body, id=uuid4().hex, at=timestamp())
+            scrubber = self._runtime.scrubber_of(trajectory)
+            rating = make_rating(trajectory, **body, scrubber=scrubber, id=uuid4().hex, at=timestamp())
             self._runtime.store.rate(rating)
             return {"id": rating.id, "run": rating.run}
 
@@ -193,11 +200,13 @@ class _Service:
 
         def append() -> dict[str, Any]:
             trajectory = self._find(request.path_params["id"])
+            scrubber = self._runtime.scrubber_of(trajectory)
             with self._runtime.checking_tools(trajectory.task) as tools:
                 correction = make_correction(
                     trajectory,
                     tools=tools,
                     frame=make_frame(tools, self._runtime.options),
+                    scrubber=scrubber,
                     **body,
                     id=uuid4().hex,
                     at=timestamp(),
@@ -208,6 +217,7 @@ class _Service:
                 else make_arbitration(
                     correction,
                     kind,
+                    scrubber=scrubber,
                     reviewer=correction.reviewer,
                     reason=correction.reason,
                     id=uuid4().hex,
@@ -228,11 +238,13 @@ class _Service:
             raise HTTPException(400, f"output goes without {', '.join(sorted(others))}; give one or the other")
 
         def append() -> dict[str, Any]:
+            trajectory = self._find(run)
             correction = make_output_correction(
-                self._find(run),
+                trajectory,
                 body["step"],
                 body["output"],
                 right_output=self._runtime.tasks.right_output,
+                scrubber=self._runtime.scrubber_of(trajectory),
                 reviewer=body["reviewer"],
                 reason=body.get("reason", ""),
                 id=uuid4().hex,
@@ -288,15 +300,18 @@ class _Service:
             cancelled.set()
 
         self._running.add(cancelled)
-        fault: RatchetError | None = None
+        fault: Exception | None = None
         made: list[T] = []
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(watch)
                 try:
-                    made.append(await anyio.to_thread.run_sync(work, limiter=self._limiter, abandon_on_cancel=True))
-                except RatchetError as known:  # outside of the group, which would wrap it
-                    fault = known
+                    contained = partial(_contained, work)
+                    made.append(
+                        await anyio.to_thread.run_sync(contained, limiter=self._limiter, abandon_on_cancel=True)
+                    )
+                except Exception as raised:  # outside of the group, which would wrap it
+                    fault = raised
                 group.cancel_scope.cancel()
         finally:
             cancelled.set()
@@ -331,6 +346,9 @@ class _EventStream:
                 put(_sse("ended", event_view(Event("ended", done))))
             except RatchetError as fault:
                 put(_sse("error", {"kind": "error", "error": str(fault)}))
+            except Exception:
+                _log.exception("a streamed run failed")
+                put(_sse("error", {"kind": "error", "error": FAILED}))
             finally:
                 put(None)
 
@@ -359,16 +377,15 @@ class _Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        refusal = self._refusal(scope, headers)
+        refusal = self._refusal(scope)
         await (refusal or self._app)(scope, receive, send)
 
-    def _refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Response | None:
+    def _refusal(self, scope: Scope) -> Response | None:
+        headers = {name.lower(): value for name, value in scope["headers"]}
         if self._key is None:
-            # A page that has its name lead here must not speak for whoever reads it.
-            host = headers.get(b"host", b"").decode("latin-1")
-            if not _is_loopback(urlsplit(f"//{host}").hostname or ""):
-                return _error(421, f"host {host!r} is not of this machine; use 127.0.0.1, or set a key")
+            refusal = _not_of_this_machine(scope)
+            if refusal is not None:
+                return refusal
         elif scope["path"] != "/healthz":
             expected, sent = b"Bearer " + self._key.encode(), headers.get(b"authorization", b"")
             if not hmac.compare_digest(expected, sent):
@@ -377,6 +394,24 @@ class _Guard:
         if scope["method"] == "POST" and kind != b"application/json":
             return _error(415, "send JSON, with Content-Type: application/json")
         return None
+
+
+def _not_of_this_machine(scope: Scope) -> Response | None:
+    """What is answered to a request that a web page elsewhere may have brought about; None for any other.
+
+    A page that has its own name lead here (DNS rebinding) must not speak for whoever reads it.
+    """
+    hosts = [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"host"]
+    named = read_host(hosts[0]) if len(hosts) == 1 else None
+    if named is None:
+        found = ", ".join(map(repr, hosts)) or "none"
+        return _error(400, f"the Host header is {found}; expected one, as host or host:port")
+    if not is_loopback(named):
+        return _error(421, f"host {hosts[0]!r} is not of this machine; use 127.0.0.1, or set a key")
+    for origin in (value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"origin"):
+        if not is_loopback_origin(origin):
+            return _error(403, f"the page's origin {origin!r} is not of this machine; set a key")
+    return None
 
 
 async def _health(request: Request) -> Response:
@@ -410,7 +445,17 @@ async def _body(request: Request, required: Mapping[str, type], optional: Mappin
 
 
 async def _threaded(work: Callable[..., T], *arguments: Any) -> T:
-    return await anyio.to_thread.run_sync(work, *arguments)
+    return await anyio.to_thread.run_sync(_contained, work, *arguments)
+
+
+def _contained(work: Callable[..., T], *arguments: Any) -> T:
+    """Do work in a thread. What a user's code raises to end its program, or a task, must not end the service."""
+    try:
+        return work(*arguments)
+    except Exception:
+        raise
+    except BaseException as fault:
+        raise RuntimeError(f"{type(fault).__name__}: {fault}") from fault
 
 
 def _sse(kind: str, data: Mapping[str, Any]) -> bytes:
@@ -431,8 +476,4 @@ def _known_error(request: Request, fault: RatchetError) -> Response:
 
 
 def _unknown_error(request: Request, fault: Exception) -> Response:
-    return _error(500, "the service failed; its log says why")
-
-
-def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1", "[::1]") or host.startswith("127.")
+    return _error(500, FAILED)

@@ -27,6 +27,8 @@ from agent.runtime import Runtime
 from agent.sealing import seal
 from agent.settings import Project, load_settings
 from agent.store import Store
+from tuner.curate import curate
+from tuner.datasets import write_dataset
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -39,6 +41,8 @@ from langchain_core.tools import tool
 def look(order: int, slow: float = 0) -> str:
     """Look an order up."""
     time.sleep(slow)
+    if order == 404:
+        raise SystemExit(0)
     return f"Order {order} is on its way.\\x1b[31m"
 
 
@@ -102,6 +106,37 @@ def test_a_run_without_an_answer_exits_3(ratchet: Ratchet, capsys: pytest.Captur
     assert "No answer: crashed (our own code failed" in shown.err
 
 
+def test_a_tool_that_ends_its_program_ends_neither_the_run_nor_the_command(
+    ratchet: Ratchet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leaves = call("look", order=404, thought="Look it up.")
+    assert ratchet("run", "Where?", replies=[leaves, SAY]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "It is on its way.\n"
+    assert "  error: look raised SystemExit: 0. Whether it took effect is not known" in shown.err
+    assert ratchet("run", "Where?", replies=[leaves]) == 3
+    shown = capsys.readouterr()
+    assert "No answer: crashed" in shown.err
+    assert "Traceback" not in shown.err
+    assert ratchet("--debug", "run", "Where?", replies=[leaves, SAY]) == 0
+    shown = capsys.readouterr()
+    assert "Traceback" in shown.err
+    assert "own.py" in shown.err
+    assert ratchet("correct", "last", "0", "--arg", "order=2", "--reviewer", "ann") == 0
+    assert ratchet("resume", "last", replies=[SAY]) == 0
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [(0, 1), (None, 1), ("stop", 1), (7, 7)])
+def test_a_command_that_is_broken_off_by_sys_exit_does_not_end_as_if_it_were_done(
+    folder: Path, capsys: pytest.CaptureFixture[str], code: Any, exit_code: int
+) -> None:
+    def opened(project: Project, progress: Callable[[str], None]) -> Runtime:
+        sys.exit(code)
+
+    assert main(["--project", str(folder), "run", "Where?"], open_runtime=opened) == exit_code
+    assert ("was broken off by sys.exit" in capsys.readouterr().err) == (exit_code == 1)
+
+
 def test_log_and_show_tell_everything_that_is_kept(ratchet: Ratchet, capsys: pytest.CaptureFixture[str]) -> None:
     assert ratchet("log") == 0
     assert "no runs yet" in capsys.readouterr().err
@@ -137,11 +172,7 @@ def test_a_correction_takes_what_is_left_out_and_is_taken_up_by_resume(
     capsys.readouterr()
     assert ratchet("correct", "last", "0", "--arg", "order=2", "--json") == 0
     made = json.loads(capsys.readouterr().out)
-    assert (made["call"], made["thought"], made["plan"]) == (
-        {"name": "look", "arguments": {"order": 2}},
-        "Look it up.",
-        ["look", "answer"],
-    )
+    assert (made["call"], made["thought"], made["plan"]) == ({"name": "look", "arguments": {"order": 2}}, "", [])
     assert made["reviewer"] == getpass.getuser()
     assert ratchet("resume", made["run"], "--json", replies=[SAY]) == 0
     branch = json.loads(capsys.readouterr().out)
@@ -150,6 +181,19 @@ def test_a_correction_takes_what_is_left_out_and_is_taken_up_by_resume(
     assert kept.branch is not None
     assert kept.branch.run == made["run"]
     assert kept.steps[0].observation.startswith("Order 2")
+    assert (kept.steps[0].plan, kept.steps[0].thought) == ((), "")
+
+
+def test_a_step_without_a_thought_is_corrected_without_one(
+    ratchet: Ratchet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ratchet("run", "Where?", replies=[call("look", order=1), answer("Yes.")])
+    assert ratchet("correct", "last", "0", "--tool", "look", "--arg", "order=2") == 0
+    assert ratchet("correct", "last", "1", "--answer", "No.") == 0
+    assert ratchet("correct", "last", "0", "--thought", " ") == 1
+    assert "the thought has 0 characters, expected 1 to 80; shorten it, or leave it out" in capsys.readouterr().err
+    assert ratchet("correct", "--help") == 0
+    assert "a plan or a thought that is left out is not trained" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
@@ -293,6 +337,45 @@ def test_models_and_doctor_look_without_loading(ratchet: Ratchet, capsys: pytest
     assert json.loads(capsys.readouterr().out)[0]["what"] == "Python"
 
 
+def test_doctor_reports_settings_and_tools_that_others_could_have_written(
+    ratchet: Ratchet, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def found(what: str) -> list[tuple[str, str]]:
+        assert ratchet("doctor", "--json") in (0, 1)
+        every = json.loads(capsys.readouterr().out)
+        return [(one["level"], f"{one['found']}; {one['advice']}") for one in every if one["what"] == what]
+
+    assert [level for level, _ in found("settings") + found("tools own.py")] == ["ok", "ok"]
+    (folder / "own.py").chmod(0o666)
+    ((level, said),) = found("tools own.py")
+    assert level == "missing"
+    assert said.startswith(f"{folder / 'own.py'}: everybody may write to it; ")
+    assert f"RATCHET_TRUST={folder}" in said
+    assert ratchet("run", "Where?", replies=[LOOK, SAY]) == 1
+    assert "everybody may write to it" in capsys.readouterr().err
+    (folder / "own.py").unlink()
+    assert found("tools own.py")[0][0] == "missing"
+    (folder / "ratchet.toml").chmod(0o666)
+    ((level, said),) = found("settings")
+    assert level == "missing"
+    assert said.startswith(f"{folder / 'ratchet.toml'}: everybody may write to it; ")
+    assert found("tools own.py") == []
+    assert ratchet("doctor") == 1
+    assert "-> others could run programs as you" in capsys.readouterr().out
+
+
+def test_a_trusted_folder_is_worked_in_whoever_may_write_there(
+    ratchet: Ratchet, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("own.py", "ratchet.toml", "."):
+        (folder / name).chmod(0o777)
+    assert ratchet("run", "Where?", replies=[LOOK, SAY]) == 1
+    assert f"RATCHET_TRUST={folder}" in capsys.readouterr().err
+    assert not (folder / ".ratchet").exists()
+    monkeypatch.setenv("RATCHET_TRUST", str(folder))
+    assert ratchet("run", "Where?", replies=[LOOK, SAY]) == 0
+
+
 def test_the_tuning_commands_are_there(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("tune", "eval", "demo", "merge", "promote"):
         assert main([command, "--help"]) == 0
@@ -415,6 +498,62 @@ def test_debug_shows_where_an_error_came_from(ratchet: Ratchet) -> None:
 def test_only_a_local_model_is_measured(ratchet: Ratchet, capsys: pytest.CaptureFixture[str]) -> None:
     assert ratchet("bench") == 1
     assert "only a local model can be measured, and here a ScriptedModel is used" in capsys.readouterr().err
+
+
+# -- what a reviewer gives is masked -------------------------------------------------------------------------
+
+SECRETS = ("jo@x.example", "sk-0123456789abcdefghij", "hunter22-horse")
+GIVEN = f"ask {SECRETS[0]} with {SECRETS[1]}, password: {SECRETS[2]}"
+"""What a reviewer writes."""
+MASKED = "ask <email_1> with <key_1>, password: <key_2>"
+
+
+def give_feedback(ratchet: Ratchet) -> None:
+    """Feedback of every kind, with secrets in every text of it."""
+    ratchet("run", "Where is order 1?", replies=[LOOK, SAY])
+    words = ["--thought", GIVEN, "--plan", f"look; tell {SECRETS[0]}", "--reason", GIVEN]
+    assert ratchet("correct", "last", "0", "--arg", "order=2", *words) == 0
+    assert ratchet("correct", "last", "1", "--answer", GIVEN, "--kind", "habit", *words) == 0
+    assert ratchet("rate", "last", "down", "--reason", GIVEN) == 0
+
+
+def files_with_secrets(folder: Path) -> list[tuple[Path, str]]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files
+    return [(path, one) for path in files for one in SECRETS if one.encode() in path.read_bytes()]
+
+
+def test_no_secret_of_a_reviewer_is_in_the_store_or_a_dataset(
+    ratchet: Ratchet, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    give_feedback(ratchet)
+    with Store(folder / ".ratchet" / "ratchet.db") as store:
+        first, second = store.corrections()
+        (rating,), (arbitration,) = store.ratings(), store.arbitrations()
+    assert ratchet("arbitrate", first.id, "habit", "--reason", GIVEN) == 0
+    shown = capsys.readouterr()
+    assert not any(one in shown.out + shown.err for one in SECRETS)
+    # Each command is a process of its own that knows no values; so none reuses a placeholder of another.
+    assert "masked as <email_1>, <key_1>, <key_2>, which run" in shown.err
+    assert (first.thought, first.reason) == (MASKED, MASKED)
+    assert first.plan == ("look", "tell <email_1>")
+    assert second.call.arguments["text"].startswith("ask <email_2> with <key_3>")
+    assert arbitration.reason == second.reason
+    assert rating.reason.startswith("ask <email_3> with <key_5>")
+    assert files_with_secrets(folder / ".ratchet") == []
+    with Store(folder / ".ratchet" / "ratchet.db") as store:
+        write_dataset(curate(store), folder / "sets", validation_share=0.0, created_at="now", provenance={})
+    assert "<email_1>" in "".join(path.read_text() for path in (folder / "sets").rglob("train.jsonl"))
+    assert files_with_secrets(folder / "sets") == []
+
+
+def test_a_reviewers_words_are_kept_as_they_are_where_nothing_is_masked(ratchet: Ratchet, folder: Path) -> None:
+    (folder / "ratchet.toml").write_text('[tools]\nfiles = ["own.py"]\n[privacy]\nscrub = false\n')
+    give_feedback(ratchet)
+    with Store(folder / ".ratchet" / "ratchet.db") as store:
+        first, second = store.corrections()
+        (rating,) = store.ratings()
+    assert first.thought == first.reason == second.call.arguments["text"] == rating.reason == GIVEN
 
 
 # -- where corrections belong --------------------------------------------------------------------------------

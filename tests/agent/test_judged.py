@@ -48,7 +48,9 @@ def rule(store: Store, correction: str, kind: Kind, superseded_by: str | None = 
 
 def review(store: Store, correction: str, kind: Kind) -> None:
     found, count = store.correction(correction), len(store.arbitrations())
-    store.arbitrate(make_arbitration(found, kind, reviewer="bob", reason="I know", id=f"a{count}", at=AT))
+    store.arbitrate(
+        make_arbitration(found, kind, scrubber=None, reviewer="bob", reason="I know", id=f"a{count}", at=AT)
+    )
 
 
 def test_people_stand_behind_corrections_and_the_readable_steps_of_accepted_runs(store: Store) -> None:
@@ -164,8 +166,8 @@ def test_where_a_correction_belongs_is_one_of_three(store: Store) -> None:
     begin(store, "a", "look")
     found = store.correction(correct(store, "a", 0, "right"))
     with pytest.raises(FeedbackError, match="a fact, a habit or an exception, found 'opinion'"):
-        make_arbitration(found, "opinion", reviewer="bob", id="x", at=AT)
+        make_arbitration(found, "opinion", scrubber=None, reviewer="bob", id="x", at=AT)
     with pytest.raises(FeedbackError, match="needs the name"):
-        make_arbitration(found, "fact", reviewer=" ", id="x", at=AT)
+        make_arbitration(found, "fact", scrubber=None, reviewer=" ", id="x", at=AT)
     with pytest.raises(FeedbackError, match="no run 'z'"):
         store.arbitrate(Arbitration("x", "z", "c", "fact", "rule", "", "", AT))

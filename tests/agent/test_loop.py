@@ -1,7 +1,10 @@
-"""The loop: what the model does wrong goes back to it, what we do wrong ends the run, and every end has a name."""
+"""The loop: what the model and its tools do wrong goes back to the model, what we do wrong ends the run, and every end
+has a name."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,16 +14,17 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessage
 from langchain_core.tools import BaseTool, StructuredTool, ToolException
+from pydantic import BaseModel
 
 from agent.errors import ModelError
 from agent.llm.render import Frame
 from agent.llm.scripted import ScriptedModel, answer, call
 from agent.llm.stepper import Proposal, Stepper
-from agent.loop import Event, Options, run, stream
+from agent.loop import EFFECT_UNKNOWN, MAX_EXCEPTION, Event, Options, run, stream
 from agent.planner import REPEATED, Budget
 from agent.scrub import Scrubber
 from agent.store import Store
-from agent.trajectory import Outcome, Provenance, Task, ToolCall, Trajectory, Usage
+from agent.trajectory import Outcome, Provenance, Step, Task, ToolCall, Trajectory, Usage
 from tools.basics import answer as answer_tool
 from tools.basics import hand_over
 from tools.context import Passage, ToolContext
@@ -72,8 +76,6 @@ def look(order: int) -> str:
     """Look an order up."""
     if order == 404:
         raise ToolException("There is no order 404.")
-    if order == 500:
-        raise RuntimeError("the database is on fire")
     return f"Order {order} is on its way."
 
 
@@ -161,11 +163,173 @@ def test_a_quoted_answer_is_what_tools_said_whatever_model_drives_the_run(tools:
     assert (made.outcome, made.answer) == (Outcome.ANSWERED, "Two days.")
 
 
+class Reply(BaseModel):
+    """What a backend is expected to send."""
+
+    status: str
+
+
+def raising(fault: BaseException, *, effect: str = "read") -> BaseTool:
+    """A tool `pay` that raises what is given."""
+
+    def pay(order: int) -> str:
+        """Pay an order."""
+        raise fault
+
+    return StructuredTool.from_function(pay, metadata={"effect": effect})
+
+
+@pytest.mark.parametrize(
+    ("fault", "shown"),
+    [
+        (RuntimeError("the database is on fire"), "pay raised RuntimeError: the database is on fire."),
+        (KeyError("7"), "pay raised KeyError: '7'."),
+        (TimeoutError("no reply\n  in 30 s."), "pay raised TimeoutError: no reply in 30 s."),
+        (ConnectionError(), "pay raised ConnectionError."),
+        (StopIteration(3), "pay raised StopIteration: 3."),
+        (SystemExit(2), "pay raised SystemExit: 2."),
+        (SystemExit(0), "pay raised SystemExit: 0."),
+        (GeneratorExit(), "pay raised GeneratorExit."),
+        (asyncio.CancelledError(), "pay raised CancelledError."),
+        (ToolException(), "pay refused and did not say why."),
+        (ToolException("bad \udcff name"), "bad ? name"),
+    ],
+    ids=lambda one: type(one).__name__ if isinstance(one, BaseException) else "",
+)
+def test_an_exception_out_of_a_tool_is_recorded_with_its_step_and_the_run_goes_on(
+    tools: list[BaseTool], store: Store, fault: BaseException, shown: str
+) -> None:
+    model = ScriptedModel([call("pay", order=7), answer("I could not.")])
+    made = run(TASK, model, [raising(fault), *tools], recorder=store)
+    assert (made.outcome, made.error, len(made.steps)) == (Outcome.ANSWERED, None, 2)
+    assert (made.steps[0].call, made.steps[0].error) == (ToolCall("pay", {"order": 7}), shown)
+    assert model.asked[1][-1].content == f"Error: {shown}"
+    assert store.get(made.id) == made
+
+
+@pytest.mark.parametrize("effect", ["workspace", "world"])
+def test_of_a_call_with_an_effect_that_ended_in_an_exception_the_effect_is_marked_as_unknown(
+    tools: list[BaseTool], store: Store, effect: str
+) -> None:
+    paying = raising(TimeoutError("no reply"), effect=effect)
+    made = done([call("pay", order=7), answer("I do not know.")], [paying, *tools], recorder=store, run_id="run-1")
+    assert made.steps[0].error == f"pay raised TimeoutError: no reply. {EFFECT_UNKNOWN}"
+    assert [step.effect_unknown for step in store.get("run-1").steps] == [True, False]
+    assert store.open_intent("run-1") is None
+    refusing = raising(ToolException("It is paid already."), effect=effect)
+    made = done([call("pay", order=7), call("pay"), answer("It is paid.")], [refusing, *tools])
+    assert [step.effect_unknown for step in made.steps] == [False, False, False]
+
+
+def test_a_validation_that_fails_inside_a_tool_is_not_told_as_one_of_the_arguments(tools: list[BaseTool]) -> None:
+    def status(order: int) -> str:
+        """Ask the backend."""
+        return Reply.model_validate({"state": "paid"}).status
+
+    asking = StructuredTool.from_function(status, metadata={"effect": "read"})
+    made = done([call("status", order=7), call("status", order="x"), answer("Sorry.")], [asking, *tools])
+    first, second, _ = (step.error or "" for step in made.steps)
+    assert first.startswith("status raised ValidationError: 1 validation error for Reply")
+    assert second.startswith("order: Input should be a valid integer")
+
+
+def test_what_the_model_is_shown_of_an_exception_is_short_masked_and_has_no_traceback(
+    tools: list[BaseTool], caplog: pytest.LogCaptureFixture
+) -> None:
+    half_shown = "x" * (MAX_EXCEPTION - 5) + " ann@example.com"
+    replies = [call("pay", order=7), answer("Sorry.")]
+    with caplog.at_level(logging.DEBUG, "ratchet.run"):
+        made = done(replies, [raising(OSError(half_shown)), *tools], scrubber=Scrubber())
+    error = made.steps[0].error or ""
+    assert len(error) < MAX_EXCEPTION + 40
+    assert "ann" not in error
+    assert "Traceback" not in error
+    (logged,) = (record.getMessage() for record in caplog.records if record.name == "ratchet.run")
+    assert "Traceback" in logged
+    assert "in pay" in logged
+    assert "ann@example.com" not in logged
+
+
+def test_ctrl_c_during_a_tool_breaks_the_run_off_and_keeps_it_to_be_resumed(
+    tools: list[BaseTool], store: Store
+) -> None:
+    interrupted = raising(KeyboardInterrupt(), effect="world")
+    with pytest.raises(KeyboardInterrupt):
+        done([call("look", order=1), call("pay", order=7)], [interrupted, *tools], recorder=store, run_id="run-1")
+    kept = store.get("run-1")
+    assert (kept.outcome, len(kept.steps)) == (None, 1)
+    intent = store.open_intent("run-1")
+    assert intent is not None
+    assert intent.call == ToolCall("pay", {"order": 7})
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), SystemExit(0)], ids=repr)
+def test_a_stream_ends_with_an_outcome_whatever_a_tool_raises(tools: list[BaseTool], fault: BaseException) -> None:
+    model = ScriptedModel([call("pay", order=7), answer("Sorry.")])
+    events = list(stream(TASK, model, [raising(fault), *tools]))
+    assert events[-1].kind == "ended"
+    assert events[-1].trajectory.outcome is Outcome.ANSWERED
+
+
+def test_a_call_that_fails_the_same_way_three_times_ends_the_run_as_looping(tools: list[BaseTool]) -> None:
+    made = done([call("pay", order=7)] * 3, [raising(TimeoutError("no reply")), *tools])
+    assert (made.outcome, len(made.steps)) == (Outcome.LOOPING, 3)
+    assert [step.notice for step in made.steps] == [None, REPEATED, REPEATED]
+    other = [call("pay", order=number) for number in range(9)]
+    made = done(other, [raising(TimeoutError("no reply")), *tools], options=Options(budget=Budget(steps=4)))
+    assert (made.outcome, len(made.steps)) == (Outcome.OUT_OF_STEPS, 4)
+
+
+def test_a_tool_that_has_only_a_coroutine_is_run(tools: list[BaseTool]) -> None:
+    async def stock(item: str) -> str:
+        """Say how many there are."""
+        await asyncio.sleep(0)
+        if item == "none":
+            raise asyncio.CancelledError
+        return f"{item}: 4"
+
+    counting = StructuredTool.from_function(coroutine=stock, metadata={"effect": "read"})
+    replies = [call("stock", item="tent"), call("stock", item="none"), call("stock"), answer("Four.")]
+
+    async def inside_an_event_loop() -> Trajectory:
+        return done(replies, [counting, *tools])
+
+    for made in (done(replies, [counting, *tools]), asyncio.run(inside_an_event_loop())):
+        assert made.outcome is Outcome.ANSWERED
+        assert [(step.observation, step.error) for step in made.steps[:3]] == [
+            ("tent: 4", None),
+            ("", "stock raised CancelledError."),
+            ("", "item: Field required"),
+        ]
+
+
+def test_a_result_that_has_no_text_is_an_error_of_its_step(tools: list[BaseTool]) -> None:
+    def rows() -> Any:
+        """List the rows."""
+        return (number for number in range(3))
+
+    error = "rows returned a generator object, which has no text to show; return a text."
+    for effect, shown in (("read", error), ("world", f"{error} {EFFECT_UNKNOWN}")):
+        listing = StructuredTool.from_function(rows, metadata={"effect": effect})
+        made = done([call("rows"), answer("Sorry.")], [listing, *tools])
+        assert (made.steps[0].error, made.steps[0].effect_unknown) == (shown, effect == "world")
+        assert made.outcome is Outcome.ANSWERED
+
+
 def test_our_own_failure_ends_the_run_as_crashed_with_the_error_recorded(tools: list[BaseTool], store: Store) -> None:
-    made = done([call("look", order=1), call("look", order=500)], tools, recorder=store)
+    class Full(Store):
+        """A store that cannot keep the second step."""
+
+        def add_step(self, run_id: str, index: int, step: Step) -> None:
+            if index == 1:
+                raise OSError("the disk is full")
+            super().add_step(run_id, index, step)
+
+    with Full(store.path) as full:
+        made = done([call("look", order=1), call("look", order=2)], tools, recorder=full)
     assert made.outcome is Outcome.CRASHED
     assert made.error is not None
-    assert "RuntimeError: the database is on fire" in made.error
+    assert "OSError: the disk is full" in made.error
     kept = store.get(made.id)
     assert (kept.outcome, kept.error, len(kept.steps)) == (Outcome.CRASHED, made.error, 1)
 

@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage
 
 from agent.errors import AdapterError, StoreError, ToolsError
-from agent.feedback import make_rating
+from agent.feedback import make_correction, make_rating
 from agent.llm.scripted import ScriptedModel, answer, call
+from agent.loop import make_frame
 from agent.memory.encoder import HashEncoder
 from agent.runtime import INTERRUPTED, Runtime
 from agent.settings import Project, find_project
@@ -184,6 +186,7 @@ def test_an_interrupted_call_with_an_effect_on_the_world_is_not_made_again(opene
     runtime.store.intend("cut", 1, Step(ToolCall("send", {"text": "a"}), thought="Send."))
     again = runtime.resume("cut")
     assert [step.error for step in again.steps] == [None, INTERRUPTED, None]
+    assert [step.effect_unknown for step in again.steps] == [False, True, False]
     assert not (runtime.project.folder / "sent.txt").exists()
     assert runtime.store.get("cut") == again
 
@@ -209,13 +212,53 @@ def test_a_correction_branches_the_run_and_replays_what_its_workspace_held(opene
     assert runtime.store.get("parent") == parent
 
 
-def test_a_failure_of_ours_in_a_corrected_step_ends_the_branch_as_crashed(opened: OpenRuntime) -> None:
-    runtime = opened([call("write", text="a"), answer("Done.")])
-    runtime.run(Task("t", "Write."), run_id="parent")
+def test_a_step_whose_tool_raised_is_corrected_and_the_run_taken_up_from_there(opened: OpenRuntime) -> None:
+    first = opened([call("write", text="a"), call("burn")])
+    parent = first.run(Task("t", "Write."), run_id="parent")
+    assert parent.outcome is Outcome.CRASHED, "the model has nothing more to say"
+    assert [step.error for step in first.store.get("parent").steps] == [None, "burn raised RuntimeError: on fire."]
+    with first.checking_tools(parent.task) as tools:
+        frame = make_frame(tools, first.options)
+        given: dict[str, Any] = {
+            "tools": tools,
+            "frame": frame,
+            "scrubber": None,
+            "reviewer": "ann",
+            "id": "c-1",
+            "at": "now",
+        }
+        first.store.correct(make_correction(parent, 1, tool="write", arguments={"text": "b"}, **given))
+    runtime = opened([answer("Done.")])
+    branch = runtime.resume("parent")
+    assert (branch.outcome, branch.answer) == (Outcome.ANSWERED, "Done.")
+    assert [step.error for step in branch.steps] == [None, None, None]
+    assert notes(runtime, branch.id) == ["a", "b"]
+
+
+def test_a_corrected_step_whose_tool_raises_does_not_end_the_branch(opened: OpenRuntime) -> None:
+    opened([call("write", text="a"), answer("Done.")]).run(Task("t", "Write."), run_id="parent")
+    runtime = opened([answer("It failed.")])
     runtime.store.correct(replace(correction("parent", 0, "x"), call=ToolCall("burn", {})))
     branch = runtime.resume("parent")
-    assert branch.outcome is Outcome.CRASHED
-    assert "on fire" in (runtime.store.get(branch.id).error or "")
+    assert (branch.outcome, branch.steps[0].error) == (Outcome.ANSWERED, "burn raised RuntimeError: on fire.")
+
+
+def test_a_run_that_crashed_before_its_first_step_is_to_be_started_again(opened: OpenRuntime) -> None:
+    runtime = opened([])
+    assert runtime.run(Task("t", "Write."), run_id="empty").outcome is Outcome.CRASHED
+    with pytest.raises(StoreError, match=r"has ended \(crashed\).*; start the task again"):
+        runtime.resume("empty")
+
+
+def test_a_shared_call_that_fails_when_it_is_repeated_is_told_with_its_step(
+    opened: OpenRuntime, project: Project
+) -> None:
+    runtime = opened([call("write", text="a"), answer("Done.")])
+    runtime.run(Task("t", "Write."), run_id="parent")
+    runtime.store.correct(correction("parent", 1, "b"))
+    (project.folder / "own.py").write_text(TOOLS.replace("time.sleep(0.02)", "raise SystemExit(0)"))
+    with pytest.raises(ToolsError, match=r"step 0 \(write\) succeeded in the run and fails when it is repeated"):
+        runtime.resume("parent")
 
 
 def test_documents_are_searched_and_cited(opened: OpenRuntime, project: Project) -> None:
@@ -246,6 +289,59 @@ def test_what_was_scrubbed_is_put_back_for_who_asked(opened: OpenRuntime) -> Non
     assert runtime.reveal(made).answer == "Mail went to ann@example.com."
 
 
+def masked_correction(runtime: Runtime, run: Trajectory, text: str) -> Correction:
+    with runtime.checking_tools(run.task) as tools:
+        frame, scrubber = make_frame(tools, runtime.options), runtime.scrubber_of(run)
+        words: dict[str, Any] = {"reviewer": "ann", "id": text, "at": "now"}
+        arguments = {"text": text}
+        return make_correction(
+            run, 0, tools=tools, frame=frame, scrubber=scrubber, tool="write", arguments=arguments, **words
+        )
+
+
+def test_a_correction_has_the_placeholders_of_its_run_and_its_tool_gets_the_values(opened: OpenRuntime) -> None:
+    runtime = opened([call("write", text="to <email_1>"), answer("Done."), answer("Done again.")])
+    made = runtime.run(Task("t", "Write to ann@example.com."), run_id="run")
+    fix = masked_correction(runtime, made, "to ann@example.com and jo@x.example")
+    assert fix.call.arguments == {"text": "to <email_1> and <email_2>"}
+    runtime.store.correct(fix)
+    branch = runtime.resume("run")
+    assert branch.steps[0].call == fix.call
+    assert notes(runtime, branch.id) == ["to ann@example.com and jo@x.example"]
+    assert b"jo@x.example" not in runtime.store.path.read_bytes()
+
+
+def test_a_value_that_is_not_known_any_more_gets_a_placeholder_that_stands_for_no_other(opened: OpenRuntime) -> None:
+    with opened([call("write", text="to <email_1>"), answer("Ask <email_3>.")]) as first:
+        made = first.run(Task("t", "Write to ann@example.com."), run_id="run")
+    with opened([]) as second:
+        fix = masked_correction(second, made, "to jo@x.example")
+        assert fix.call.arguments == {"text": "to <email_2>"}
+        second.store.correct(fix)
+        assert masked_correction(second, made, "again jo@x.example").call.arguments == {"text": "again <email_2>"}
+    third = opened([answer("Done.")])
+    assert masked_correction(third, made, "to al@y.example").call.arguments == {"text": "to <email_4>"}
+    assert third.resume("run").steps[0].call == fix.call
+
+
+def test_a_run_that_is_taken_up_by_another_process_gives_no_placeholder_twice(opened: OpenRuntime) -> None:
+    with opened([call("write", text="a")]) as first:
+        made = first.run(Task("t", "Write to ann@example.com."), run_id="whole")
+        first.store.begin(replace(made, id="cut", outcome=None, error=None, ended_at=None))
+    (first.project.folder / "own.py").write_text(TOOLS.replace('return "sent"', 'return "sent to jo@x.example"'))
+    again = opened([call("send", text="b"), answer("Done.")]).resume("cut")
+    assert again.steps[1].observation == "sent to <email_2>"
+
+
+def test_nothing_is_masked_where_the_settings_say_so(opened: OpenRuntime, project: Project) -> None:
+    (project.folder / "ratchet.toml").write_text('[tools]\nfiles = ["own.py"]\n[privacy]\nscrub = false\n', "utf-8")
+    runtime = opened([call("write", text="a"), answer("Done.")])
+    runtime.project = find_project(project.folder, {})
+    made = runtime.run(Task("t", "Write to ann@example.com."))
+    assert runtime.scrubber_of(made) is None
+    assert masked_correction(runtime, made, "to jo@x.example").call.arguments == {"text": "to jo@x.example"}
+
+
 def test_tools_can_be_looked_at_without_a_run(opened: OpenRuntime) -> None:
     runtime = opened([])
     with runtime.checking_tools(Task("t", "Write.")) as tools:
@@ -273,7 +369,7 @@ def test_right_steps_are_corrections_and_those_of_accepted_runs(opened: OpenRunt
     for run_id in ("accepted", "corrected", "unjudged"):
         runtime.run(Task(run_id, "Write."), run_id=run_id)
     accepted = runtime.store.get("accepted")
-    runtime.store.rate(make_rating(accepted, verdict="up", reviewer="ann", id="r1", at="now"))
+    runtime.store.rate(make_rating(accepted, verdict="up", scrubber=None, reviewer="ann", id="r1", at="now"))
     runtime.store.correct(correction("corrected", 0, "better"))
     said = [step.call for step in runtime.right_steps()]
     assert said == [*(step.call for step in accepted.steps), ToolCall("write", {"text": "better"})]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.scrub import Scrubber
+from agent.scrub import Scrubber, placeholders
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U"
 SECRETS = [
@@ -99,6 +101,49 @@ def test_a_placeholder_the_customer_wrote_is_not_taken_for_ours() -> None:
     masked = scrubber.mask("<email_1> is not a@b.example")
     assert masked == "<email_1> is not <email_2>"
     assert scrubber.unmask(masked) == "<email_1> is not a@b.example"
+
+
+def test_a_phone_number_is_known_again_without_its_label() -> None:
+    scrubber = Scrubber()
+    assert scrubber.mask("phone: 020 7946 0018") == "phone: <phone_1>"
+    assert scrubber.mask("tried 020 7946 0018 twice") == "tried <phone_1> twice"
+
+
+def test_reserved_placeholders_are_given_to_no_other_value() -> None:
+    scrubber = Scrubber()
+    scrubber.reserve('{"to": "<email_1>", "cc": "<email_3>"}')
+    assert scrubber.mask("a@b.example, c@d.example, e@f.example") == "<email_2>, <email_4>, <email_5>"
+    assert scrubber.unmask("<email_1>") == "<email_1>"
+
+
+def test_the_texts_of_a_json_value_are_masked_wherever_they_stand_and_can_be_given_back() -> None:
+    scrubber = Scrubber()
+    scrubber.mask("password: abcd")
+    value = {"to": "a@b.example", "cc": ["x a@b.example", ["c@d.example"]], "n": 1, "a@b.example": None, "pin": "abcd"}
+    masked = scrubber.mask_values(value)
+    assert masked == {
+        "to": "<email_1>",
+        "cc": ["x <email_1>", ["<email_2>"]],
+        "n": 1,
+        "a@b.example": None,
+        "pin": "<key_1>",
+    }
+    assert scrubber.mask_values(masked) == masked
+    assert scrubber.unmask(masked) == value
+
+
+def test_placeholders_are_listed_once_in_the_order_of_the_text() -> None:
+    assert placeholders("<email_2>, <key_1>, <email_2>, <email_0>, <b>") == ("<email_2>", "<key_1>")
+
+
+def test_two_threads_give_a_value_one_placeholder() -> None:
+    scrubber = Scrubber()
+    texts = [f"password: secret-{number % 50}-word, a{number % 50}@b.example" for number in range(400)]
+    with ThreadPoolExecutor(8) as pool:
+        masked = list(pool.map(scrubber.mask, texts))
+    assert len(set(masked)) == 50
+    assert len(scrubber.values) == 100
+    assert [scrubber.unmask(one) for one in masked] == texts
 
 
 pieces = st.sampled_from(

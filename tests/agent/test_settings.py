@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tomllib
 from dataclasses import fields
 from itertools import pairwise
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from agent.errors import SettingsError
 from agent.settings import Home, Settings, find_project, load_settings, settings_template
+from tests.other_user import OTHER, as_root, open_to_readers, run_as_other
 
 
 def write(path: Path, text: str) -> Path:
@@ -97,6 +99,8 @@ def test_a_file_that_is_no_toml_or_not_there_is_refused_with_a_sentence(tmp_path
 def test_a_public_address_needs_a_key_file(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="key_file"):
         load_settings(write(tmp_path / "ratchet.toml", '[serve]\nhost = "0.0.0.0"'))
+    with pytest.raises(SettingsError, match="key_file"):
+        load_settings(write(tmp_path / "ratchet.toml", '[serve]\nhost = "127.evil.com"'))
     settings = load_settings(write(tmp_path / "ratchet.toml", '[serve]\nhost = "0.0.0.0"\nkey_file = "key"'))
     assert settings.serve.host == "0.0.0.0"
 
@@ -186,3 +190,69 @@ def test_faults_of_file_and_environment_are_reported_together(tmp_path: Path) ->
 def test_without_a_file_all_is_default(tmp_path: Path) -> None:
     project = find_project(tmp_path, {})
     assert (project.settings, project.settings_file, project.folder) == (Settings(), None, tmp_path)
+
+
+def test_settings_that_others_could_have_written_are_not_read(tmp_path: Path) -> None:
+    file = write(tmp_path / "project" / "ratchet.toml", "not even TOML")
+    inner = tmp_path / "project" / "inner"
+    inner.mkdir()
+    file.chmod(0o666)
+    with pytest.raises(SettingsError, match=r"ratchet\.toml: everybody may write to it.*RATCHET_TRUST=") as caught:
+        find_project(inner, {})
+    assert caught.value.source == str(file)
+    assert len(caught.value.faults) == 1
+    file.chmod(0o644)
+    file.parent.chmod(0o777)
+    with pytest.raises(SettingsError, match="project: everybody may write to it"):
+        find_project(inner, {})
+    write(inner / "ratchet.toml", "")
+    with pytest.raises(SettingsError, match="project: everybody may replace what is in it"):
+        find_project(inner, {})
+
+
+@pytest.mark.parametrize("open_to_all", [".ratchet/ratchet.toml", ".ratchet", "."])
+def test_settings_inside_a_home_are_looked_at_with_both_folders(tmp_path: Path, open_to_all: str) -> None:
+    project = tmp_path / "project"
+    write(project / ".ratchet" / "ratchet.toml", "[model]\nthreads = 3")
+    (project / open_to_all).chmod(0o777)
+    with pytest.raises(SettingsError, match="everybody may"):
+        find_project(project, {})
+    with pytest.raises(SettingsError, match="everybody may"):
+        find_project(tmp_path, {"RATCHET_HOME": str(project / ".ratchet")})
+    assert find_project(project, {"RATCHET_TRUST": str(project)}).settings.model.threads == 3
+
+
+@as_root
+def test_settings_of_another_user_in_a_parent_folder_are_refused_unless_it_is_trusted(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    os.chown(write(tmp_path / "ratchet.toml", "[model]\nthreads = 3"), OTHER, -1)
+    work = tmp_path / "work"
+    work.mkdir()
+    with pytest.raises(SettingsError, match=r"it belongs to .*expected root"):
+        find_project(work, {})
+    trusting = find_project(work, {"RATCHET_TRUST": f"/none{os.pathsep}{tmp_path}{os.pathsep}"})
+    assert (trusting.settings.model.threads, trusting.trusted) == (3, (Path("/none"), tmp_path))
+    # Settings of one's own that are nearer go before them.
+    write(work / "ratchet.toml", "[model]\nthreads = 2")
+    assert find_project(work, {}).settings.model.threads == 2
+
+
+def test_settings_of_ones_own_in_a_sticky_folder_are_read(tmp_path: Path) -> None:
+    write(tmp_path / "ratchet.toml", "[model]\nthreads = 2").chmod(0o644)
+    tmp_path.chmod(0o1777)
+    assert find_project(tmp_path, {}).settings.model.threads == 2
+
+
+def test_trusted_folders_are_absolute(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r'the environment.*\n.*RATCHET_TRUST = "project": expected an absolute'):
+        find_project(tmp_path, {"RATCHET_TRUST": "project"})
+
+
+@as_root
+def test_a_closed_folder_of_another_user_above_is_no_project_and_no_failure(tmp_path: Path) -> None:
+    write(tmp_path / ".ratchet" / "ratchet.toml", "").parent.chmod(0o700)
+    open_to_readers(tmp_path)
+    (tmp_path / "work").mkdir(mode=0o755)
+    imports = "from pathlib import Path\nfrom agent.settings import find_project"
+    code = "print(find_project(Path(sys.argv[1]), {}).settings_file)"
+    assert run_as_other(imports, code, tmp_path / "work") == "None"

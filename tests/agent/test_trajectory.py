@@ -118,10 +118,17 @@ def test_a_newer_version_is_refused() -> None:
 def test_records_from_before_answers_were_checked_are_read() -> None:
     step = Step(ToolCall("answer", {"text": "Yes."}), "Yes.")
     data = json.loads(to_json(Trajectory("r", Task("t", "?"), Provenance(), "", (step,), Outcome.ANSWERED)))
-    assert data.pop("version") == 2
-    del data["steps"][0]["grounding"]
+    assert data.pop("version") == 3
+    del data["steps"][0]["grounding"], data["steps"][0]["effect_unknown"]
     old = from_json(json.dumps({**data, "version": 1}))
     assert (old.steps, old.answer) == ((step,), "Yes.")
+
+
+def test_records_from_before_unknown_effects_were_marked_are_read() -> None:
+    step = Step(ToolCall("pay", {}), error="It failed.")
+    data = json.loads(to_json(Trajectory("r", Task("t", "?"), Provenance(), "", (step,), Outcome.CRASHED)))
+    del data["steps"][0]["effect_unknown"]
+    assert from_json(json.dumps({**data, "version": 2})).steps == (step,)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "1", '{"version":1}', '{"version":1,"x":2}'])
@@ -155,7 +162,7 @@ def test_a_record_from_before_recalled_tasks_had_runs_is_read() -> None:
     made = Trajectory("r", Task("t", "?"), Provenance(recalled=(shown,)), "2026-01-01T00:00:00Z")
     assert from_json(to_json(made)) == made
     data = json.loads(to_json(made))
-    assert data["version"] == 2
+    assert data["version"] == 3
     del data["provenance"]["recalled"][0]["run"]
     old = from_json(json.dumps({**data, "version": 1}))
     assert old.provenance.recalled == (Recalled("where is #", "look", ("look", "answer")),)

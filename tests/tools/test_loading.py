@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.other_user import OTHER, as_root
 from tools.context import ToolContext
 from tools.loading import ToolsLoadError, load_tools
 
@@ -144,3 +146,28 @@ def test_queries_are_copied_where_the_project_wants_that(tmp_path: Path) -> None
 def test_answers_are_quoted_where_the_project_wants_that(tmp_path: Path) -> None:
     tools = load_tools(["shop.py"], project(tmp_path / "a"), quoted_answers=True)
     assert [tool.name for tool in tools if "quoted" in (tool.metadata or {})] == ["answer"]
+
+
+def test_tools_that_others_could_have_written_are_not_run(tmp_path: Path) -> None:
+    head = f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()"
+    context = project(tmp_path / "a", head=head)
+    (tmp_path / "a" / "shop.py").chmod(0o666)
+    with pytest.raises(ToolsLoadError, match=r"tools of shop\.py: .*everybody may write to it.*RATCHET_TRUST="):
+        load_tools(["shop.py"], context)
+    (tmp_path / "a" / "shop.py").chmod(0o644)
+    (tmp_path / "a").chmod(0o777)
+    for name in ("shop.py", "shop"):
+        with pytest.raises(ToolsLoadError, match="everybody may write to it"):
+            load_tools([name], context)
+    assert not (tmp_path / "ran").exists()
+    assert load_tools(["shop.py"], context, trusted=[tmp_path / "a"])[-1].name == "say"
+
+
+@as_root
+def test_a_tools_file_of_another_user_is_not_run_by_its_own_name_or_another(tmp_path: Path) -> None:
+    context = project(tmp_path / "a")
+    (tmp_path / "a" / "named.py").symlink_to("shop.py")
+    os.chown(tmp_path / "a" / "shop.py", OTHER, -1)
+    for name in ("shop.py", "named.py", tmp_path / "a" / "shop.py"):
+        with pytest.raises(ToolsLoadError, match=r"it belongs to .*uid 65534"):
+            load_tools([name], context)

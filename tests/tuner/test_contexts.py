@@ -20,6 +20,7 @@ from agent.trajectory import Correction, Rating, Step, Task, ToolCall, Trajector
 from tests.tuner.tiny import save_base, tiny_tokenizer
 from tools.context import Passage
 from tuner.contexts import REASON, REASON_CHINESE, Drawn, draw_contexts
+from tuner.contexts import THOUGHT as OUR_THOUGHT
 from tuner.curate import TrainingRow, curate
 from tuner.datasets import LEAST_HELD_OUT, write_dataset
 from tuner.pipeline import tune
@@ -212,6 +213,17 @@ def test_people_s_words_for_handing_over_go_before_ours_where_two_tasks_agree(
     assert (arguments(target), target.thought) == ({"reason": "Ask the boss."}, "Not in there.")
 
 
+def test_a_thought_that_no_reviewer_gave_is_not_taught_with_people_s_words(project: Project, runtime: Runtime) -> None:
+    told(project)
+    for number, task in enumerate(("May I sleep in a kayak?", "Do kayaks float?")):
+        wrong, _ = ask(project, answer("No.", thought="args, tool"), task=task, id=f"t-{number + 2}")
+        right = ToolCall("hand_over", {"reason": "Ask the boss."})
+        fix = Correction(f"c-{number}", wrong.id, 1, right, "", (), "bob", "", timestamp(), only_given=True)
+        runtime.store.correct(fix)
+    target = parts(drawn(project, abstain=1.0).rows[0])[1]
+    assert (arguments(target), target.thought) == ({"reason": "Ask the boss."}, OUR_THOUGHT)
+
+
 def test_a_chinese_question_is_handed_over_in_chinese(project: Project, runtime: Runtime) -> None:
     row = replace_task(curate_one(project, runtime), Task("t-1", "皮划艇一天多少钱"))
     with opened(project, abstain=1.0) as changed:
@@ -292,7 +304,7 @@ def test_what_the_search_would_not_show_is_not_shown_here(project: Project, runt
 def test_the_same_seed_draws_the_same_and_another_seed_something_else(project: Project, runtime: Runtime) -> None:
     told(project)
     assert drawn(project, abstain=0.5) == drawn(project, abstain=0.5)
-    assert drawn(project, seed=1).rows != drawn(project, seed=2).rows
+    assert any(drawn(project, seed=1).rows != drawn(project, seed=seed).rows for seed in range(2, 8))
 
 
 def test_the_share_says_how_many_lack_the_answer(project: Project, runtime: Runtime) -> None:

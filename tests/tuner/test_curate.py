@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
+
+import pytest
 
 from agent.store import Store
 from agent.trajectory import (
@@ -162,6 +164,65 @@ def test_an_accepted_branch_does_not_teach_the_exception_it_was_taken_up_from(st
     made = curate(store)
     assert said(made) == [("b", "accepted", [(0, "look"), (2, "answer")])]
     assert made.left_out == {"a": "exception, says rule: because"}
+
+
+# -- what the reviewer did not give --------------------------------------------------------------------------
+
+
+def given(run_id: str, index: int, tool: str, **parts: Any) -> Correction:
+    """A correction that holds only what is given here."""
+    return replace(correction(run_id, index, tool), **{"thought": "", "only_given": True, **parts})
+
+
+def test_a_thought_that_is_not_given_is_context_of_the_corrected_step(store: Store) -> None:
+    kept(store, run("a", step("wrong"), step("answer")))
+    store.correct(given("a", 0, "look"))
+    (row,) = curate(store).rows
+    assert row.targets[0] == Step(
+        ToolCall("look", {}), thought="Call wrong.", author="correction", context_parts=("thought",)
+    )
+    store.rate(rating("a", "up"))
+    (row,) = curate(store).rows
+    assert (row.kind, row.targets[0].context_parts) == ("accepted", ("thought",))
+
+
+def test_words_that_an_older_version_copied_into_a_correction_are_no_target(store: Store) -> None:
+    planned = replace(step("wrong"), plan=(",", "thought"))
+    kept(store, run("a", planned, step("answer")))
+    store.correct(replace(correction("a", 0, "look"), plan=planned.plan))
+    (row,) = curate(store).rows
+    assert (row.targets[0].thought, row.targets[0].context_parts) == ("Better.", ("plan",))
+    store.correct(replace(correction("a", 0, "look", 2), thought=planned.thought, plan=planned.plan))
+    (row,) = curate(store).rows
+    assert row.targets[0].context_parts == ("plan", "thought")
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_an_accepted_branch_leaves_a_call_without_its_thought_to_the_run_that_was_corrected(
+    store: Store, older: bool
+) -> None:
+    kept(store, run("a", step("look"), step("wrong")))
+    copied = "Call wrong." if older else ""
+    store.correct(given("a", 1, "right", thought=copied, only_given=not older))
+    shared = Step(ToolCall("right", {}), "ok", thought=copied, author="correction")
+    branch = replace(run("b", step("look"), shared, step("answer")), branch=Branch("a", 1))
+    kept(store, branch)
+    store.rate(rating("b", "up"))
+    made = curate(store)
+    assert said(made) == [("a", "corrected", [(1, "right")]), ("b", "accepted", [(0, "look"), (2, "answer")])]
+    assert made.rows[0].targets[1].context_parts == ("thought",)
+    assert made.rows[1].trajectory == branch, "what followed is trained behind what it was served with"
+
+
+def test_a_branch_that_holds_nothing_but_such_a_call_says_why_it_gives_no_row(store: Store) -> None:
+    kept(store, run("a", step("wrong")))
+    store.correct(given("a", 0, "answer"))
+    shared = Step(ToolCall("answer", {}), "ok", author="correction")
+    kept(store, replace(run("b", shared), branch=Branch("a", 0)))
+    store.rate(rating("b", "up"))
+    made = curate(store)
+    assert said(made) == [("a", "corrected", [(0, "answer")])]
+    assert made.left_out == {"b": "its corrected step is trained in the run that was corrected"}
 
 
 def test_an_accepted_run_of_which_nothing_is_left_says_why(store: Store) -> None:

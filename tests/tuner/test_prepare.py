@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.messages import AIMessage
 
+from agent.cli import main
 from agent.errors import DatasetError
-from agent.llm.grammar import ToolSpec
+from agent.llm.grammar import ToolSpec, canonical, write_step
 from agent.llm.overflow import examples, fitted, prompt_limit
 from agent.llm.render import Frame, Renderer, messages
-from agent.trajectory import Outcome, Provenance, Step, Task, ToolCall, Trajectory
+from agent.llm.scripted import ScriptedModel, answer, call
+from agent.memory.encoder import HashEncoder
+from agent.runtime import Runtime
+from agent.settings import Project, find_project
+from agent.trajectory import Correction, Outcome, Provenance, Step, Task, ToolCall, Trajectory
 from tests.tuner.tiny import tiny_tokenizer
 from tools.context import Passage
-from tuner.curate import TrainingRow
+from tuner.curate import TrainingRow, curate
+from tuner.datasets import write_dataset
 from tuner.prepare import prepare
 
 TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
@@ -117,6 +125,131 @@ def test_a_target_that_could_not_be_served_is_refused_by_run_and_step(
 ) -> None:
     with pytest.raises(DatasetError, match=f"step {index} of run run-1 cannot be served: .*correct the step again"):
         prepare([row(targets)], FRAME, renderer, context=CONTEXT, max_tokens=2000)
+
+
+GARBAGE = Step(
+    ToolCall("answer", {"text": "x", "citations": []}), thought="args, tool", plan=(",", "thought", "tool", "args,")
+)
+
+
+def corrected(was: Step, **given: Any) -> Step:
+    call = ToolCall("get_order", {"order_id": "48213"})
+    fix = Correction("c-1", "run-1", 0, call, "", (), "ann", "", "now", only_given=True)
+    return replace(fix, **given).as_target(was)
+
+
+def test_of_a_corrected_call_the_plan_and_thought_that_nobody_gave_are_served_and_not_trained(
+    renderer: Renderer,
+) -> None:
+    target = corrected(GARBAGE)
+    (example,) = prepare([row({0: target}, GARBAGE)], FRAME, renderer, context=CONTEXT, max_tokens=2000)
+    served = write_step(replace(GARBAGE, call=target.call))
+    assert renderer.tokenizer.decode(example.ids).rstrip().endswith(f"{served}<|im_end|>")
+    # What the grammar forces is no target either, as everywhere.
+    assert said(renderer, example) == "get48213"
+    (whole,) = examples(row({}, GARBAGE).trajectory, FRAME, {0: target}, CONTEXT, renderer)
+    assert said(renderer, whole).endswith('tool":"get_order","args":{"order_id":"48213"}}<|im_end|>')
+    assert not {"thought", "args,", "plan", ",", "tool"} & {
+        renderer.decode([id]) for id, marked in zip(example.ids, example.targets, strict=True) if marked
+    }
+
+
+INVOICE_TOOLS = '''
+from langchain_core.tools import tool
+
+
+@tool
+def send_invoice(order_id: str) -> str:
+    """Send an invoice."""
+    return "sent"
+
+
+@tool
+def cancel_order(order_id: str) -> str:
+    """Cancel an order."""
+    return "cancelled"
+
+
+TOOLS = [send_invoice, cancel_order]
+'''
+
+
+def test_a_newcomers_correction_of_a_call_teaches_the_call_and_nothing_of_the_models_plan(
+    tmp_path: Path, renderer: Renderer
+) -> None:
+    (tmp_path / "ratchet.toml").write_text('[tools]\nfiles = ["own.py"]\n[memory]\nrecall = 0\n')
+    (tmp_path / "own.py").write_text(INVOICE_TOOLS)
+
+    def ratchet(*words: str, replies: Sequence[AIMessage] = ()) -> int:
+        def opened(project: Project, progress: Callable[[str], None]) -> Runtime:
+            return Runtime(project, model=ScriptedModel(replies), encoder=HashEncoder())
+
+        return main(["--project", str(tmp_path), "--quiet", *words], open_runtime=opened)
+
+    plan, thought = [",", "thought", "plan", "args,"], "args, plan"
+    first = call("cancel_order", order_id="44000", plan=plan, thought=thought)
+    last = answer("It is sent.", thought="Say so.")
+    assert ratchet("run", "invoice for 44000 please", replies=[first, last]) == 0
+    assert ratchet("correct", "last", "0", "--tool", "send_invoice", "--arg", "order_id=44000") == 0
+    assert ratchet("resume", "last", replies=[last]) == 0
+    assert ratchet("rate", "last", "up") == 0
+    with Runtime(find_project(tmp_path, {}), model=ScriptedModel([])) as runtime:
+        branch = runtime.store.get("last")
+        assert (branch.steps[0].plan, branch.steps[0].thought) == ((), "")
+        dataset = write_dataset(
+            curate(runtime.store), tmp_path / "datasets", validation_share=0.0, created_at="now", provenance={}
+        )
+        frame = runtime.frame()
+    fixed, followed = dataset.train
+    assert (fixed.kind, list(fixed.targets), followed.kind, list(followed.targets)) == (
+        "corrected",
+        [0],
+        "accepted",
+        [1],
+    )
+    (rendered,) = examples(fixed.trajectory, frame, fixed.targets, CONTEXT, renderer)
+    assert said(renderer, rendered).endswith('tool":"send_invoice","args":{"order_id":"44000"}}<|im_end|>')
+    made, after = prepare(dataset.train, frame, renderer, context=CONTEXT, max_tokens=2000)
+    assert made.ids == rendered.ids
+    assert all(shown for trained, shown in zip(made.targets, rendered.targets, strict=True) if trained)
+    assert "44000" in said(renderer, made)
+    in_front = renderer.tokenizer.decode(made.ids[: made.targets.index(True)])
+    assert f'{{"plan":{canonical(plan)},"thought":"{thought}"' in in_front
+    assert "Say so." in said(renderer, after)
+    for garbage in ("args", "plan", "thought"):
+        assert garbage not in said(renderer, made) + said(renderer, after)
+
+
+def test_what_the_reviewer_gave_beside_the_call_is_trained(renderer: Renderer) -> None:
+    def trained(**given: Any) -> str:
+        target = corrected(GARBAGE, **given)
+        (example,) = prepare([row({0: target}, GARBAGE)], FRAME, renderer, context=CONTEXT, max_tokens=2000)
+        return said(renderer, example)
+
+    assert "Look it up." in trained(thought="Look it up.")
+    assert "args," not in trained(thought="Look it up.")
+    planned = trained(plan=("look", "tell"))
+    assert "look" in planned
+    assert "args, tool" not in planned
+    both = trained(plan=("look", "tell"), thought="Look it up.")
+    assert both.index("tell") < both.index("Look it up.") < both.index("48213")
+
+
+@pytest.mark.parametrize(
+    "was",
+    [
+        Step(None, said="hello", error="This is not a step."),
+        replace(GARBAGE, thought="x" * 500),
+        replace(GARBAGE, plan=tuple("abcdefg")),
+        replace(GARBAGE, plan=()),
+    ],
+    ids=["unreadable", "long thought", "long plan", "no plan"],
+)
+def test_where_our_model_could_not_have_said_what_stands_in_front_the_call_is_trained_alone(
+    renderer: Renderer, was: Step
+) -> None:
+    (example,) = prepare([row({0: corrected(was)}, was)], FRAME, renderer, context=CONTEXT, max_tokens=2000)
+    assert said(renderer, example) == "get48213"
 
 
 def test_a_tool_that_the_run_did_not_have_is_neither_shown_nor_admitted(renderer: Renderer) -> None:

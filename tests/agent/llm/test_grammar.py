@@ -24,6 +24,7 @@ from agent.llm.grammar import (
     identifiers,
     integer_pattern,
     parse_step,
+    part_spans,
     step_grammar,
     value_grammar,
     write_step,
@@ -311,6 +312,18 @@ def test_of_many_identifiers_the_last_shown_stay() -> None:
     assert (len(found), found[0], found[-1]) == (MAX_COPIES, "00037", "00000")
     assert identifiers("^(?:A|B)-[0-9]$", "A-1 C-2 B-3 A-1") == ["B-3", "A-1"]
     assert identifiers("^(A|B)-[0-9]$", "A-1 C-2 B-3 A-1") == ["B-3", "A-1"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps())
+def test_plan_and_thought_stand_where_their_spans_say(made: tuple[StepShape, ParsedStep]) -> None:
+    step = made[1]
+    text, spans = write_step(step), part_spans(step)
+    assert list(spans) == [name for name, value in (("plan", step.plan), ("thought", step.thought)) if value]
+    for name, (start, end) in spans.items():
+        assert json.loads(f"{{{text[start : end - 1]}}}") == {name: json.loads(text)[name]}
+    without = "".join(letter for at, letter in enumerate(text) if not any(a <= at < b for a, b in spans.values()))
+    assert without == write_step(ParsedStep(step.call))
 
 
 def test_references_are_followed(admits: Admits) -> None:

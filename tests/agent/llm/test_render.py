@@ -24,7 +24,7 @@ from agent.llm.render import (
     system_text,
     task_text,
 )
-from agent.trajectory import Provenance, Recalled, Step, Task, ToolCall, Trajectory
+from agent.trajectory import Part, Provenance, Recalled, Step, Task, ToolCall, Trajectory
 
 LLAMA = (
     "{{ '<|begin|>' }}{% for message in messages %}"
@@ -172,6 +172,22 @@ def test_the_targets_are_the_step_and_its_end_of_turn_and_nothing_else(renderer:
     assert "It was shipped." in text
     assert "There is no order 1." not in text, "what followed the last target is not rendered"
     assert text.startswith(tokenizer.decode(renderer.prompt(messages(trajectory(), FRAME))))
+
+
+@pytest.mark.parametrize("parts", [("plan", "thought"), ("plan",), ("thought",)])
+def test_what_nobody_gave_of_a_corrected_step_is_rendered_as_served_and_is_no_target(
+    renderer: Renderer, parts: tuple[Part, ...]
+) -> None:
+    whole = Step(ToolCall("list", {}), thought='Café, "so"', plan=("one ☕", "two"), author="correction")
+    made, plain = (
+        example(renderer, trajectory(whole), {0: one}) for one in (replace(whole, context_parts=parts), whole)
+    )
+    assert made.ids == plain.ids
+    said = renderer.tokenizer.decode([id for id, target in zip(made.ids, made.targets, strict=True) if target])
+    assert said.endswith('tool":"list","args":{}}<|im_end|>')
+    for part, words in (("plan", ("one", "☕", "two")), ("thought", ("Caf", "é", "so"))):
+        for word in words:
+            assert (word in said) == (part not in parts)
 
 
 def test_a_step_the_model_said_is_rendered_from_its_very_ids(renderer: Renderer) -> None:

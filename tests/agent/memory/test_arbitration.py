@@ -187,7 +187,7 @@ def test_a_reviewer_has_the_last_word_and_a_reviewers_exception_is_no_example_fo
     refunded(store)
     id = exchanged(store, "a")
     arbitrated(store)
-    word = make_arbitration(store.correction(id), "habit", reviewer="bob", id="w", at=AT)
+    word = make_arbitration(store.correction(id), "habit", scrubber=None, reviewer="bob", id="w", at=AT)
     store.arbitrate(word)
     ruling = arbitrated(store)[id]
     assert (ruling.kind, ruling.by) == ("habit", "bob")

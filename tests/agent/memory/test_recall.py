@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -248,6 +249,22 @@ def test_a_branch_that_makes_a_fact_its_step_is_not_recalled_either(store: Store
     assert [one.tool for one in recall.search("where is it", 3)] == ["track"]
     belongs(store, "c-a-0-track", "fact", by="ann")
     assert recall.search("where is it", 3) == ()
+
+
+def test_of_a_corrected_first_step_only_a_plan_that_was_given_is_recalled(store: Store) -> None:
+    done(store, "a", "where is my parcel", "cancel")
+    step = Step(ToolCall("track", {}), plan=("use cancel",), author="correction")
+    copied = Correction("c", "a", 0, ToolCall("track", {}), "", step.plan, "ann", "", NOW)
+    store.correct(copied)
+    # As an older version took it up: with the plan of the step as it was.
+    store.begin(Trajectory("b", Task("t-b", "where is it"), Provenance(), NOW, (step,), branch=Branch("a", 0)))
+    store.end("b", Outcome.ANSWERED, NOW)
+    rate(store, "b", "up")
+    found = recall_of(store).search("where is my parcel", 5)
+    assert {(one.tool, one.plan) for one in found} == {("track", ())}
+    assert beginning_text(found[0]) == "track"
+    store.correct(replace(copied, id="d", plan=("follow it",), only_given=True))
+    assert [one.plan for one in recall_of(store).search("where is my parcel", 5) if one.run == "a"] == [("follow it",)]
 
 
 def test_what_a_newer_correction_of_the_same_request_takes_back_is_not_recalled(store: Store) -> None:

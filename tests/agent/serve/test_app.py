@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from agent.settings import find_project
 from agent.trajectory import Provenance, ToolCall, Trajectory
 
 TOOLS = '''
+import asyncio
 from langchain_core.tools import tool
 
 
@@ -37,7 +39,13 @@ def look(order: int) -> str:
     return f"Order {order} is on its way."
 
 
-TOOLS = [look]
+@tool
+def fail(how: str) -> str:
+    """Fail."""
+    raise {"exit": SystemExit(0), "cancel": asyncio.CancelledError(), "key": KeyError("44000")}[how]
+
+
+TOOLS = [look, fail]
 '''
 
 
@@ -155,6 +163,42 @@ def test_a_task_is_done_looked_at_rated_and_corrected(tmp_path: Path) -> None:
         assert client.get("/v1/adapter").json()["next"] is None
 
 
+def test_feedback_is_masked_as_its_run_is(tmp_path: Path) -> None:
+    script = [call("look", order=1, plan=["look"], thought="Look."), answer("Mail <email_1>.", thought="Say.")]
+    secrets = ("ann@example.com", "jo@x.example", "hunter22-horse")
+    given = "Mail ann@example.com and jo@x.example, password: hunter22-horse."
+    masked = "Mail <email_1> and <email_2>, password: <key_1>."
+    with serving(tmp_path, script) as client:
+        url = f"/v1/runs/{client.post('/v1/runs', json={'task': 'I am ann@example.com.'}).json()['id']}"
+        fix = {"step": 1, "reviewer": "ann", "answer": given, "thought": given, "reason": given, "kind": "habit"}
+        assert client.post(f"{url}/corrections", json=fix).status_code == 201
+        fix = {"step": 0, "reviewer": "ann", "arguments": {"order": 2}, "thought": given, "plan": ["tell jo@x.example"]}
+        assert client.post(f"{url}/corrections", json=fix).status_code == 201
+        rating = {"verdict": "down", "reviewer": "ann", "reason": given}
+        assert client.post(f"{url}/ratings", json=rating).status_code == 201
+        text = client.get(url).text
+        second, first = json.loads(text)["corrections"]
+        assert second["call"]["arguments"]["text"] == second["thought"] == second["reason"] == masked
+        assert (first["thought"], first["plan"]) == (masked, ["tell <email_2>"])
+        assert json.loads(text)["ratings"][0]["reason"] == masked
+    files = [path for path in (tmp_path / ".ratchet").rglob("*") if path.is_file()]
+    assert files
+    kept = [text.encode(), *(path.read_bytes() for path in files)]
+    assert not any(one.encode() in content for one in secrets for content in kept)
+
+
+def test_a_corrected_output_is_masked(tmp_path: Path) -> None:
+    text = "i saw jo@x.example there"
+    script = [call("verb_of", text=text, plan=["ask"], thought="Ask."), answer("ok", thought="Say.")]
+    settings = '[tools.tasks]\nverb_of = "verbs"\n'
+    with serving(tmp_path, script, agent=settings, tasks=Verbs()) as client:
+        made = client.post("/v1/runs", json={"task": "Whom did jo@x.example see?"}).json()
+        fix = {"step": 0, "output": "saw", "reviewer": "ann", "reason": "jo@x.example"}
+        url = f"/v1/runs/{made['id']}"
+        assert client.post(f"{url}/corrections", json=fix).status_code == 201
+        assert client.get(url).json()["outputs"][0]["reason"] == "<email_1>"
+
+
 def test_a_stream_tells_each_step_as_it_comes(tmp_path: Path) -> None:
     script = [call("look", order=1), answer("Yes.")]
     with serving(tmp_path, script) as client:
@@ -163,6 +207,44 @@ def test_a_stream_tells_each_step_as_it_comes(tmp_path: Path) -> None:
     kinds = ["started", "proposed", "observed", "proposed", "observed", "ended"]
     assert [event["kind"] for event in events if event["kind"] != "text"] == kinds
     assert (events[-1]["outcome"], events[-1]["answer"]) == ("answered", "Yes.")
+
+
+@pytest.mark.parametrize("how", ["exit", "cancel", "key"])
+def test_whatever_a_tool_raises_the_run_ends_with_an_outcome_and_the_service_goes_on(tmp_path: Path, how: str) -> None:
+    script = [call("fail", how=how), answer("It failed.")]
+    with serving(tmp_path, script * 2) as client:
+        made = client.post("/v1/runs", json={"task": "Fail."}).json()
+        text = client.post("/v1/runs", json={"task": "Fail.", "stream": True}).text
+        shown = client.get(f"/v1/runs/{made['id']}").json()
+    events = [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
+    assert (made["outcome"], made["answer"]) == ("answered", "It failed.")
+    assert (events[-1]["kind"], events[-1]["outcome"]) == ("ended", "answered")
+    observed = next(event["step"] for event in events if event["kind"] == "observed")
+    for step in (shown["steps"][0], observed):
+        assert step["error"].startswith("fail raised ")
+        assert step["effect_unknown"]
+
+
+class Broken(Endless):
+    """A model that ends its program, or fails as no error of ours does."""
+
+    def __init__(self, fault: BaseException) -> None:
+        self._fault = fault
+
+    def provenance(self) -> Provenance:
+        raise self._fault
+
+
+@pytest.mark.parametrize("fault", [SystemExit(0), OSError("no weights")], ids=repr)
+def test_a_failure_that_is_not_explained_is_a_json_error_and_an_event(tmp_path: Path, fault: BaseException) -> None:
+    with serving(tmp_path, Broken(fault)) as client:
+        # uvicorn closes the connection of a request that failed, and a new one must not be sent on it.
+        reply = client.post("/v1/runs", json={"task": "Fail."}, headers={"Connection": "close"})
+        text = client.post("/v1/runs", json={"task": "Fail.", "stream": True}).text
+        assert client.get("/healthz").status_code == 200
+    assert (reply.status_code, reply.json()) == (500, {"error": "the service failed; its log says why"})
+    last = [line for line in text.splitlines() if line.startswith("data: ")][-1]
+    assert json.loads(last.removeprefix("data: ")) == {"kind": "error", **reply.json()}
 
 
 def test_what_nothing_shown_supports_is_withheld_and_named(tmp_path: Path) -> None:
@@ -253,15 +335,68 @@ def test_a_key_is_asked_for_when_it_is_set(tmp_path: Path) -> None:
         assert client.get("/healthz", headers={"Authorization": ""}).status_code == 200
 
 
-def test_without_a_key_only_names_of_this_machine_are_answered(tmp_path: Path) -> None:
-    with serving(tmp_path, []) as client:
-        assert client.get("/v1/runs", headers={"Host": "evil.example"}).status_code == 421
-        assert client.get("/v1/runs", headers={"Host": "localhost:8777"}).status_code == 200
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *((host, 200) for host in ("localhost:8777", "LOCALHOST", "127.0.0.1", "127.3.2.1:80", "[::1]:8777")),
+        *((host, 421) for host in ("evil.example", "127.evil.com", "127.0.0.1.evil.com:80", "localhost.evil.com")),
+        *((host, 421) for host in ("localhost.", "127.1", "0x7f.1", "2130706433", "0.0.0.0", "[::2]", "10.0.0.1")),
+        *((host, 400) for host in ("127.0.0.1, evil.com", "evil.com@127.0.0.1", "127.0.0.1@evil.com", "127.0.0.1/x")),
+        *((host, 400) for host in ("[::1", "[::1]x", "::1", "localhost:x", "localhost:99999", "[evil.com]", "")),
+    ],
+)
+def test_without_a_key_only_names_of_this_machine_are_answered(tmp_path: Path, host: str, status: int) -> None:
+    assert _ask(tmp_path, [(b"host", host.encode())]) == status
+
+
+def test_a_request_with_no_host_or_with_two_is_refused(tmp_path: Path) -> None:
+    assert _ask(tmp_path, []) == 400
+    assert _ask(tmp_path, [(b"host", b"evil.com"), (b"host", b"localhost")]) == 400
+    assert _ask(tmp_path, [(b"host", b"localhost"), (b"Host", b"localhost")]) == 400
+    assert _ask(tmp_path, [(b"host", b"\xff\x00")]) == 400
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        *((origin, 200) for origin in ("http://localhost:3000", "https://127.0.0.1", "http://[::1]:8777")),
+        *((origin, 403) for origin in ("null", "http://127.evil.com", "http://localhost.evil.com", "http://[::1")),
+        *((origin, 403) for origin in ("http://localhost:80@evil.com", "https://evil.com", "")),
+    ],
+)
+def test_without_a_key_only_pages_of_this_machine_are_answered(tmp_path: Path, origin: str, status: int) -> None:
+    assert _ask(tmp_path, [(b"host", b"localhost"), (b"origin", origin.encode())]) == status
+
+
+def test_with_a_key_any_host_and_origin_is_answered(tmp_path: Path) -> None:
+    headers = [(b"host", b"ratchet.example"), (b"origin", b"https://app.example")]
+    assert _ask(tmp_path, [*headers, (b"authorization", b"Bearer s3cret")], key="s3cret") == 200
+    assert _ask(tmp_path, headers, key="s3cret") == 401
+
+
+def _ask(folder: Path, headers: Sequence[tuple[bytes, bytes]], *, key: str | None = None) -> int:
+    """The status of `GET /v1/runs` with these headers and no others, which no client would send."""
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    path = {"path": "/v1/runs", "raw_path": b"/v1/runs", "query_string": b"", "root_path": ""}
+    scope = {"type": "http", "http_version": "1.1", "method": "GET", "scheme": "http", "headers": headers, **path}
+    with Runtime(find_project(folder, {}), model=ScriptedModel([]), encoder=HashEncoder()) as runtime:
+        asyncio.run(create_app(runtime, key=key)(scope, receive, send))
+    return int(sent[0]["status"])
 
 
 def test_a_public_bind_needs_a_key(tmp_path: Path) -> None:
     check_bind("127.0.0.1", None)
     check_bind("0.0.0.0", "key")
+    for host in ("127.evil.com", "127.0.0.1.evil.com", "localhost.evil.com", "127."):
+        with pytest.raises(SettingsError, match="open to other machines"):
+            check_bind(host, None)
     with pytest.raises(SettingsError, match="open to other machines"):
         check_bind("0.0.0.0", None)
     (tmp_path / "key").write_text("s3cret\n")
