@@ -22,41 +22,32 @@ from uuid import uuid4
 from langchain_core.language_models import BaseChatModel
 from langchain_core.tools import BaseTool
 
-from agent.adapters import Adapter, Registry
+from agent.config.project import Project
 from agent.errors import AdapterError, LivenessError, StoreError, ToolsError
-from agent.judged import judged_runs
-from agent.llm.render import Frame, Renderer
-from agent.llm.stepper import Stepper, as_stepper
-from agent.loop import (
-    Event,
-    Options,
-    Recorder,
-    Run,
-    advance,
-    call_tool,
-    effect_of,
-    make_frame,
-    new_id,
-    provenance_of,
-    run,
-    timestamp,
-)
-from agent.memory.grounding import Mode
-from agent.planner import Budget
-from agent.scrub import Scrubber
-from agent.sealing import verify
-from agent.settings import Project
-from agent.store import Store
-from agent.trajectory import Branch, Correction, Grounding, Recalled, Step, Task, ToolCall, Trajectory
+from agent.feedback.approved import judged_runs
+from agent.grounding.check import Mode
+from agent.llm.prompt.render import Frame, Renderer
+from agent.llm.step_model import Stepper, as_stepper
+from agent.privacy.redaction import Scrubber
+from agent.records.feedback import Correction
+from agent.records.run import Branch, Grounding, Recalled, Step, Task, ToolCall, Trajectory
+from agent.registry.artifact import verify
+from agent.registry.registry import Adapter, Registry
+from agent.run.limits import Budget
+from agent.run.loop import advance, provenance_of, run
+from agent.run.state import Event, Options, Recorder, Run
+from agent.run.tools import call_tool, effect_of, make_frame
+from agent.storage.store import Store
+from agent.util.ids import new_id, timestamp
 from tools.context import Passage, ToolContext
 from tools.loading import ToolsLoadError, load_tools
 
 if TYPE_CHECKING:
-    from agent.memory.encoder import Encoder
-    from agent.memory.recall import Recall
-    from agent.memory.reranking import Reranker
-    from agent.memory.search import Memory
-    from agent.memory.splitting import TokenCounter
+    from agent.encoders.encoder import Encoder
+    from agent.encoders.reranker import Reranker
+    from agent.feedback.recall import Recall
+    from agent.knowledge.chunking import TokenCounter
+    from agent.knowledge.knowledge import Memory
 
 ACTIVE = "active"
 """Stands for whatever adapter the registry serves when a run begins."""
@@ -71,7 +62,7 @@ INTERRUPTED = "The program was stopped during this call; whether it was done is 
 
 
 class TrainedTasks(Protocol):
-    """The trained classic tasks that a project's settings name. `tuner.tasks.tools.TaskTools` is the one there is."""
+    """The trained classic tasks that a project's settings name. `tuner.tasks.feedback.agent_tools.TaskTools` is the one there is."""
 
     def tools(self) -> Sequence[BaseTool]:
         """A tool for each, of the version that is served now. Raises AdapterError where one is missing or changed."""
@@ -151,7 +142,7 @@ class Runtime:
         """The model on its base; `on_adapter` gives it under an adapter."""
         with self._lock:
             if self._model is None:
-                from agent.llm.local import LocalModel
+                from agent.llm.chat_model import LocalModel
 
                 chosen = self.project.settings.model
                 self._model = LocalModel.load(
@@ -176,7 +167,7 @@ class Runtime:
 
     def open_memory(self, tenant: str) -> Memory:
         """A tenant's documents, opened with the project's encoder; whoever asks closes it."""
-        from agent.memory.search import Memory
+        from agent.knowledge.knowledge import Memory
 
         chosen = self.project.settings.memory
         self.home.root.mkdir(parents=True, exist_ok=True)
@@ -194,8 +185,8 @@ class Runtime:
 
     def _load_reranker(self) -> Reranker:
         """The project's cross-encoder, loaded once."""
-        from agent.llm.weights import resolve_reranker
-        from agent.memory.reranking import CrossEncoderReranker
+        from agent.encoders.reranker import CrossEncoderReranker
+        from agent.llm.weights.load import resolve_reranker
 
         with self._lock:
             if self._reranker is None:
@@ -217,8 +208,8 @@ class Runtime:
 
     def encoder_under(self, adapter: Adapter | None) -> Encoder:
         """The project's encoder under an adapter of it, or bare. What is loaded is checked."""
-        from agent.llm.weights import encoder_weights, resolve_encoder
-        from agent.memory.encoder import EncoderAdapter, SentenceEncoder, tuned_name
+        from agent.encoders.encoder import EncoderAdapter, SentenceEncoder, tuned_name
+        from agent.llm.weights.load import encoder_weights, resolve_encoder
 
         if self._stand_in is not None:
             if adapter is not None:
@@ -251,8 +242,8 @@ class Runtime:
 
         Searches are answered meanwhile; see `Memory.rebuild`.
         """
-        from agent.database import open_engine
-        from agent.memory.tables import tenant_names
+        from agent.knowledge.schema import tenant_names
+        from agent.storage.database import open_engine
 
         encoder = self.encoder_under(adapter)
         embedded = 0
@@ -296,14 +287,14 @@ class Runtime:
         """The solved tasks of this project's log."""
         with self._lock:
             if self._recall is None:
-                from agent.memory.recall import Recall
+                from agent.feedback.recall import Recall
 
                 self._recall = Recall(self.store, lambda: self.encoder)
             return self._recall
 
     def recalled(self, task: Task, *, same_wording: bool = True) -> tuple[Recalled, ...]:
         """What a run of this task is shown of solved tasks; nothing when the settings say so. See `Recall.search`."""
-        from agent.memory.recall import capped
+        from agent.feedback.recall import capped
 
         chosen = self.project.settings.memory
         if not chosen.recall:
@@ -325,7 +316,7 @@ class Runtime:
 
         With `memory.recall` at 0 the encoder stays away, and only tasks of equal wording are held against each other.
         """
-        from agent.memory.arbitration import by_wording, settle
+        from agent.feedback.arbitration import by_wording, settle
 
         if not self.store.corrections():
             return 0
@@ -340,11 +331,11 @@ class Runtime:
 
     def _token_counter(self) -> TokenCounter:
         """Counts as the model reads; estimates for a model that is not ours."""
-        from agent.memory.splitting import estimate_tokens
+        from agent.knowledge.chunking import estimate_tokens
 
         with self._lock:
             if self._renderer is None and self._model is None:
-                from agent.llm import weights
+                from agent.llm.weights import load as weights
 
                 base = weights.resolve_model(
                     self.project.named(self.project.settings.model.base), self.home.models, progress=self._progress
@@ -393,7 +384,7 @@ class Runtime:
     def tasks(self) -> TrainedTasks:
         """The trained tasks that the settings name."""
         if self._tasks is None:
-            raise ToolsError("this runtime was opened without the trained tasks; open it with `tuner.opening`")
+            raise ToolsError("this runtime was opened without the trained tasks; open it with `tuner.api`")
         return self._tasks
 
     def frame(self, names: Sequence[str] | None = None) -> Frame:
@@ -413,7 +404,7 @@ class Runtime:
 
         None before the model is loaded; asking loads nothing.
         """
-        from agent.llm.local import LocalModel
+        from agent.llm.chat_model import LocalModel
 
         model = self._model
         if model is None:
@@ -440,7 +431,7 @@ class Runtime:
 
     def stepper(self, adapter: str | None = ACTIVE) -> Stepper:
         """The model under an adapter: its id, `ACTIVE`, or None for the base. What is loaded is checked."""
-        from agent.llm.local import LocalModel
+        from agent.llm.chat_model import LocalModel
 
         model = self.model
         if not isinstance(model, LocalModel):

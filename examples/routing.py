@@ -25,15 +25,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from agent.config.project import find_project
 from agent.errors import DatasetError, NotBetterError, RatchetError, TaskError
-from agent.loop import Unrecorded, timestamp
+from agent.records.feedback import Correction, Rating
+from agent.records.run import Task, ToolCall, Trajectory
+from agent.run.state import Unrecorded
 from agent.runtime import Runtime
-from agent.settings import find_project
-from agent.trajectory import Correction, Rating, Task, ToolCall, Trajectory
-from tuner.encoder_tuning import promote_encoder, tune_encoder
-from tuner.evaluate import wilson
-from tuner.pipeline import tune
-from tuner.train import Progress
+from agent.util.ids import timestamp
+from tuner.encoder.pipeline import promote_encoder, tune_encoder
+from tuner.evaluation.statistics import wilson
+from tuner.pipeline.pipeline import tune
+from tuner.training.results import Progress
 
 TEXT_NAMES = ("text", "message", "utterance", "instruction", "query", "question", "sentence")
 LABEL_NAMES = ("label", "intent", "category", "class", "desk", "target")

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from agent.llm.local import LocalModel
-    from agent.store import Store
+    from agent.llm.chat_model import LocalModel
+    from agent.storage.store import Store
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[1]
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So it is where a shell started the tests in the background; the programs under test would inherit it.
@@ -23,7 +23,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    from agent.store import Store
+    from agent.storage.store import Store
 
     with Store(tmp_path / "ratchet.db") as opened:
         yield opened
@@ -38,8 +38,8 @@ def models_folder() -> Path:
 @pytest.fixture(scope="module")
 def local_model(models_folder: Path) -> Iterator[LocalModel]:
     """The real base model, converted if it is not yet; its engine is closed after the module's tests."""
-    from agent.llm.catalog import DEFAULT_MODEL
-    from agent.llm.local import LocalModel
+    from agent.llm.chat_model import LocalModel
+    from agent.llm.weights.catalog import DEFAULT_MODEL
 
     model = LocalModel.load(DEFAULT_MODEL, models_folder)
     yield model

@@ -25,9 +25,10 @@ PUBLIC: dict[str, tuple[str, ...]] = {
         "DatasetError",
         "LivenessError",
     ),
-    "agent.trajectory": ("Outcome", "OutputCorrection", "Step", "Task", "ToolCall", "Trajectory"),
-    "agent.database": ("open_engine", "prepare_schema", "reading", "writing"),
-    "agent.sealing": (
+    "agent.records.run": ("Outcome", "Step", "Task", "ToolCall", "Trajectory"),
+    "agent.records.feedback": ("Correction", "OutputCorrection", "Rating"),
+    "agent.storage.database": ("open_engine", "prepare_schema", "reading", "writing"),
+    "agent.registry.artifact": (
         "Manifest",
         "add_documents",
         "hash_tensors",
@@ -35,10 +36,12 @@ PUBLIC: dict[str, tuple[str, ...]] = {
         "tensors_hash",
         "verify",
     ),
-    "agent.adapters": ("Adapter", "Change", "Registry", "Serving", "State", "TRANSITIONS"),
-    "agent.settings": ("Home", "Project", "Settings", "find_project", "load_settings", "settings_template"),
-    "agent.llm.catalog": ("CATALOG", "DEFAULT_ENCODER", "DEFAULT_MODEL", "KnownWeights"),
-    "agent.llm.weights": (
+    "agent.registry.registry": ("Adapter", "Change", "Registry", "Serving", "State", "TRANSITIONS"),
+    "agent.config.settings": ("Settings",),
+    "agent.config.project": ("Home", "Project", "find_project"),
+    "agent.config.reader": ("load_settings", "settings_template"),
+    "agent.llm.weights.catalog": ("CATALOG", "DEFAULT_ENCODER", "DEFAULT_MODEL", "KnownWeights"),
+    "agent.llm.weights.load": (
         "ModelEntry",
         "ModelFolder",
         "list_models",
@@ -47,15 +50,15 @@ PUBLIC: dict[str, tuple[str, ...]] = {
         "resolve_encoder",
         "resolve_model",
     ),
-    "agent.doctor": ("Finding", "diagnose"),
+    "agent.cli.doctor": ("Finding", "diagnose"),
     "tuner.tasks.api": ("load", "train"),
-    "tuner.tasks.language.prompted": ("measure", "prompted"),
+    "tuner.tasks.fit.zero_shot": ("measure", "prompted"),
     "tuner.tasks.data.records": (
         *("Answer", "Asked", "Classified", "Conversed", "Related", "Similar", "Span", "Tagged", "Turn", "Written"),
     ),
-    "tuner.tasks.tools": ("TaskTools",),
-    "tuner.opening": ("open_runtime",),
-    "agent.task_folders": ("find_task", "served_folder", "versions"),
+    "tuner.tasks.feedback.agent_tools": ("TaskTools",),
+    "tuner.api": ("open_runtime",),
+    "agent.registry.task_models": ("find_task", "served_folder", "versions"),
     "tools.context": ("Passage", "Retriever", "ToolContext"),
 }
 

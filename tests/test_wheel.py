@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ def test_it_carries_its_licence_and_its_command(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {PurePosixPath(name).name: name for name in archive.namelist() if ".dist-info/" in name}
         assert "Apache License" in archive.read(names["LICENSE"]).decode()
-        assert "ratchet = agent.cli:main" in archive.read(names["entry_points.txt"]).decode()
+        assert "ratchet = agent.cli.main:main" in archive.read(names["entry_points.txt"]).decode()
         assert "License-Expression: Apache-2.0" in archive.read(names["METADATA"]).decode()
 
 
@@ -76,7 +76,7 @@ def test_it_runs_where_there_is_no_checkout(wheel: Path, tmp_path: Path) -> None
     subprocess.run([*pip, "--target", str(target), str(wheel)], check=True, timeout=120)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    code = "import agent, runpy; print(agent.__file__); runpy.run_module('agent.cli', run_name='__main__')"
+    code = "import agent, runpy; print(agent.__file__); runpy.run_module('agent.cli.main', run_name='__main__')"
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "RATCHET"))}
     done = subprocess.run(
         [sys.executable, "-c", code, "--version"],

@@ -25,7 +25,7 @@ from importlib.machinery import all_suffixes
 from pathlib import Path
 
 TRUST = "RATCHET_TRUST"
-"""The environment variable that names trusted folders. `agent.settings` reads it."""
+"""The environment variable that names trusted folders. `agent.config.settings` reads it."""
 
 
 def find_fault(path: Path, trusted: Sequence[Path] = ()) -> str | None:

@@ -8,8 +8,6 @@ process; accounts, rate limits and TLS are left to a proxy in front.
 from __future__ import annotations
 
 import asyncio
-import hmac
-import json
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -25,18 +23,21 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from agent.errors import AdapterError, BusyError, FeedbackError, RatchetError, SettingsError, StoreError, TaskError
-from agent.feedback import make_arbitration, make_correction, make_output_correction, make_rating
-from agent.hosts import is_loopback, is_loopback_origin, read_host
-from agent.loop import Event, make_frame, new_id, timestamp
+from agent.errors import BusyError, RatchetError, SettingsError, StoreError
+from agent.feedback.validation import make_arbitration, make_correction, make_output_correction, make_rating
+from agent.records.run import Task, Trajectory
+from agent.run.state import Event
+from agent.run.tools import make_frame
+from agent.run.views import event_view, result_view, run_view, summary_view
 from agent.runtime import Runtime
-from agent.trajectory import Task, Trajectory
-from agent.views import event_view, result_view, run_view, summary_view
+from agent.serve.body import _body
+from agent.serve.guard import _Guard
+from agent.serve.replies import FAILED, _http_error, _known_error, _sse, _unknown_error
+from agent.util.hosts import is_loopback
+from agent.util.ids import new_id, timestamp
 
-MAX_BODY = 1_000_000
-"""Bytes of a request's body."""
 MAX_RUNS = 64
 """Runs at once; further ones wait."""
 MAX_WAITING = 256
@@ -44,18 +45,6 @@ MAX_WAITING = 256
 QUIET_SECONDS = 15.0
 """A stream without events says something this often, so that nobody in between closes it."""
 
-STATUS: Mapping[type[RatchetError], int] = {
-    TaskError: 400,
-    FeedbackError: 422,
-    AdapterError: 409,
-    StoreError: 503,
-    BusyError: 503,
-    RatchetError: 500,
-}
-"""HTTP status of each error, by its nearest class."""
-
-FAILED = "the service failed; its log says why"
-"""What a caller is told of an error that this project does not explain."""
 
 T = TypeVar("T")
 
@@ -111,11 +100,6 @@ def read_key(path: Path) -> str:
     if not key or not key.isascii() or len(key.split()) != 1:
         raise SettingsError("serve", [f"key_file {path} must hold one word of ASCII letters, digits and signs"])
     return key
-
-
-def status_of(fault: RatchetError) -> int:
-    """The HTTP status of an error."""
-    return next(STATUS[kind] for kind in type(fault).__mro__ if kind in STATUS)
 
 
 class _Service:
@@ -366,82 +350,8 @@ class _EventStream:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-class _Guard:
-    """Asks for the key; where there is none, answers to loopback names and JSON alone."""
-
-    def __init__(self, app: ASGIApp, key: str | None) -> None:
-        self._app = app
-        self._key = key
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        refusal = self._refusal(scope)
-        await (refusal or self._app)(scope, receive, send)
-
-    def _refusal(self, scope: Scope) -> Response | None:
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        if self._key is None:
-            refusal = _not_of_this_machine(scope)
-            if refusal is not None:
-                return refusal
-        elif scope["path"] != "/healthz":
-            expected, sent = b"Bearer " + self._key.encode(), headers.get(b"authorization", b"")
-            if not hmac.compare_digest(expected, sent):
-                return _error(401, "send the key as `Authorization: Bearer KEY`", {"WWW-Authenticate": "Bearer"})
-        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-        if scope["method"] == "POST" and kind != b"application/json":
-            return _error(415, "send JSON, with Content-Type: application/json")
-        return None
-
-
-def _not_of_this_machine(scope: Scope) -> Response | None:
-    """What is answered to a request that a web page elsewhere may have brought about; None for any other.
-
-    A page that has its own name lead here (DNS rebinding) must not speak for whoever reads it.
-    """
-    hosts = [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"host"]
-    named = read_host(hosts[0]) if len(hosts) == 1 else None
-    if named is None:
-        found = ", ".join(map(repr, hosts)) or "none"
-        return _error(400, f"the Host header is {found}; expected one, as host or host:port")
-    if not is_loopback(named):
-        return _error(421, f"host {hosts[0]!r} is not of this machine; use 127.0.0.1, or set a key")
-    for origin in (value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"origin"):
-        if not is_loopback_origin(origin):
-            return _error(403, f"the page's origin {origin!r} is not of this machine; set a key")
-    return None
-
-
 async def _health(request: Request) -> Response:
     return JSONResponse({"status": "ok"})
-
-
-async def _body(request: Request, required: Mapping[str, type], optional: Mapping[str, type]) -> dict[str, Any]:
-    """The request's JSON object, its keys checked."""
-    raw = b""
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > MAX_BODY:
-            raise HTTPException(413, f"the body is longer than {MAX_BODY} bytes")
-    try:
-        body = json.loads(raw)
-    except ValueError as fault:
-        raise HTTPException(400, f"the body is not JSON ({fault})") from None
-    if not isinstance(body, dict):
-        raise HTTPException(400, f"the body is a JSON {type(body).__name__}; expected an object")
-    kinds = {**required, **optional}
-    unknown = [name for name in body if name not in kinds]
-    absent = [name for name in required if name not in body]
-    wrong = [name for name in body if name in kinds and type(body[name]) is not kinds[name]]
-    if unknown or absent or wrong:
-        keys = ", ".join(
-            f"{name} ({kind.__name__}{'' if name in required else ', optional'})" for name, kind in kinds.items()
-        )
-        found = f"unknown {unknown[0]}" if unknown else f"missing {absent[0]}" if absent else f"wrong {wrong[0]}"
-        raise HTTPException(400, f"{found}; expected {keys}")
-    return body
 
 
 async def _threaded(work: Callable[..., T], *arguments: Any) -> T:
@@ -456,24 +366,3 @@ def _contained(work: Callable[..., T], *arguments: Any) -> T:
         raise
     except BaseException as fault:
         raise RuntimeError(f"{type(fault).__name__}: {fault}") from fault
-
-
-def _sse(kind: str, data: Mapping[str, Any]) -> bytes:
-    return f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode("utf-8", "replace")
-
-
-def _error(status: int, text: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": text}, status, headers)
-
-
-def _http_error(request: Request, fault: HTTPException) -> Response:
-    return _error(fault.status_code, fault.detail, fault.headers)
-
-
-def _known_error(request: Request, fault: RatchetError) -> Response:
-    headers = {"Retry-After": "10"} if isinstance(fault, BusyError) else None
-    return _error(status_of(fault), str(fault), headers)
-
-
-def _unknown_error(request: Request, fault: Exception) -> Response:
-    return _error(500, FAILED)

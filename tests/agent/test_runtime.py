@@ -15,16 +15,17 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessage
 
+from agent.config.project import Project, find_project
+from agent.encoders.encoder import HashEncoder
 from agent.errors import AdapterError, StoreError, ToolsError
-from agent.feedback import make_correction, make_rating
+from agent.feedback.validation import make_correction, make_rating
 from agent.llm.scripted import ScriptedModel, answer, call
-from agent.loop import make_frame
-from agent.memory.encoder import HashEncoder
+from agent.records.feedback import Correction
+from agent.records.run import Outcome, Provenance, Recalled, Step, Task, ToolCall, Trajectory
+from agent.run.tools import make_frame
 from agent.runtime import INTERRUPTED, Runtime
-from agent.settings import Project, find_project
-from agent.trajectory import Correction, Outcome, Provenance, Recalled, Step, Task, ToolCall, Trajectory
 
-REPOSITORY = Path(__file__).parent.parent.parent
+REPOSITORY = Path(__file__).parents[2]
 
 TOOLS = '''
 import time
@@ -64,9 +65,9 @@ import sys
 from pathlib import Path
 from agent.llm.scripted import ScriptedModel, answer, call
 from agent.runtime import Runtime
-from agent.settings import find_project
-from agent.store import Store
-from agent.trajectory import Task
+from agent.config.settings import find_project
+from agent.storage.store import Store
+from agent.records.run import Task
 
 folder, run_id, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 project = find_project(folder, {})

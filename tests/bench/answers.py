@@ -18,23 +18,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agent import cli
-from agent.loop import Unrecorded, run
-from agent.memory.grounding import evidence_of, ground
-from agent.memory.search import Memory
+from agent.cli import main as cli
+from agent.config.project import Project
+from agent.config.settings import TuningSettings
+from agent.grounding.check import evidence_of, ground
+from agent.knowledge.knowledge import Memory
+from agent.records.run import Outcome, Trajectory
+from agent.run.loop import run
+from agent.run.state import Unrecorded
 from agent.runtime import Runtime
-from agent.settings import Project, TuningSettings
-from agent.trajectory import Outcome, Trajectory
 from tests.bench.grounding import rgb_model, share_of
 from tests.bench.results import write_result
 from tests.tuner.desks import Clumsy
 from tools.context import Passage, ToolContext
-from tuner.demo import commands, prepare_desk
-from tuner.evaluate import evaluate
-from tuner.pipeline import tune
-from tuner.promotion import project_suite
-from tuner.reviewer import Reviewer, load_tickets
-from tuner.suites import Check, Suite, SuiteTask
+from tuner.demo.demo import commands, prepare_desk
+from tuner.demo.reviewer import Reviewer, load_tickets
+from tuner.evaluation.evaluate import evaluate
+from tuner.evaluation.suite import Check, Suite, SuiteTask
+from tuner.pipeline.pipeline import tune
+from tuner.pipeline.promote import project_suite
 
 ROOT = Path(__file__).resolve().parents[2]
 TICKETS = 40

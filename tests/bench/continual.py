@@ -19,15 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from agent.llm import weights
-from agent.llm.catalog import DEFAULT_ENCODER, DEFAULT_MODEL
-from agent.llm.render import Renderer
-from agent.memory.encoder import SentenceEncoder
+from agent.encoders.encoder import SentenceEncoder
+from agent.llm.prompt.render import Renderer
+from agent.llm.weights import load as weights
+from agent.llm.weights.catalog import DEFAULT_ENCODER, DEFAULT_MODEL
 from tests.bench import tuning_sets
-from tuner.packing import Example
-from tuner.replay import cover
-from tuner.train import train
-from tuner.train_settings import TrainSettings
+from tuner.data.replay import cover
+from tuner.settings import TrainSettings
+from tuner.training.trainer import train
+from tuner.tree.packing import Example
 
 TRAINED_ON, TESTED_ON, LABELS = 120, 100, 20
 REPLAY = 0.5

@@ -9,9 +9,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from agent import cli
+from agent.cli import main as cli
 from tests.bench.results import write_result
-from tuner import demo
+from tuner.demo import demo
 
 ROOT = Path(__file__).resolve().parents[2]
 

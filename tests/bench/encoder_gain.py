@@ -18,20 +18,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.llm.catalog import DEFAULT_ENCODER
-from agent.llm.weights import ModelFolder, encoder_weights
-from agent.memory.documents import Document
-from agent.memory.encoder import Encoder, SentenceEncoder, Vectors
-from agent.memory.fusion import alike
-from agent.memory.search import CANDIDATES
-from agent.memory.shelf import Shelf
-from agent.memory.splitting import Chunk, split
+from agent.encoders.encoder import Encoder, SentenceEncoder, Vectors
+from agent.knowledge.chunking import Chunk, split
+from agent.knowledge.document_store import Shelf
+from agent.knowledge.folders import Document
+from agent.knowledge.fusion import alike
+from agent.knowledge.knowledge import CANDIDATES
+from agent.llm.weights.catalog import DEFAULT_ENCODER
+from agent.llm.weights.load import ModelFolder, encoder_weights
 from tests.bench.retrieval_sets import Question, RetrievalSet, retrieval_sets
-from tuner.encoder_gate import ndcg, nearest, pseudo_queries, whole_search, word_index
-from tuner.encoder_lessons import Judged, Lessons
-from tuner.encoder_training import EncoderSettings
-from tuner.encoder_tuning import check_acts, train_on
-from tuner.evaluate import bootstrap_mean
+from tuner.encoder.dataset import Judged, Lessons
+from tuner.encoder.pipeline import check_acts, train_on
+from tuner.encoder.ranking import ndcg, nearest, pseudo_queries, whole_search, word_index
+from tuner.encoder.trainer import EncoderSettings
+from tuner.evaluation.statistics import bootstrap_mean
 
 SETS = ("covidqa", "tau2_banking_kb")
 VALIDATION = 0.2

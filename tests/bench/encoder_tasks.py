@@ -20,15 +20,15 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from agent.llm.catalog import DEFAULT_ENCODER
-from agent.llm.weights import ModelFolder, encoder_weights
-from agent.memory.encoder import Encoder, SentenceEncoder
-from agent.memory.regression import LabelRegression
-from agent.memory.wording import plain
-from tuner.encoder_lessons import LabelledTask, folded, make_lessons, part_of
-from tuner.encoder_tasks import HELD_OUT, VALIDATION, with_names
-from tuner.encoder_training import EncoderProgress, EncoderSettings
-from tuner.encoder_tuning import check_acts, train_on
+from agent.encoders.encoder import Encoder, SentenceEncoder
+from agent.feedback.label_regression import LabelRegression
+from agent.llm.weights.catalog import DEFAULT_ENCODER
+from agent.llm.weights.load import ModelFolder, encoder_weights
+from agent.text.normalise import plain
+from tuner.encoder.beginnings import HELD_OUT, VALIDATION, with_names
+from tuner.encoder.dataset import LabelledTask, folded, make_lessons, part_of
+from tuner.encoder.pipeline import check_acts, train_on
+from tuner.encoder.trainer import EncoderProgress, EncoderSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 

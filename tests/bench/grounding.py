@@ -22,18 +22,21 @@ from typing import Any
 
 import numpy as np
 
-from agent.llm.catalog import DEFAULT_ENCODER
-from agent.llm.quotes import Quote, quoted
-from agent.llm.weights import resolve_encoder
-from agent.loop import Options, Run, advance, make_frame, timestamp
-from agent.memory.claims import Claim, rarity, share
-from agent.memory.encoder import Encoder, SentenceEncoder
-from agent.memory.grounding import evidence_of, ground
-from agent.memory.sentences import sentences
-from agent.planner import Budget
+from agent.config.project import Home, find_project
+from agent.encoders.encoder import Encoder, SentenceEncoder
+from agent.grounding.check import evidence_of, ground
+from agent.grounding.claims import Claim, rarity, share
+from agent.llm.weights.catalog import DEFAULT_ENCODER
+from agent.llm.weights.load import resolve_encoder
+from agent.records.run import Evidence, Outcome, Step, Task, ToolCall, Trajectory
+from agent.run.limits import Budget
+from agent.run.loop import advance
+from agent.run.state import Options, Run
+from agent.run.tools import make_frame
 from agent.runtime import Runtime
-from agent.settings import Home, find_project
-from agent.trajectory import Evidence, Outcome, Step, Task, ToolCall, Trajectory
+from agent.text.quotes import Quote, quoted
+from agent.text.sentences import sentences
+from agent.util.ids import timestamp
 from tests.bench.results import write_result
 from tools.basics import answer, hand_over
 from tools.context import Passage, ToolContext

@@ -1,4 +1,4 @@
-"""Fits the rules of `agent.memory.grounding`, and the bench's own rule of relevance, and prints them.
+"""Fits the rules of `agent.grounding.check`, and the bench's own rule of relevance, and prints them.
 
     python -m tests.bench.grounding_fit --data ../shared/data
 
@@ -18,14 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
-from agent.llm.catalog import DEFAULT_ENCODER
-from agent.llm.weights import resolve_encoder
-from agent.memory.claims import Claim, is_chinese
-from agent.memory.encoder import Encoder, SentenceEncoder, Vectors
-from agent.memory.grounding import FITTED, Features, Judge, Rule, Thresholds
-from agent.memory.sentences import sentences
-from agent.settings import Home
-from agent.trajectory import Evidence
+from agent.config.project import Home
+from agent.encoders.encoder import Encoder, SentenceEncoder, Vectors
+from agent.grounding.check import FITTED, Features, Judge, Rule, Thresholds
+from agent.grounding.claims import Claim, is_chinese
+from agent.llm.weights.catalog import DEFAULT_ENCODER
+from agent.llm.weights.load import resolve_encoder
+from agent.records.run import Evidence
+from agent.text.sentences import sentences
 from tests.bench.grounding import ASKING, RELEVANCE, Relevance, fits
 
 ROUNDS = 3

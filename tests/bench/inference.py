@@ -19,7 +19,7 @@ from typing import Any
 
 from tests.bench import inference_parts, inference_sides, inference_tasks
 from tests.bench.results import beside_peers, commit, machine, rows_of, write_result
-from tuner.memory import peak_bytes
+from tuner.training.memory_budget import peak_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / ".ratchet" / "bench-inference"

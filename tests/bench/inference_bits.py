@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agent.llm import weights
-from agent.llm.render import Renderer, messages
+from agent.llm.prompt.render import Renderer, messages
+from agent.llm.weights import load as weights
+from agent.records.run import Provenance, Trajectory
 from agent.runtime import Runtime
-from agent.teams import in_own_team
-from agent.trajectory import Provenance, Trajectory
+from agent.util.threads import in_own_team
 from tests.bench import inference_tasks
 
 ROWS = (1, 8, 32, 128)

@@ -12,20 +12,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from agent.llm.precision import faster_precision
-from agent.llm.render import Frame, messages
+from agent.llm.benchmark import measure_speed
+from agent.llm.engine.session import Request
+from agent.llm.prompt.render import Frame, messages
+from agent.llm.prompt.tool_spec import describe
 from agent.llm.scripted import ScriptedModel, answer, call
-from agent.llm.session import Request
-from agent.llm.speed import measure_speed
-from agent.loop import Options, Unrecorded, describe, run
-from agent.planner import Budget
+from agent.llm.weights.precision import faster_precision
+from agent.records.run import Provenance, Step, Task, Trajectory
+from agent.run.limits import Budget
+from agent.run.loop import run
+from agent.run.state import Options, Unrecorded
 from agent.runtime import Runtime
-from agent.store import Store
-from agent.trajectory import Provenance, Step, Task, Trajectory
+from agent.storage.store import Store
 from tests.bench import inference_bits, inference_sides, inference_tasks
 from tools.basics import answer as answer_tool
-from tuner.evaluate import Evaluation, evaluate
-from tuner.suites import Suite, SuiteTask
+from tuner.evaluation.evaluate import Evaluation, evaluate
+from tuner.evaluation.suite import Suite, SuiteTask
 
 GROWN_STEPS = 32
 GROWN_RUNS = 5

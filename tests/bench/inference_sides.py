@@ -23,16 +23,16 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable
 from pydantic import PrivateAttr
 
-from agent.llm.choose import Chooser
-from agent.llm.grammar import parse_step, step_grammar
-from agent.llm.render import Frame, Message, Renderer, system_text, task_text
-from agent.llm.session import Request
+from agent.llm.engine.sampling import Chooser
+from agent.llm.engine.session import Request
+from agent.llm.prompt.render import Frame, Message, Renderer, system_text, task_text
+from agent.llm.prompt.step_grammar import parse_step, step_grammar
+from agent.records.run import Outcome, Provenance, Step, Task, ToolCall, Trajectory
 from agent.runtime import Runtime
-from agent.trajectory import Outcome, Provenance, Step, Task, ToolCall, Trajectory
 from tests.bench.inference_tasks import VLLM_PACKAGES, Work, gguf_of, unlike_anything
 from tools.context import ToolContext
-from tuner.checks import score
-from tuner.suites import SuiteTask
+from tuner.evaluation.checks import score
+from tuner.evaluation.suite import SuiteTask
 
 MOST_WRITTEN = 64
 """Tokens that a contestant without a grammar may write in a step."""

@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent import cli
-from agent.adapters import Adapter, Registry
-from agent.llm import weights
-from agent.llm.catalog import DEFAULT_MODEL, known
-from agent.llm.convert import packaged_file
-from agent.settings import Home, Project, find_project
-from agent.trajectory import Task
-from tuner import demo
-from tuner.promotion import project_suite
-from tuner.suites import Check, SuiteTask
+from agent.cli import main as cli
+from agent.config.project import Home, Project, find_project
+from agent.llm.weights import load as weights
+from agent.llm.weights.catalog import DEFAULT_MODEL, known
+from agent.llm.weights.convert import packaged_file
+from agent.records.run import Task
+from agent.registry.registry import Adapter, Registry
+from tuner.demo import demo
+from tuner.evaluation.suite import Check, SuiteTask
+from tuner.pipeline.promote import project_suite
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG_STEPS = 16

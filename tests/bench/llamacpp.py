@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from agent.llm.grammar import parse_step, step_grammar
-from agent.llm.render import Frame, Renderer, messages
-from agent.llm.stepper import Proposal
-from agent.trajectory import Provenance, Trajectory, Usage
+from agent.llm.prompt.render import Frame, Renderer, messages
+from agent.llm.prompt.step_grammar import parse_step, step_grammar
+from agent.llm.step_model import Proposal
+from agent.records.run import Provenance, Trajectory, Usage
 
 if TYPE_CHECKING:
     import numpy

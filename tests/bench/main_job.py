@@ -124,10 +124,10 @@ def busy_processes(count: int) -> Iterator[None]:
 
 def speed(home: Path) -> dict[str, float]:
     """Prompt and decoding speed by `measure_speed`, and packed tokens a second of six training steps."""
-    from agent.llm import weights
-    from agent.llm.catalog import DEFAULT_MODEL
-    from agent.llm.engine import Engine
-    from agent.llm.speed import measure_speed
+    from agent.llm.benchmark import measure_speed
+    from agent.llm.engine.scheduler import Engine
+    from agent.llm.weights import load as weights
+    from agent.llm.weights.catalog import DEFAULT_MODEL
 
     base = weights.resolve_model(DEFAULT_MODEL, home / "models", progress=lambda text: None)
     tokenizer = weights.load_tokenizer(base)
@@ -148,10 +148,10 @@ def train_speed(base: Any) -> float:
     """Packed tokens a second of trees like the desk's: a prompt of 400 tokens and eight branches of 60 each."""
     import random
 
-    from agent.llm import weights
-    from tuner.packing import Example
-    from tuner.train import train
-    from tuner.train_settings import TrainSettings
+    from agent.llm.weights import load as weights
+    from tuner.settings import TrainSettings
+    from tuner.training.trainer import train
+    from tuner.tree.packing import Example
 
     chance = random.Random(0)
     prompt = [chance.randrange(1000, 20000) for _ in range(400)]

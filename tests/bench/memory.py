@@ -18,15 +18,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from agent import cli
+from agent.cli import main as cli
 from agent.runtime import Runtime
 from tests.bench.banking77 import DATA
 from tests.bench.results import RESULTS, ROOT, commit, machine, replaced, rows_of, write_result
-from tuner import demo
-from tuner.evaluate import Evaluation
-from tuner.pipeline import tune
-from tuner.promotion import evaluate_adapter, project_suite
-from tuner.reviewer import Reviewer, load_tickets
+from tuner.demo import demo
+from tuner.demo.reviewer import Reviewer, load_tickets
+from tuner.evaluation.evaluate import Evaluation
+from tuner.pipeline.pipeline import tune
+from tuner.pipeline.promote import evaluate_adapter, project_suite
 
 PARTS = ("banking77", "desk")
 WAYS = ("memory", "weights", "both")

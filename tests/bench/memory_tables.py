@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuner.report import markdown_table, with_interval
+from tuner.reports.gate_report import markdown_table, with_interval
 
 Row = Mapping[str, Any]
 

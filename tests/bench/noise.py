@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from agent.llm import weights
-from agent.llm.catalog import DEFAULT_MODEL
-from agent.llm.precision import faster_precision
-from agent.llm.render import Renderer
+from agent.llm.prompt.render import Renderer
+from agent.llm.weights import load as weights
+from agent.llm.weights.catalog import DEFAULT_MODEL
+from agent.llm.weights.precision import faster_precision
 from tests.bench import tuning_sets
 from tests.bench.continual import SETTINGS, accuracy_of, load_base
-from tuner.train import train
+from tuner.training.trainer import train
 
 KINDS = ("none", "fgm", "pgd", "freelb")
 SORTS = ("clean", "typos", "colloquial")

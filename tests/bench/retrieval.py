@@ -18,15 +18,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.llm.weights import resolve_encoder
-from agent.memory.encoder import Encoder, SentenceEncoder
+from agent.encoders.encoder import Encoder, SentenceEncoder
+from agent.llm.weights.load import resolve_encoder
 from tests.bench import retrieval_growth, retrieval_kills
 from tests.bench.encoder_gain import encoder_gain
 from tests.bench.results import ROOT, beside_peers, commit, machine, replaced, rows_of, write_result
 from tests.bench.retrieval_sets import Question, RetrievalSet, retrieval_sets
 from tests.bench.retrieval_sides import SIDES, corpus
-from tuner.encoder_gate import ndcg
-from tuner.evaluate import bootstrap_mean
+from tuner.encoder.ranking import ndcg
+from tuner.evaluation.statistics import bootstrap_mean
 
 DATA = ROOT.parent / "shared" / "data"
 ENCODER = "all-minilm-l6-v2"

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from agent.database import open_engine
-from agent.memory.documents import Document
-from agent.memory.encoder import Encoder, Vectors
-from agent.memory.search import Memory
-from agent.memory.shelf import Shelf, StoredDocument, Vector, to_bytes
-from agent.memory.splitting import Chunk, split
+from agent.encoders.encoder import Encoder, Vectors
+from agent.knowledge.chunking import Chunk, split
+from agent.knowledge.document_store import Shelf, StoredDocument, Vector, to_bytes
+from agent.knowledge.folders import Document
+from agent.knowledge.knowledge import Memory
+from agent.storage.database import open_engine
 from tests.bench.retrieval_sets import retrieval_sets
 
 SETS = ("covidqa", "xquad_en", "tau2_banking_kb")

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from agent.encoders.encoder import HashEncoder
 from agent.errors import RatchetError
-from agent.memory.encoder import HashEncoder
-from agent.memory.search import Memory
-from agent.memory.shelf import Shelf
+from agent.knowledge.document_store import Shelf
+from agent.knowledge.knowledge import Memory
 
 DOCUMENTS = 60
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from agent.database import open_engine
-from agent.memory.encoder import Encoder, Vectors
-from agent.memory.search import Memory
-from agent.memory.shelf import Shelf
-from agent.memory.splitting import Chunk
-from agent.memory.words import segmented
+from agent.encoders.encoder import Encoder, Vectors
+from agent.knowledge.chunking import Chunk
+from agent.knowledge.document_store import Shelf
+from agent.knowledge.knowledge import Memory
+from agent.storage.database import open_engine
+from agent.text.tokens import segmented
 
 CHUNKS = 50
 

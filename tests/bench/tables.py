@@ -19,8 +19,8 @@ from tests.bench.memory_tables import memory
 from tests.bench.results import ROOT
 from tests.bench.retrieval_tables import retrieval
 from tests.bench.tasks_tables import tasks
-from tuner.evaluate import wilson
-from tuner.report import comparison_table, markdown_table, with_interval
+from tuner.evaluation.statistics import wilson
+from tuner.reports.gate_report import comparison_table, markdown_table, with_interval
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,7 +75,7 @@ _MARKED = re.compile(r"<!-- table:(?P<name>[a-z0-9_]+) -->.*?<!-- /table -->", r
 
 
 def _desk(data: Mapping[str, Any]) -> str:
-    """`rows` as `tuner.report.comparison_rows` gives them."""
+    """`rows` as `tuner.reports.gate_report.comparison_rows` gives them."""
     return comparison_table(data["rows"])
 
 

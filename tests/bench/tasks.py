@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.settings import find_project
+from agent.config.project import find_project
 from tests.bench.results import ROOT, beside_peers, commit, machine, replaced, rows_of, write_result
 from tests.bench.tasks_sets import SETS, splits_of
 from tests.bench.tasks_sides import OURS, PEERS, WAYS, peers_of, run, usual_of

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.settings import Project
+from agent.config.project import Project
 from tests.bench.tasks_sets import SETS
 from tuner.tasks.data.splits import Splits
-from tuner.tasks.head.kinds import Task
+from tuner.tasks.head.tasks import Task
 from tuner.tasks.settings import TaskSettings
 
 Row = dict[str, Any]
@@ -28,9 +28,9 @@ class Plan:
 
 
 def plan(name: str, splits: Splits, seed: int, settings: Row, project: Project) -> Plan:
-    from agent.llm.weights import encoder_weights
+    from agent.llm.weights.load import encoder_weights
     from tuner.tasks.data.columns import Columns
-    from tuner.tasks.head.fitting import planned, read_by
+    from tuner.tasks.fit.head import planned, read_by
     from tuner.tasks.head.model import load_encoder
 
     base = encoder_weights(project.named(project.settings.model.encoder), project.home.models)

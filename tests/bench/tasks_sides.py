@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from agent.settings import Project
+from agent.config.project import Project
 from tests.bench.tasks_plan import Plan, Row, plan
 from tests.bench.tasks_sets import SETS, noisy
 from tests.bench.tasks_trainer import misaligned, trainer
 from tests.bench.tasks_ways import NAMES, NEIGHBOURS, SHOTS, TENTHS, Trained, asked, fitted, note, tell, tenth
 from tests.bench.tasks_written import sides_of, written
-from tuner.memory import peak_bytes
 from tuner.tasks.data.records import WRITTEN
 from tuner.tasks.data.splits import Splits
 from tuner.tasks.settings import ADVERSARIAL, METHODS
+from tuner.training.memory_budget import peak_bytes
 
 OURS = (*METHODS, *(f"{method}+{kind}" for method in METHODS for kind in ADVERSARIAL[1:]))
 """A method, and how it is made to bear noise."""
@@ -82,7 +82,7 @@ def usual_of(name: str) -> list[str]:
 
 def _ours(name: str, method: str, splits: Splits, seed: int, settings: Row, project: Project) -> Trained:
     from tuner.tasks.data.columns import Columns
-    from tuner.tasks.head.fitting import fit
+    from tuner.tasks.fit.head import fit
 
     way, _, adversarial = method.partition("+")
     planned = plan(name, splits, seed, settings, project)
@@ -104,7 +104,7 @@ def _by_way(name: str, method: str, splits: Splits, seed: int, settings: Row, pr
 
 
 def _logistic_vectors(splits: Splits, plan: Plan, project: Project) -> Trained:
-    from agent.memory.encoder import SentenceEncoder
+    from agent.encoders.encoder import SentenceEncoder
 
     return _logistic(splits, plan, SentenceEncoder(plan.folder, name="bench").encode, lambda texts: None)
 

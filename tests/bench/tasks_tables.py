@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuner.report import markdown_table, with_interval
+from tuner.reports.gate_report import markdown_table, with_interval
 
 Row = Mapping[str, Any]
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from agent.settings import Project
+from agent.config.project import Project
 from tests.bench.tasks_plan import Plan, Row
 from tests.bench.tasks_sets import Predict
 from tests.bench.tasks_ways import Trained

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from agent.settings import Project
+from agent.config.project import Project
 from tests.bench.tasks_sets import SETS, Predict, drawn, splits_of
 from tuner.tasks.data.splits import Splits
-from tuner.tasks.head.kinds import Task
-from tuner.tasks.language.asking import Asking
+from tuner.tasks.head.tasks import Task
+from tuner.tasks.language.prompts import Asking
 from tuner.tasks.predictor import TaskResult
 
 SHOTS = {"shots_0": 0, "shots_8": 8}
@@ -64,7 +64,7 @@ def checkpoint_bytes(folder: Path) -> int:
 
 def asked(task: Task | Asking, method: str, splits: Splits, seed: int, project: Project) -> Trained:
     """A model as it is: the language model shown the examples most alike, or none, or the encoder told the labels."""
-    from tuner.tasks.language.prompted import prompted
+    from tuner.tasks.fit.zero_shot import prompted
 
     model = None if method == NAMES else project.settings.model.base
     found = prompted(task.name, splits, model=model, shots=SHOTS.get(method, 0), seed=seed, project=project, say=note)
@@ -82,7 +82,7 @@ def tenth(
     data: Path,
 ) -> Trained:
     """A tenth of the examples, alone or behind as many of the neighbour's as there are. Seconds are of both."""
-    from tuner.tasks.head.start import REPLAYED, open_start, replayed
+    from tuner.tasks.fit.warm_start import REPLAYED, open_start, replayed
 
     few = replace(
         splits,
@@ -107,7 +107,7 @@ def _fit(
     name: str, splits: Splits, out: Path, project: Project, settings: Mapping[str, Any], start: Any = None
 ) -> TaskResult:
     from tuner.tasks.data.columns import Columns
-    from tuner.tasks.head.fitting import fit
+    from tuner.tasks.fit.head import fit
 
     given = {**settings, "method": METHOD}
     return fit(SETS[name].task, splits, None, out, "bench", project, Columns(), note, tell, given, start=start)

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from agent.memory.sentences import sentences_by_line
-from agent.settings import Project
+from agent.config.project import Project
+from agent.text.sentences import sentences_by_line
 from tests.bench.tasks_sets import SETS, Predict
 from tests.bench.tasks_ways import SHOTS, Trained, asked, fitted, note, tell
 from tuner.tasks.data.splits import Splits
-from tuner.tasks.language.asking import asking_of
+from tuner.tasks.language.prompts import asking_of
 
 TRAINED = ("lora", "full")
 WITHOUT = {"lead": "summarise", "nearest": "converse"}
@@ -44,7 +44,7 @@ def written(
     if method in WITHOUT:
         predict = lead(splits.train) if method == "lead" else _nearest(splits.train, project)
         return Trained(predict, asking, 0.0, 0, 0)
-    from tuner.tasks.language.training import fit
+    from tuner.tasks.fit.language import fit
 
     given = {**settings, "method": method, "seed": seed}
     return fitted(
@@ -63,8 +63,8 @@ def lead(examples: Sequence[Any]) -> Predict:
 
 
 def _nearest(examples: Sequence[Any], project: Project) -> Predict:
-    from agent.llm.weights import resolve_encoder
-    from agent.memory.encoder import SentenceEncoder
+    from agent.encoders.encoder import SentenceEncoder
+    from agent.llm.weights.load import resolve_encoder
     from tuner.tasks.predictions import Said
 
     name = project.settings.model.encoder

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from agent.memory.encoder import HashEncoder
-from agent.memory.search import Memory
-from agent.trajectory import Outcome, Provenance, Step, Task, ToolCall, Trajectory
+from agent.encoders.encoder import HashEncoder
+from agent.knowledge.knowledge import Memory
+from agent.records.run import Outcome, Provenance, Step, Task, ToolCall, Trajectory
 from tests.bench.answers import ROOT, Without, chosen, figures, metrics
 from tests.bench.tables import render
 from tools.context import Passage
-from tuner.suites import Check, SuiteTask, load_suite
+from tuner.evaluation.suite import Check, SuiteTask, load_suite
 
 TICKET = SuiteTask("t-1", "policy", Task("t-1", "?"), Check(cites=("a.md",)))
 

@@ -16,7 +16,7 @@ from tests.bench.retrieval_tables import retrieval
 from tests.bench.tables import main
 from tests.bench.tuning import joined
 from tests.tuner.suite_parts import evaluation
-from tuner.report import comparison_rows
+from tuner.reports.gate_report import comparison_rows
 
 
 def test_a_result_says_where_when_and_how_and_names_no_folder_or_host(tmp_path: Path) -> None:

@@ -23,13 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.llm import weights
-from agent.llm.catalog import DEFAULT_MODEL
-from agent.llm.render import Renderer
+from agent.llm.prompt.render import Renderer
+from agent.llm.weights import load as weights
+from agent.llm.weights.catalog import DEFAULT_MODEL
 from tests.bench import continual, noise, tuning_sets
 from tests.bench.results import PEERS, RESULTS, commit, machine, write_result
-from tuner.memory import peak_bytes
-from tuner.packing import Example, make_batches, tokens_in
+from tuner.training.memory_budget import peak_bytes
+from tuner.tree.packing import Example, make_batches, tokens_in
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -205,11 +205,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def grow(args: argparse.Namespace) -> dict[str, Any]:
     """Our loss and gradient of so many examples as one step; `--steps` cuts or repeats each run to so many steps."""
-    from agent.llm.attention import use_ragged_attention
-    from agent.llm.precision import faster_precision
-    from tuner.loss import backward
-    from tuner.methods import prepare_model
-    from tuner.train_settings import TrainSettings
+    from agent.llm.engine.attention import use_ragged_attention
+    from agent.llm.weights.precision import faster_precision
+    from tuner.methods.lora import prepare_model
+    from tuner.settings import TrainSettings
+    from tuner.tree.loss import backward
 
     (name,) = args.sets
     _, chosen = _rows(args, name, held_out=0)
@@ -244,8 +244,8 @@ def _rows(args: argparse.Namespace, name: str, held_out: int = HELD_OUT) -> tupl
 
 
 def _ours(args: argparse.Namespace, base: Any, chosen: list[Example], step: int) -> tuple[float, int, str, Any]:
-    from tuner.train import train
-    from tuner.train_settings import TrainSettings
+    from tuner.settings import TrainSettings
+    from tuner.training.trainer import train
 
     model = weights.load_model(base, device="cpu", dtype="float32", threads=0)
     targets = sum(one.target_count for one in chosen)
@@ -360,7 +360,7 @@ def _fastest_way(args: argparse.Namespace, name: str) -> tuple[bool, str]:
     Without packing rows are padded to the longest, and in float32 8 of them were seen to need over 20 GiB; so where
     products in bfloat16 are faster on this machine, that precision alone is tried.
     """
-    from agent.llm.precision import faster_precision
+    from agent.llm.weights.precision import faster_precision
 
     found = []
     for packing in (True, False):

@@ -13,17 +13,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.llm.grammar import ToolSpec
-from agent.llm.render import Frame, Message, Rendered, Renderer
-from agent.loop import new_id, timestamp
+from agent.llm.prompt.render import Frame, Message, Rendered, Renderer
+from agent.llm.prompt.step_grammar import ToolSpec
+from agent.records.feedback import Rating
+from agent.records.run import Provenance, Step, Task, ToolCall, Trajectory
 from agent.runtime import Runtime
-from agent.trajectory import Provenance, Rating, Step, Task, ToolCall, Trajectory
+from agent.util.ids import new_id, timestamp
 from tests.tuner.desks import Clumsy
-from tuner import demo
-from tuner.curate import TrainingRow, curate
-from tuner.packing import Example
-from tuner.prepare import prepare
-from tuner.reviewer import load_tickets
+from tuner.data.curate import TrainingRow, curate
+from tuner.data.examples import prepare
+from tuner.demo import demo
+from tuner.demo.reviewer import load_tickets
+from tuner.tree.packing import Example
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = 8192

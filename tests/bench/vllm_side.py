@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent.llm.grammar import parse_step, step_grammar
-from agent.llm.render import Frame, Renderer, messages
-from agent.llm.stepper import Proposal
-from agent.llm.weights import ModelFolder
-from agent.trajectory import Provenance, Trajectory, Usage
+from agent.llm.prompt.render import Frame, Renderer, messages
+from agent.llm.prompt.step_grammar import parse_step, step_grammar
+from agent.llm.step_model import Proposal
+from agent.llm.weights.load import ModelFolder
+from agent.records.run import Provenance, Trajectory, Usage
 
 CHILD = Path(__file__).with_name("vllm_child.py")
 
@@ -187,7 +187,7 @@ def merge(base: ModelFolder, adapter: Path, target: Path) -> None:
     """A folder of the base's weights with a LoRA of PEFT merged in, in float32, for vLLM to load."""
     from peft import PeftModel
 
-    from agent.llm import weights
+    from agent.llm.weights import load as weights
 
     model = weights.load_model(base, device="cpu", dtype="float32")
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()

@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 from langchain_core.tools import ToolException
 
-from agent.trajectory import Outcome, Provenance, Step, ToolCall, Trajectory
+from agent.records.run import Outcome, Provenance, Step, ToolCall, Trajectory
 from tools.context import Passage, ToolContext
 from tools.knowledge import search_knowledge
-from tuner.checks import score
-from tuner.suites import SuiteTask, load_suite
+from tuner.evaluation.checks import score
+from tuner.evaluation.suite import SuiteTask, load_suite
 
 DESK = Path(__file__).parents[2] / "examples" / "desk"
 SPLITS = ("train", "held_out")

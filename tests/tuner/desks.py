@@ -8,15 +8,15 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.cli import main
-from agent.llm.render import Frame
-from agent.llm.stepper import Proposal
+from agent.cli.main import main
+from agent.config.project import Project, find_project
+from agent.llm.prompt.render import Frame
+from agent.llm.step_model import Proposal
+from agent.records.run import Provenance, ToolCall, Trajectory
 from agent.runtime import Runtime
-from agent.settings import Project, find_project
-from agent.trajectory import Provenance, ToolCall, Trajectory
 from tests.tuner.tiny import save_base
-from tuner.reviewer import Review, Reviewer, as_shown, load_tickets, resolve_citations
-from tuner.suites import SuiteTask
+from tuner.demo.reviewer import Review, Reviewer, as_shown, load_tickets, resolve_citations
+from tuner.evaluation.suite import SuiteTask
 
 TOOLS = '''
 """The tools of a store room."""

@@ -19,9 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from agent.sealing import tensors_hash
+from agent.registry.artifact import tensors_hash
 from tests.tuner.tiny import QUICK, copying_examples, tiny_model
-from tuner.train import train
+from tuner.training.trainer import train
 
 SETTINGS = replace(QUICK, dropout=0.1, learning_rate=1e-2, epochs=8, batch_targets=6, checkpoint_seconds=1e-9)
 

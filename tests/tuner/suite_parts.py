@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agent.trajectory import Outcome, Provenance, Step, Task, ToolCall, Trajectory, Usage
+from agent.records.run import Outcome, Provenance, Step, Task, ToolCall, Trajectory, Usage
 from tools.context import Passage
-from tuner.checks import Scores
-from tuner.evaluate import Evaluation, Row
-from tuner.suites import Check, SuiteTask
+from tuner.evaluation.checks import Scores
+from tuner.evaluation.evaluate import Evaluation, Row
+from tuner.evaluation.suite import Check, SuiteTask
 
 
 def suite_task(identifier: str = "t-1", *, group: str = "orders", **check: Any) -> SuiteTask:

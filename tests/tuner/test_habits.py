@@ -9,19 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli import main
-from agent.judged import rulings
-from agent.memory.encoder import HashEncoder
-from agent.memory.wording import plain
+from agent.cli.main import main
+from agent.config.project import find_project
+from agent.encoders.encoder import HashEncoder
+from agent.feedback.approved import rulings
+from agent.records.feedback import Correction
+from agent.records.run import Outcome, Provenance, Step, Task, ToolCall, Trajectory
 from agent.runtime import Runtime
-from agent.settings import find_project
-from agent.store import Store
-from agent.trajectory import Correction, Outcome, Provenance, Step, Task, ToolCall, Trajectory
+from agent.storage.store import Store
+from agent.text.normalise import plain
 from tests.tuner.desks import PHRASES, Clumsy, make_desk, ticket
-from tuner.curate import curate
-from tuner.demo import prepare_desk
-from tuner.reviewer import Reviewer, load_tickets
-from tuner.suites import SuiteTask
+from tuner.data.curate import curate
+from tuner.demo.demo import prepare_desk
+from tuner.demo.reviewer import Reviewer, load_tickets
+from tuner.evaluation.suite import SuiteTask
 
 DESK = Path(__file__).parents[2] / "examples" / "desk"
 AT = "2026-01-01T00:00:00Z"

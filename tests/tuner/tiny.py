@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.llm.attention import use_ragged_attention
-from agent.llm.precision import use_bfloat16_products
-from tuner.methods import with_adapter
-from tuner.packing import Example
-from tuner.train_settings import TrainSettings
+from agent.llm.engine.attention import use_ragged_attention
+from agent.llm.weights.precision import use_bfloat16_products
+from tuner.methods.lora import with_adapter
+from tuner.settings import TrainSettings
+from tuner.tree.packing import Example
 
 VOCABULARY = 97
 

@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from agent.config.project import Project, find_project
 from agent.errors import DatasetError
-from agent.sealing import verify
-from agent.settings import Project, find_project
-from agent.task_folders import find_task, served_folder
-from agent.teams import give_back_memory, in_own_team
+from agent.registry.artifact import verify
+from agent.registry.task_models import find_task, served_folder
+from agent.util.threads import give_back_memory, in_own_team
+from tuner.privacy.task_models import before
 from tuner.tasks.data.columns import Columns
 from tuner.tasks.data.readers import read, read_file
 from tuner.tasks.data.records import TASKS, TaskName
 from tuner.tasks.data.splits import Leakage, Splits, part
-from tuner.tasks.head.start import REPLAYED, open_start, replayed
-from tuner.tasks.language.prompted import Way, way_of
-from tuner.tasks.learnt import before
+from tuner.tasks.fit.warm_start import REPLAYED, open_start, replayed
+from tuner.tasks.fit.zero_shot import Way, way_of
 from tuner.tasks.origin import Origin
 from tuner.tasks.predictor import Say, TaskPredictor, TaskResult, silent
 
@@ -124,12 +124,12 @@ def fit_in_team(
 
     def work() -> TaskResult:
         if way == "generation":
-            from tuner.tasks.language import training as generation
+            from tuner.tasks.fit import language as generation
 
             return generation.fit(
                 task, splits, model, folder, name, project, into, say, tell, settings, kept=told, start=start
             )
-        from tuner.tasks.head.fitting import fit
+        from tuner.tasks.fit.head import fit
 
         columns = origin.read_columns()
         return fit(task, splits, model, folder, name, project, columns, say, tell, settings, kept=told, start=start)
@@ -155,8 +155,8 @@ def load_version(
     folder: Path, *, beside: TaskPredictor | None = None, project: Project, say: Say = silent
 ) -> TaskPredictor:
     """The very folder, verified. Raises AdapterError, WeightsError."""
-    from tuner.tasks.folders import open_folder
-    from tuner.tasks.language.training import is_generation, open_generation
+    from tuner.tasks.artifact import open_folder
+    from tuner.tasks.fit.language import is_generation, open_generation
 
     if is_generation(folder):
         other = None if beside is None else beside.generator

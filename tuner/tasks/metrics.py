@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tuner.evaluate import Interval, bootstrap_mean
+from tuner.evaluation.statistics import Interval, bootstrap_mean
 from tuner.tasks.data.schemes import OUTSIDE, chunks
 from tuner.tasks.data.words import is_unspaced
 

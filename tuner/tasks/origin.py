@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.settings import Project
+from agent.config.project import Project
 from tuner.tasks.data.columns import Columns
 from tuner.tasks.data.splits import Leakage
-from tuner.tasks.head.start import REPLAYED
+from tuner.tasks.fit.warm_start import REPLAYED
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.errors import DatasetError
-from agent.teams import in_own_team
+from agent.util.threads import in_own_team
 from tuner.tasks.data.columns import Columns
 from tuner.tasks.data.marked import related
 from tuner.tasks.data.readers import read, read_file

@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from tuner.evaluate import Interval
-from tuner.pages import Table, html_table, page, short
-from tuner.report import markdown_table, with_interval
+from tuner.evaluation.statistics import Interval
+from tuner.reports.gate_report import markdown_table, with_interval
+from tuner.reports.html import Table, html_table, page, short
+from tuner.reports.tuning_report import curves_svg
 from tuner.tasks.data.records import Asked, Classified, Conversed, Example, Related, Similar, Tagged, Written, shown
 from tuner.tasks.data.words import spans_of
 from tuner.tasks.head.training import TrainedTask
 from tuner.tasks.metrics import ClassRow, Scores
 from tuner.tasks.predictions import Alike, Entities, Found, Labelled, Prediction, Said
-from tuner.tuning_report import curves_svg
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

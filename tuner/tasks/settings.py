@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from agent.config.settings import TUNING_METHODS
 from agent.errors import DatasetError
-from agent.settings import TUNING_METHODS
 from tuner.tasks.data.records import TaskName
 
 Method = Literal["full", "lora", "rslora", "dora", "lora+", "head", "ngrams"]
 METHODS: tuple[Method, ...] = ("full", "lora", "rslora", "dora", "lora+", "head", "ngrams")
 ADAPTERS = ("lora", "rslora", "dora", "lora+")
-"""Methods by which two matrices are trained beside each linear layer; see `tuner.methods`."""
+"""Methods by which two matrices are trained beside each linear layer; see `tuner.methods.methods`."""
 RATES = {"full": 2e-4, "lora": 1e-3, "rslora": 3e-4, "dora": 1e-3, "lora+": 2e-4, "head": 0.0, "ngrams": 0.0}
 """Learning rates for encoders of up to `SMALL` dimensions."""
 LOWER_RATES = {"full": 3e-5, "lora": 3e-4, "rslora": 1e-4, "dora": 3e-4, "lora+": 6e-5, "head": 0.0, "ngrams": 0.0}
@@ -23,7 +23,7 @@ ADVERSARIAL = ("none", "fgm", "freelb", "typos")
 PRECISIONS = ("auto", "float32", "mixed")
 Choice = Literal["similar", "coverage"]
 CHOICES: tuple[Choice, ...] = ("similar", "coverage")
-"""How the examples are chosen that a language model is shown; see `tuner.tasks.language.shots`."""
+"""How the examples are chosen that a language model is shown; see `tuner.tasks.language.few_shot`."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class TaskSettings:
     negatives: int = 2
     """Windows without the answer that each question brings, at most."""
     precision: str = "auto"
-    """Of the products of training: "float32", "mixed" (see `agent.llm.precision`), or "auto", the faster here."""
+    """Of the products of training: "float32", "mixed" (see `agent.llm.weights.precision`), or "auto", the faster here."""
     r: int = 16
     alpha: int = 32
     rate_ratio: float = 16.0

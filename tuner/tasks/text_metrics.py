@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from agent.errors import DatasetError
-from tuner.evaluate import Interval, bootstrap_mean
+from tuner.evaluation.statistics import Interval, bootstrap_mean
 from tuner.tasks.data.languages import language_of
 from tuner.tasks.data.words import is_unspaced, split_words
 from tuner.tasks.metrics import RESAMPLES, Scores

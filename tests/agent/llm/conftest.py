@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from agent.llm.engine import Engine
-from agent.llm.render import Renderer
+from agent.llm.engine.scheduler import Engine
+from agent.llm.prompt.render import Renderer
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"

@@ -12,7 +12,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
-from agent.llm.local import LocalModel
+from agent.llm.chat_model import LocalModel
 
 pytestmark = pytest.mark.slow
 

@@ -15,14 +15,15 @@ from typing import Any
 import pytest
 from langchain_core.tools import BaseTool
 
-from agent.llm.catalog import DEFAULT_MODEL
-from agent.llm.grammar import ParsedStep, parse_step, write_step
-from agent.llm.local import LocalModel
-from agent.llm.quotes import cited_by, quoted
-from agent.llm.render import Frame
-from agent.llm.stepper import Proposal
-from agent.loop import Options, make_frame
-from agent.trajectory import Provenance, Step, Task, ToolCall, Trajectory
+from agent.llm.chat_model import LocalModel
+from agent.llm.prompt.render import Frame
+from agent.llm.prompt.step_grammar import ParsedStep, parse_step, write_step
+from agent.llm.step_model import Proposal
+from agent.llm.weights.catalog import DEFAULT_MODEL
+from agent.records.run import Provenance, Step, Task, ToolCall, Trajectory
+from agent.run.state import Options
+from agent.run.tools import make_frame
+from agent.text.quotes import cited_by, quoted
 from tools.context import Passage, ToolContext
 from tools.loading import load_tools
 

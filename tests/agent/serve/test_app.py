@@ -18,15 +18,16 @@ from langchain_core.messages import AIMessage
 from langchain_core.tools import BaseTool, StructuredTool
 
 from agent import errors
+from agent.config.project import find_project
+from agent.encoders.encoder import HashEncoder
 from agent.errors import AdapterError, FeedbackError, RatchetError, SettingsError
-from agent.llm.render import Frame
+from agent.llm.prompt.render import Frame
 from agent.llm.scripted import ScriptedModel, answer, call
-from agent.llm.stepper import Proposal, Stepper
-from agent.memory.encoder import HashEncoder
+from agent.llm.step_model import Proposal, Stepper
+from agent.records.run import Provenance, ToolCall, Trajectory
 from agent.runtime import Runtime, TrainedTasks
-from agent.serve.app import check_bind, create_app, read_key, status_of
-from agent.settings import find_project
-from agent.trajectory import Provenance, ToolCall, Trajectory
+from agent.serve.app import check_bind, create_app, read_key
+from agent.serve.replies import status_of
 
 TOOLS = '''
 import asyncio

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli import main
+from agent.cli.main import main
+from agent.config.project import Project
+from agent.encoders.encoder import HashEncoder
 from agent.llm.scripted import ScriptedModel, answer, call
-from agent.memory.encoder import HashEncoder
 from agent.runtime import Runtime
-from agent.settings import Project
-from tuner.tasks.tools import TaskTools
+from tuner.tasks.feedback.agent_tools import TaskTools
 
 Ratchet = Callable[..., tuple[int, str]]
 

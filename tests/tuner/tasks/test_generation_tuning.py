@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from agent.config.project import find_project
 from agent.errors import AdapterError, DatasetError
-from agent.sealing import verify
-from agent.settings import find_project
-from agent.task_folders import served_folder, versions
+from agent.registry.artifact import verify
+from agent.registry.task_models import served_folder, versions
 from tests.tuner.tasks.asking_runs import Ratchet, ratchet_that_asks
-from tests.tuner.tasks.test_generation import PLACES, QUICK, THINGS, rows
+from tests.tuner.tasks.language.test_generation import PLACES, QUICK, THINGS, rows
 from tests.tuner.tasks.tiny_encoder import save_encoder, write_lines
 from tests.tuner.tiny import save_base
 from tuner.tasks.api import TaskResult, load, train

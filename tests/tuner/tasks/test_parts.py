@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from agent.errors import DatasetError
 from tests.tuner.tasks.tiny_encoder import save_encoder
 from tuner.tasks.data.records import Answer, Asked, Related
-from tuner.tasks.head.align import IGNORED
 from tuner.tasks.head.answer import READ, AnswerTask
 from tuner.tasks.head.bm25 import bm25
 from tuner.tasks.head.classify import ClassifyTask
 from tuner.tasks.head.relate import RelateTask
 from tuner.tasks.head.tag import TagTask
+from tuner.tasks.head.token_alignment import IGNORED
 from tuner.tasks.head.training import some_without_answer
 from tuner.tasks.head.windows import Window, balanced, batch, batches
 from tuner.tasks.settings import choose

@@ -20,8 +20,8 @@ import numpy as np
 
 from agent.errors import DatasetError
 from tuner.tasks.data.records import Asked, TaskName
-from tuner.tasks.head.align import Frame, frame, pieces, text_ids
 from tuner.tasks.head.bm25 import bm25
+from tuner.tasks.head.token_alignment import Frame, frame, pieces, text_ids
 from tuner.tasks.head.windows import Batch, Window
 from tuner.tasks.metrics import RESAMPLES, Scores, answers, overlap
 from tuner.tasks.predictions import Found

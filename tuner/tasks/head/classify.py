@@ -10,7 +10,7 @@ import numpy as np
 
 from agent.errors import DatasetError
 from tuner.tasks.data.records import Classified, TaskName
-from tuner.tasks.head.align import Frame, frame, text_ids
+from tuner.tasks.head.token_alignment import Frame, frame, text_ids
 from tuner.tasks.head.windows import Batch, Window, balanced
 from tuner.tasks.metrics import RESAMPLES, Scores, multi_label, single_label
 from tuner.tasks.predictions import Labelled

@@ -14,8 +14,8 @@ import numpy as np
 
 from agent.errors import DatasetError
 from tuner.tasks.data.records import Similar, TaskName
-from tuner.tasks.head.align import frame, text_ids
 from tuner.tasks.head.similarity import correlations, ranking
+from tuner.tasks.head.token_alignment import frame, text_ids
 from tuner.tasks.head.windows import Batch, Window
 from tuner.tasks.metrics import RESAMPLES, Scores
 from tuner.tasks.predictions import Alike

@@ -15,10 +15,10 @@ from dataclasses import replace
 import numpy as np
 
 from tuner.tasks.data.records import Classified
-from tuner.tasks.head.align import text_ids
 from tuner.tasks.head.classify import ClassifyTask
-from tuner.tasks.head.frozen import Kept
+from tuner.tasks.head.linear_probe import Kept
 from tuner.tasks.head.model import Encoder, TaskModel
+from tuner.tasks.head.token_alignment import text_ids
 from tuner.tasks.head.windows import NO_EXAMPLE, Window
 from tuner.tasks.settings import choose
 

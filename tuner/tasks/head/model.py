@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from agent.errors import AdapterError, WeightsError
-from agent.llm.convert import quiet
-from agent.llm.weights import ModelFolder
-from tuner.tasks.head.kinds import Task
+from agent.llm.weights.convert import quiet
+from agent.llm.weights.load import ModelFolder
+from tuner.tasks.head.tasks import Task
 from tuner.tasks.head.windows import Batch, Window, batches
 from tuner.tasks.settings import ADAPTERS, TaskSettings
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tuner.memory import peak_bytes
 from tuner.tasks.data.records import Classified
 from tuner.tasks.predictions import Labelled
+from tuner.training.memory_budget import peak_bytes
 
 if TYPE_CHECKING:
     import torch

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from agent.errors import DatasetError
 from tuner.tasks.data.records import Related, TaskName
-from tuner.tasks.head.align import Frame, frame, text_ids
 from tuner.tasks.head.classify import softmax
+from tuner.tasks.head.token_alignment import Frame, frame, text_ids
 from tuner.tasks.head.windows import Batch, Window, balanced
 from tuner.tasks.metrics import RESAMPLES, Scores, relations
 from tuner.tasks.predictions import Labelled

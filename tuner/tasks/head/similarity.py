@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tuner.evaluate import Interval, bootstrap_mean
+from tuner.evaluation.statistics import Interval, bootstrap_mean
 from tuner.tasks.metrics import RESAMPLES, Scores
 
 DEEP = (1, 5, 10)

@@ -11,8 +11,8 @@ from agent.errors import DatasetError
 from tuner.tasks.data.records import Tagged, TaskName
 from tuner.tasks.data.schemes import OUTSIDE, chunks, may_follow
 from tuner.tasks.data.words import spans_of
-from tuner.tasks.head.align import IGNORED, frame, pieces, word_ids, word_targets
 from tuner.tasks.head.classify import softmax
+from tuner.tasks.head.token_alignment import IGNORED, frame, pieces, word_ids, word_targets
 from tuner.tasks.head.windows import Batch, Window, balanced
 from tuner.tasks.metrics import RESAMPLES, Scores, entities
 from tuner.tasks.predictions import Entities

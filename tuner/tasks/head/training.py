@@ -1,7 +1,7 @@
 """One loop that trains any task: AdamW, warm-up and decay, early stopping on the validation figure.
 
-The same seed, data, precision and machine give the same tensors. A head alone is fitted by `tuner.tasks.head.frozen`.
-Training against changed embeddings follows `tuner.adversarial`: FGM (Miyato et al., 2017), FreeLB (Zhu et al., 2020);
+The same seed, data, precision and machine give the same tensors. A head alone is fitted by `tuner.tasks.head.linear_probe`.
+Training against changed embeddings follows `tuner.tree.adversarial`: FGM (Miyato et al., 2017), FreeLB (Zhu et al., 2020);
 training on typing mistakes `tuner.tasks.data.typos`.
 """
 
@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from agent.errors import LivenessError
-from tuner.adversarial import CLIMBS, climb, random_change
-from tuner.memory import peak_bytes
-from tuner.tasks.head.frozen import LOOSENESS, fit_head
+from tuner.tasks.head.linear_probe import LOOSENESS, fit_head
 from tuner.tasks.head.model import TaskModel, score
 from tuner.tasks.head.windows import Batch, Window, batches
 from tuner.tasks.metrics import Scores
+from tuner.training.memory_budget import peak_bytes
+from tuner.tree.adversarial import CLIMBS, climb, random_change
 
 UNDECAYED = ("bias", "norm")
 
@@ -92,7 +92,7 @@ def train_model(
     """Train a model in place; it is left with the epoch whose validation figure is best.
 
     With `mistyped` each epoch sees those windows beside the others, and `names` of labels as well. To be called in a
-    team of threads of its own, see `agent.teams`. Raises LivenessError.
+    team of threads of its own, see `agent.util.threads`. Raises LivenessError.
     """
     started = time.monotonic()
     with torch.random.fork_rng(devices=[]):

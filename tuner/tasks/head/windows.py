@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tuner.tasks.head.align import IGNORED
+from tuner.tasks.head.token_alignment import IGNORED
 
 if TYPE_CHECKING:
     import torch

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from agent.errors import PromptError
-from agent.llm.render import Message
-from agent.llm.session import Request
-from tuner.tasks.language.asking import Asking
-from tuner.tasks.language.shots import NoShots, Shots
+from agent.llm.engine.session import Request
+from agent.llm.prompt.render import Message
+from tuner.tasks.language.few_shot import NoShots, Shots
+from tuner.tasks.language.prompts import Asking
 from tuner.tasks.predictions import Entities
 
 if TYPE_CHECKING:
-    from agent.llm.local import LocalModel
-    from agent.llm.render import Renderer
-    from agent.llm.session import Generation
+    from agent.llm.chat_model import LocalModel
+    from agent.llm.engine.session import Generation
+    from agent.llm.prompt.render import Renderer
 
 AT_ONCE = 16
 """Texts that are asked side by side."""

@@ -1,1 +1,0 @@
-"""Documents: splitting, encoding, index and search."""

@@ -1,0 +1,87 @@
+"""Checkpoints of a training: staged, hashed, renamed, so that one is whole or is not there.
+
+A checkpoint is a folder `step-000012` with `state.safetensors` and, written last, `checkpoint.json`: the counters and
+the SHA-256 of the tensors. The newest whole one is read; the one before it stays until there are two newer ones.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent.errors import TuningError
+from agent.llm.weights.checksums import sha256_file
+from agent.util.atomic_files import sync
+
+if TYPE_CHECKING:
+    import torch
+
+_PREFIX = "step-"
+_STAGED = ".staged"
+_TENSORS = "state.safetensors"
+_COUNTERS = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a training stood."""
+
+    tensors: Mapping[str, torch.Tensor]
+    counters: Mapping[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save(self, step: int, tensors: Mapping[str, torch.Tensor], counters: Mapping[str, Any]) -> None:
+        """Write a checkpoint and drop all others but the one before. Raises TuningError when it cannot be written.
+
+        Nothing of a checkpoint that could not be written is left, and the one before stays.
+        """
+        from safetensors.torch import save_file
+
+        staged = self._folder / _STAGED
+        target = self._folder / f"{_PREFIX}{step:06d}"
+        try:
+            shutil.rmtree(staged, ignore_errors=True)
+            staged.mkdir(parents=True)
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staged / _TENSORS)
+            written = {"counters": dict(counters), "sha256": sha256_file(staged / _TENSORS)}
+            (staged / _COUNTERS).write_text(json.dumps(written), encoding="utf-8")
+            for path in (staged / _TENSORS, staged / _COUNTERS, staged):
+                sync(path)
+            shutil.rmtree(target, ignore_errors=True)
+            staged.rename(target)
+            sync(self._folder)
+        except Exception as fault:
+            # safetensors has an error of its own for what the system refuses.
+            shutil.rmtree(staged, ignore_errors=True)
+            raise TuningError(
+                f"the checkpoint of step {step} could not be written to {self._folder} ({fault}); make room, and go on "
+                "with `ratchet tune --resume`"
+            ) from fault
+        for older in self._all()[:-2]:
+            shutil.rmtree(older, ignore_errors=True)
+
+    def newest(self) -> Checkpoint | None:
+        """The newest that is whole; what is broken is passed over."""
+        from safetensors.torch import load_file
+
+        for folder in reversed(self._all()):
+            try:
+                written = json.loads((folder / _COUNTERS).read_text(encoding="utf-8"))
+                if written["sha256"] == sha256_file(folder / _TENSORS):
+                    return Checkpoint(load_file(folder / _TENSORS), written["counters"])
+            except (OSError, ValueError, KeyError):
+                continue
+        return None
+
+    def _all(self) -> list[Path]:
+        return sorted(self._folder.glob(f"{_PREFIX}*"))
