@@ -8,7 +8,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check lint bench bench-main-job bench-desk bench-banking77 bench-tuning bench-inference bench-retrieval bench-grounding bench-memory bench-tasks docs lock clean
+.PHONY: help setup demo test check lint bench bench-main-job bench-desk bench-banking77 bench-tuning bench-inference bench-retrieval bench-grounding bench-memory bench-tasks bench-house docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | while IFS='|' read -r target text; do \
@@ -53,7 +53,7 @@ test: lint ## lint and every test, those with the real model too
 check: lint ## lint and the fast tests
 	$(PYTEST) $(TESTS) -m "not slow"
 
-bench: bench-main-job bench-desk bench-banking77 bench-tuning bench-inference bench-retrieval bench-grounding bench-memory bench-tasks ## every benchmark (hours); writes docs/results
+bench: bench-main-job bench-desk bench-banking77 bench-tuning bench-inference bench-retrieval bench-grounding bench-memory bench-tasks bench-house ## every benchmark (hours); writes docs/results
 
 bench-main-job: $(READY) ## five demos with five seeds, and speed on a busy machine (two hours)
 	$(PY) -m tests.bench.main_job
@@ -69,6 +69,9 @@ bench-grounding: $(READY) ## answers from documents, given and refused; asks for
 
 bench-memory: $(READY) ## corrections counted by memory, by weights and by both; asks for the data under ../shared/data
 	$(PY) -m tests.bench.memory
+
+bench-house: $(READY) ## how the source is laid out: lines, names, imports, quickstart (seconds)
+	$(PY) -m tests.bench.house
 
 PEERS := .ratchet/bench-peers
 
@@ -94,8 +97,9 @@ $(PEERS)/.ready: tests/bench/peers.txt $(READY)
 	@rm -rf $(PEERS); $(PY) -m pip install --no-input --disable-pip-version-check -qq --no-deps --target $(PEERS) -r tests/bench/peers.txt
 	@touch $@
 
-docs: $(READY) ## write the tables of README and docs from docs/results
+docs: $(READY) ## write the tables of README and docs from docs/results, and the pages of commands and settings
 	$(PY) -m tests.bench.tables
+	$(PY) -m tests.bench.reference
 
 lock: ## make requirements.lock anew from the ranges in pyproject.toml
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \

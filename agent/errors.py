@@ -1,16 +1,16 @@
-"""The error tree. Every message says what was found, what was expected and what to do.
+"""The tree of errors. Every message says what was found, what was expected and what to do.
 
 RatchetError
-+-- SettingsError      ratchet.toml or the environment; carries every fault found
++-- SettingsError      faults in ratchet.toml or the environment, all of them
 +-- TaskError          a task, suite or tickets file that cannot be read
 +-- RecordError        a record on disk or in the store that cannot be read back
 +-- StoreError         the store cannot be opened or written
-+-- FeedbackError      a rating or correction that does not fit its run
++-- FeedbackError      feedback that does not fit its run
 +-- ModelError         weights or runtime
 |   +-- WeightsError   missing, broken, short or unexpected weight files
 |   +-- PromptError    a prompt that cannot be rendered, or is longer than the model reads
 |   +-- GrammarError   a tool schema that cannot be made into a grammar, or a grammar with no way out
-|   +-- BusyError      more requests wait than may
+|   +-- BusyError      too many waiting requests
 +-- AdapterError       an adapter folder or a forbidden transition of the registry
 +-- ToolsError         a user's tool file that cannot be loaded
 +-- MemoryIndexError   documents or their index
@@ -26,11 +26,11 @@ from collections.abc import Sequence
 
 
 class RatchetError(Exception):
-    """Any failure this project explains. Its text is fit to be shown to a user."""
+    """Any failure that this project explains. Its text can be shown to a user."""
 
 
 class SettingsError(RatchetError):
-    """The settings do not hold. `faults` lists every one that was found, not the first alone."""
+    """The settings have faults; `faults` lists all of them."""
 
     def __init__(self, source: str, faults: Sequence[str]) -> None:
         self.source = source
@@ -51,11 +51,11 @@ class StoreError(RatchetError):
 
 
 class FeedbackError(RatchetError):
-    """A rating or correction does not fit the run it names."""
+    """Feedback does not fit the run that it names."""
 
 
 class ModelError(RatchetError):
-    """The model cannot be loaded or cannot go on."""
+    """The model cannot be loaded or cannot continue."""
 
 
 class WeightsError(ModelError):
@@ -71,11 +71,11 @@ class GrammarError(ModelError):
 
 
 class BusyError(ModelError):
-    """As many requests wait as may; the same one can be made again later."""
+    """Too many requests wait; try again later."""
 
 
 class AdapterError(RatchetError):
-    """An adapter folder is not whole or not safe, or its state does not allow what was asked."""
+    """An adapter folder is incomplete or unsafe, or the adapter's state does not allow the transition."""
 
 
 class ToolsError(RatchetError):
@@ -87,16 +87,16 @@ class MemoryIndexError(RatchetError):
 
 
 class TuningError(RatchetError):
-    """The tuning pipeline stops."""
+    """The tuning pipeline stops before its end."""
 
 
 class DatasetError(TuningError):
-    """There is nothing to learn from, or a dataset folder is broken."""
+    """There is nothing to train on, or a dataset folder is broken."""
 
 
 class NotBetterError(TuningError):
-    """The training ran and no epoch of it lowered the held-out loss."""
+    """No epoch of the training lowered the held-out loss."""
 
 
 class LivenessError(TuningError):
-    """A stage ran and did nothing: no target, no gradient, no effect, or not the adapter that was trained."""
+    """A stage ran without effect: no target, no gradient, no change of output, or not the adapter that was trained."""

@@ -221,10 +221,12 @@ def review(runtime: Runtime, messages: Sequence[Message]) -> None:
     for number, run in enumerate(_run_all(runtime, messages, None, recorded=True)):
         right = messages[number].desk
         if _desk(run) == right:
-            runtime.store.rate(Rating(f"r{number}", run.id, "up", "labels", "the file's label", timestamp()))
+            runtime.store.feedback.add_rating(
+                Rating(f"r{number}", run.id, "up", "labels", "the file's label", timestamp())
+            )
         else:
             call = ToolCall("route", {"desk": right})
-            runtime.store.correct(
+            runtime.store.feedback.add_correction(
                 Correction(f"c{number}", run.id, 0, call, "", (), "labels", "the file's label", timestamp())
             )
 

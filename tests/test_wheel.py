@@ -49,6 +49,7 @@ def test_it_holds_the_three_packages_and_nothing_else(wheel: Path) -> None:
         for path in (REPOSITORY / package).rglob("*.py")
     }
     assert modules <= names
+    assert {f"{package}/py.typed" for package in tops & {"agent", "tuner", "tools"}} <= names
     assert not [name for name in names if "__pycache__" in name or ".ratchet" in name or name.endswith(".db")]
 
 

@@ -1,7 +1,7 @@
-"""The tools every agent has: `calculator`, and the two that end a run, `answer` and `hand_over`.
+"""The tools that every agent has: `calculator`, and the two that end a run, `answer` and `hand_over`.
 
-The calculator reads arithmetic with a parser of its own, in decimal numbers of 34 digits. It evaluates no
-code and knows no variables. A metadata entry `ends` names the outcome of a run that a tool ends.
+The calculator has a parser of its own and calculates with 34 decimal digits; it evaluates no code. The metadata entry
+`ends` names the outcome of a run that a tool ends.
 """
 
 from __future__ import annotations
@@ -30,26 +30,29 @@ MAX_RESULT = Decimal("1e30")
 
 
 class CalculatorArguments(BaseModel):
-    """What the model fills in."""
+    """The arguments of `calculator`."""
 
     expression: str = Field(max_length=MAX_EXPRESSION)
 
 
 class AnswerArguments(BaseModel):
-    """What the model fills in."""
+    """The arguments of `answer`."""
 
     text: str = Field(min_length=1, max_length=240)
     citations: list[int] = Field(default_factory=list)
 
 
 class HandOverArguments(BaseModel):
-    """What the model fills in."""
+    """The arguments of `hand_over`."""
 
     reason: str = Field(min_length=1, max_length=80)
 
 
 def calculator() -> BaseTool:
-    """Arithmetic: + - * / // % ** and brackets, abs, sqrt, min, max, round(number, digits); 15% is 0.15."""
+    """Return the tool for arithmetic.
+
+    It reads + - * / // % ** and brackets, abs, sqrt, min, max and round(number, digits); 15% is 0.15.
+    """
     return StructuredTool.from_function(
         func=calculate,
         name="calculator",
@@ -60,9 +63,10 @@ def calculator() -> BaseTool:
 
 
 def answer(*, quoted: bool = False) -> BaseTool:
-    """Ends a run as answered. Whether the citations were shown is for the loop to see.
+    """Return the tool that ends a run as answered. The loop checks its citations.
 
-    A `quoted` answer is made of whole sentences that tools said.
+    Args:
+        quoted: Whether an answer is made of whole sentences of the observations.
     """
 
     def give(text: str, citations: list[int]) -> str:
@@ -78,7 +82,7 @@ def answer(*, quoted: bool = False) -> BaseTool:
 
 
 def hand_over() -> BaseTool:
-    """Ends a run as refused."""
+    """Return the tool that escalates: it ends the run with the outcome `refused`."""
 
     def give(reason: str) -> str:
         return reason
@@ -93,7 +97,11 @@ def hand_over() -> BaseTool:
 
 
 def calculate(expression: str) -> str:
-    """The value in plain digits, at most 12 behind the point. Raises ToolException with what is wrong."""
+    """Return the value of an expression in plain digits, at most 12 of them after the point.
+
+    Raises:
+        ToolException: The expression has no value; says why.
+    """
     if len(expression) > MAX_EXPRESSION:
         raise ToolException(f"the expression has {len(expression)} characters, at most {MAX_EXPRESSION} are read")
     with localcontext(Context(prec=34, Emax=9999, Emin=-9999, traps=[DivisionByZero, InvalidOperation, Overflow])):
@@ -135,21 +143,21 @@ class _Parser:
 
     def _sum(self) -> Decimal:
         value = self._product()
-        while sign := self._taken("+", "-"):
+        while sign := self._take("+", "-"):
             right = self._product()
             value = value + right if sign == "+" else value - right
         return value
 
     def _product(self) -> Decimal:
         value = self._signed()
-        while sign := self._taken("*", "/", "//", "%"):
+        while sign := self._take("*", "/", "//", "%"):
             right = self._signed()
             if sign == "*":
                 value *= right
             elif sign == "/":
-                value = _divided(value, right)
+                value = _divide(value, right)
             else:
-                whole = _divided(value, right).to_integral_value(ROUND_FLOOR)
+                whole = _divide(value, right).to_integral_value(ROUND_FLOOR)
                 value = whole if sign == "//" else value - whole * right
         return value
 
@@ -158,7 +166,7 @@ class _Parser:
         if self._depth > MAX_DEPTH:
             raise ToolException(f"the expression is nested deeper than {MAX_DEPTH}")
         try:
-            sign = self._taken("+", "-")
+            sign = self._take("+", "-")
             if sign:
                 value = self._signed()
                 return -value if sign == "-" else value
@@ -168,18 +176,18 @@ class _Parser:
 
     def _power(self) -> Decimal:
         base = self._percent()
-        if not self._taken("**"):
+        if not self._take("**"):
             return base
         exponent = self._signed()
         if abs(exponent) > MAX_EXPONENT:
             raise ToolException(f"the exponent is {exponent:f}, at most {MAX_EXPONENT} is calculated")
         if base == 0 and exponent <= 0:
-            return Decimal(1) if exponent == 0 else _divided(Decimal(1), base)
+            return Decimal(1) if exponent == 0 else _divide(Decimal(1), base)
         return Decimal(base**exponent)
 
     def _percent(self) -> Decimal:
         value = self._atom()
-        # Behind a number, % is a percentage unless another operand follows: 10 % 3 is a remainder.
+        # After a number, % is a percentage unless another operand follows: 10 % 3 is a remainder.
         while self._peek() == "%" and not self._operand_at(self._next + 1):
             self._next += 1
             value /= 100
@@ -195,7 +203,7 @@ class _Parser:
         if kind == "name" and text.lower() in _FUNCTIONS:
             self._next += 1
             return self._call(text.lower())
-        if self._taken("("):
+        if self._take("("):
             value = self._sum()
             self._expect(")")
             return value
@@ -204,7 +212,7 @@ class _Parser:
     def _call(self, name: str) -> Decimal:
         self._expect("(")
         values = [self._sum()]
-        while self._taken(","):
+        while self._take(","):
             values.append(self._sum())
         self._expect(")")
         function, least, most = _FUNCTIONS[name]
@@ -221,29 +229,30 @@ class _Parser:
         kind, text = self._tokens[position]
         return kind in ("number", "name") or text == "("
 
-    def _taken(self, *signs: str) -> str:
-        found = self._peek()
-        if found not in signs:
+    def _take(self, *signs: str) -> str:
+        """Read the next sign if it is one of these; otherwise return an empty text."""
+        sign = self._peek()
+        if sign not in signs:
             return ""
         self._next += 1
-        return found
+        return sign
 
     def _expect(self, sign: str) -> None:
-        if not self._taken(sign):
+        if not self._take(sign):
             raise self._unexpected(f"expected {sign!r}")
 
     def _unexpected(self, expected: str = "use numbers, + - * / // % ** and brackets") -> ToolException:
-        found = repr(self._tokens[self._next][1]) if self._next < len(self._tokens) else "the end"
-        return ToolException(f"found {found} in the expression; {expected}")
+        token = repr(self._tokens[self._next][1]) if self._next < len(self._tokens) else "the end"
+        return ToolException(f"found {token} in the expression; {expected}")
 
 
-def _divided(value: Decimal, by: Decimal) -> Decimal:
+def _divide(value: Decimal, by: Decimal) -> Decimal:
     if by == 0:
         raise ToolException("division by zero")
     return value / by
 
 
-def _rounded(values: list[Decimal]) -> Decimal:
+def _round(values: list[Decimal]) -> Decimal:
     digits = values[1] if len(values) > 1 else Decimal(0)
     if digits != digits.to_integral_value() or not 0 <= digits <= 12:
         raise ToolException(f"round takes 0 to 12 digits, found {digits:f}")
@@ -255,7 +264,7 @@ _FUNCTIONS: dict[str, tuple[Callable[[list[Decimal]], Decimal], int, int]] = {
     "sqrt": (lambda values: values[0].sqrt(), 1, 1),
     "min": (min, 1, 20),
     "max": (max, 1, 20),
-    "round": (_rounded, 1, 2),
+    "round": (_round, 1, 2),
 }
 
 

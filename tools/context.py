@@ -1,7 +1,7 @@
-"""What a tool is handed from above: its run's folder, the task's facts, a retriever, a clock.
+"""What a tool receives of its run: a folder, the task and its context, a retriever, a clock.
 
-A user's tool file defines `load_tools(context) -> list[BaseTool]`; it is called once a run, so whatever
-the tools keep between calls belongs to that run alone.
+A tool file defines `load_tools(context)`, which is called once for each run, so that what its tools keep between calls
+belongs to that run alone.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Passage:
-    """A piece of a document that the model was shown."""
+    """A piece of a document, as `search_knowledge` shows it."""
 
     label: int
-    """The number the model cites it by, from 1, unique within a run; 0 before it is shown."""
+    """The number that an answer cites, from 1, unique within a run; 0 before it is shown."""
     id: str
     document: str
     heading: str
@@ -29,9 +29,11 @@ class Passage:
 
 
 class Retriever(Protocol):
-    """Finds passages of the user's documents."""
+    """Searches the user's documents."""
 
-    def search(self, query: str, k: int) -> Sequence[Passage]: ...
+    def search(self, query: str, k: int) -> Sequence[Passage]:
+        """Return the k passages that fit the query best, best first."""
+        ...
 
 
 def _now() -> datetime:
@@ -40,17 +42,17 @@ def _now() -> datetime:
 
 @dataclass(frozen=True)
 class ToolContext:
-    """Everything a tool may know of the run it serves."""
+    """What a tool may know of its run."""
 
     workspace: Path
-    """A folder of this run alone; tools write nowhere else."""
+    """A folder of this run alone. Tools write nowhere else."""
     project: Path
     """The folder that holds `ratchet.toml`; tools only read there."""
     facts: Mapping[str, str] = field(default_factory=dict)
-    """What is known of the task's sender, such as the customer id. Set by the caller, never by the model."""
+    """The task context: what the caller vouches for, such as the customer's id. Never set by the model."""
     retriever: Retriever | None = None
     now: Callable[[], datetime] = _now
     seen: list[Passage] = field(default_factory=list)
-    """The passages shown in this run so far, in the order of their labels. `search_knowledge` adds to it."""
+    """The passages of the observations so far, in the order of their labels. `search_knowledge` adds to it."""
     task: str = ""
-    """What was asked, in its sender's own words."""
+    """The text of the task."""

@@ -1,4 +1,4 @@
-"""`search_knowledge`: passages of the user's documents, with labels the answer cites them by."""
+"""`search_knowledge`: passages of the user's documents, with the labels that an answer cites."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_TASK = 300
 
 
 class SearchArguments(BaseModel):
-    """What the model fills in."""
+    """The arguments of `search_knowledge`."""
 
     query: str = Field(min_length=1, max_length=80)
 
@@ -30,21 +30,26 @@ def search_knowledge(
     copied_queries: bool = False,
     task_in_queries: bool = False,
 ) -> BaseTool:
-    """The tool for one run. Its artifact is the list of passages this call showed for the first time.
+    """Return the tool for one run. Its artifact is the list of passages that this call shows for the first time.
 
-    Passages that score below `min_score` are not shown. One shown before is shown again under its old label;
-    new ones are added to `context.seen`. With `copied_queries` the model may search only for words it was shown.
-    With `task_in_queries` the task's own words are searched for as well, if they are few: what was asked makes up for
-    what a small model asks.
+    New passages are added to `context.seen`; others keep their labels.
+
+    Args:
+        context: The run's context.
+        k: Passages to show at most.
+        min_score: Lowest score of a passage that is shown, -1 to 1.
+        copied_queries: Whether a query may contain only words of the task and the observations.
+        task_in_queries: Whether to search for the words of the task as well, if it has at most `MAX_TASK` characters:
+            small models write short queries.
     """
-    asked = f". {context.task}" if task_in_queries and 0 < len(context.task) <= MAX_TASK else ""
+    suffix = f". {context.task}" if task_in_queries and 0 < len(context.task) <= MAX_TASK else ""
 
     def search(query: str) -> tuple[str, list[Passage]]:
-        found = context.retriever.search(query + asked, k) if context.retriever else ()
-        found = [passage for passage in found if passage.score >= min_score]
-        shown, new = _labelled(found, context.seen)
+        passages = context.retriever.search(query + suffix, k) if context.retriever else ()
+        passages = [passage for passage in passages if passage.score >= min_score]
+        shown, new = _label(passages, context.seen)
         context.seen.extend(new)
-        return "\n\n".join(map(_written, shown)) or NOTHING, new
+        return "\n\n".join(map(_write, shown)) or NOTHING, new
 
     return StructuredTool.from_function(
         func=search,
@@ -56,21 +61,21 @@ def search_knowledge(
     )
 
 
-def _labelled(found: Sequence[Passage], seen: Sequence[Passage]) -> tuple[list[Passage], list[Passage]]:
+def _label(passages: Sequence[Passage], seen: Sequence[Passage]) -> tuple[list[Passage], list[Passage]]:
     labels = {passage.id: passage.label for passage in seen}
     following = max(labels.values(), default=0) + 1
     shown: list[Passage] = []
     new: list[Passage] = []
-    for passage in found:
-        known = passage.id in labels
+    for passage in passages:
+        is_new = passage.id not in labels
         label = labels.setdefault(passage.id, following)
         shown.append(replace(passage, label=label))
-        if not known:
+        if is_new:
             new.append(shown[-1])
             following += 1
     return shown, new
 
 
-def _written(passage: Passage) -> str:
+def _write(passage: Passage) -> str:
     place = f"{passage.document} > {passage.heading}" if passage.heading else passage.document
     return f"[{passage.label}] {place}\n{passage.text}"

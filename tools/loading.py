@@ -1,21 +1,15 @@
-"""The tools of a run: the built-in ones and those of the user's Python files or modules.
+"""Load the tools of a run: the built-in ones, those of the user's files and modules, and those given as objects.
 
-A file runs once for each version of it and process, then its `load_tools(context)` (or its list `TOOLS`) is
-asked for every run. Its modules get names of their own, so two projects may both have a `shop.py`. The user's
-code is trusted as the user is: nothing here confines it. What others could have written is not run (`tools.trust`).
+A file runs once per process and version, then its `load_tools(context)` (or its list `TOOLS`) is asked for each run.
+Files that other users of the machine could have written are refused (`tools.trust`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import sys
-import threading
 import traceback
 import types
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib.util import module_from_spec, spec_from_file_location
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +17,11 @@ from langchain_core.tools import BaseTool
 
 from tools.basics import answer, calculator, hand_over
 from tools.context import ToolContext
+from tools.errors import ToolsLoadError
+from tools.functions import Tool, make_tool
 from tools.knowledge import search_knowledge
+from tools.modules import PACKAGES, explain_hidden, load_file, load_module, loading
 from tools.trust import find_tools_fault
-
-EFFECTS = ("read", "workspace", "world")
-
-
-class ToolsLoadError(Exception):
-    """The user's tools cannot be loaded; says the file, the line and what happened."""
-
-    def __init__(self, file: str, line: int | None, cause: str) -> None:
-        self.file = file
-        self.line = line
-        self.cause = cause
-        super().__init__(f"tools of {file}{f', line {line}' if line else ''}: {cause}")
 
 
 def load_tools(
@@ -50,164 +35,104 @@ def load_tools(
     task_in_queries: bool = False,
     quoted_answers: bool = False,
     given: Sequence[BaseTool] = (),
+    functions: Sequence[Tool] = (),
     trusted: Sequence[Path] = (),
 ) -> list[BaseTool]:
-    """Built-ins, then the user's tools in the order named, then those that are given ready-made.
+    """Return the built-in tools, then the user's in the order named, then those given as objects.
 
-    `names_or_files` are `.py` files (relative ones inside `context.project`) or dotted modules. `enabled`, when
-    given, leaves only the tools it names, and the built-in ones that end a run unless a named one does.
-    Files, and the folders that modules are imported from, must be the user's own or lie in a folder of `trusted`.
-    The rest is for `search_knowledge` and `answer`. Raises ToolsLoadError.
+    Args:
+        names_or_files: `.py` files, relative to `context.project`, or dotted modules.
+        context: The run's context.
+        enabled: Names of the tools to keep; the built-in tools that end a run stay unless a named one ends it. Empty
+            keeps all.
+        passages: Passages that `search_knowledge` shows.
+        min_score: Lowest score of a passage that `search_knowledge` shows, -1 to 1.
+        copied_queries: Whether `search_knowledge` takes only words of the task and the observations.
+        task_in_queries: Whether `search_knowledge` searches for the words of the task as well.
+        quoted_answers: Whether an answer is made of whole sentences of the observations.
+        given: Tools of the trained tasks.
+        functions: Functions and tools that the program passed, as to `agent.Agent`.
+        trusted: Folders whose files are trusted whoever owns them.
+
+    Raises:
+        ToolsLoadError: A file or tool cannot be loaded, or two tools have one name.
     """
     search = search_knowledge(
         context, passages, min_score=min_score, copied_queries=copied_queries, task_in_queries=task_in_queries
     )
     sources = [("the built-in tools", [search, calculator(), answer(quoted=quoted_answers), hand_over()])]
-    sources += [(str(name), _users(name, context, trusted)) for name in names_or_files]
+    sources += [(str(name), _load_source(name, context, trusted)) for name in names_or_files]
     sources += [("tasks in ratchet.toml", list(given))]
+    sources += [("Agent(tools=...)", [make_tool(one, context, "Agent(tools=...)") for one in functions])]
     owners: dict[str, str] = {}
-    tools: list[BaseTool] = []
     for source, own in sources:
         for tool in own:
             if tool.name in owners:
                 raise ToolsLoadError(source, None, f"{tool.name!r} is taken by {owners[tool.name]}; rename the tool")
             owners[tool.name] = source
-            tools.append(tool)
-    unknown = [name for name in enabled if name not in owners]
+    return _select([tool for _, own in sources for tool in own], enabled)
+
+
+def _select(tools: Sequence[BaseTool], enabled: Sequence[str]) -> list[BaseTool]:
+    names = [tool.name for tool in tools]
+    unknown = [name for name in enabled if name not in names]
     if unknown:
-        raise ToolsLoadError("this run", None, f"no tool is named {unknown[0]!r}; there are {', '.join(owners)}")
+        raise ToolsLoadError("this run", None, f"no tool is named {unknown[0]!r}; there are {', '.join(names)}")
     if not enabled:
-        return tools
-    own_end = any(tool.name in enabled and _ends(tool) for tool in tools)
-    return [tool for tool in tools if tool.name in enabled or (_ends(tool) and not own_end)]
+        return list(tools)
+    has_own_end = any(tool.name in enabled and _ends_run(tool) for tool in tools)
+    return [tool for tool in tools if tool.name in enabled or (_ends_run(tool) and not has_own_end)]
 
 
-def _ends(tool: BaseTool) -> bool:
+def _ends_run(tool: BaseTool) -> bool:
     return "ends" in (tool.metadata or {})
 
 
-def _users(name: str | Path, context: ToolContext, trusted: Sequence[Path]) -> list[BaseTool]:
+def _load_source(name: str | Path, context: ToolContext, trusted: Sequence[Path]) -> list[BaseTool]:
+    """Return the tools of one file or module."""
     text = str(name)
     is_file = isinstance(name, Path) or text.endswith(".py") or "/" in text
     path = (context.project / text).resolve() if is_file else None
-    untrusted = find_tools_fault(context.project / text if is_file else context.project, trusted)
-    if untrusted is not None:
-        raise ToolsLoadError(text, None, untrusted)
-    with _one_at_a_time, _importable(path.parent if path else context.project.resolve(), keep=path is None):
+    fault = find_tools_fault(context.project / text if is_file else context.project, trusted)
+    if fault is not None:
+        raise ToolsLoadError(text, None, fault)
+    if path is not None and not path.is_file():
+        raise ToolsLoadError(str(path), None, "the file does not exist; correct its path in ratchet.toml")
+    folder = path.parent if path else context.project.resolve()
+    # The user's load_tools, too, is called by one thread at a time.
+    with loading:
         try:
-            module = _module_of_file(path) if path else importlib.import_module(text)
-            found = _found(module, context, text)
+            module = load_file(path) if path else load_module(text, folder)
+            candidates = _candidates(module, context, text)
         except ToolsLoadError:
             raise
-        # Whatever the user's code raises, a sys.exit included, is told with its place.
-        except (Exception, SystemExit) as fault:
-            file, line = _place(fault, path, text)
-            raise ToolsLoadError(file, line, f"{type(fault).__name__}: {fault}; correct it and try again") from fault
-    return [_checked(tool, text) for tool in found]
+        # Whatever the user's code raises, sys.exit included, is reported with its place.
+        except (Exception, SystemExit) as error:
+            file, line = _place(error, path, text)
+            cause = explain_hidden(error, folder) or "correct it and try again"
+            raise ToolsLoadError(file, line, f"{type(error).__name__}: {error}; {cause}") from error
+    return [make_tool(candidate, context, text) for candidate in candidates]
 
 
-def _found(module: types.ModuleType, context: ToolContext, source: str) -> Sequence[Any]:
-    loader = getattr(module, "load_tools", None)
-    found = loader(context) if callable(loader) else getattr(module, "TOOLS", None)
-    if not isinstance(found, list | tuple):
-        what = (
-            f"load_tools gave {type(found).__name__}" if callable(loader) else "neither load_tools nor TOOLS is there"
+def _candidates(module: types.ModuleType, context: ToolContext, source: str) -> Sequence[Any]:
+    if source in PACKAGES:
+        raise ToolsLoadError(
+            source, None, f"{source!r} is a package of Ratchet; for a file of yours write {source + '.py'!r}"
         )
-        raise ToolsLoadError(source, None, f"{what}; define load_tools(context) -> list[BaseTool]")
-    return found
-
-
-def _checked(tool: Any, source: str) -> BaseTool:
-    if not isinstance(tool, BaseTool):
-        raise ToolsLoadError(source, None, f"found {tool!r:.80}, expected a langchain-core tool; put @tool above it")
-    effect = (tool.metadata or {}).get("effect", "world")
-    if effect not in EFFECTS:
-        raise ToolsLoadError(source, None, f"{tool.name} has effect {effect!r}, expected one of {', '.join(EFFECTS)}")
-    marks = tool.metadata or {}
-    held = [(name, "copied") for name in marks.get("copied", ())]
-    held += [(marks["quoted"], "quoted")] if "quoted" in marks else []
-    for name, how in held:
-        if tool.args.get(name, {}).get("type") != "string":
-            has = ", ".join(tool.args) or "none"
-            why = f"{tool.name} says that {name!r} is {how}, but has no such argument that is a text; it has {has}"
-            raise ToolsLoadError(source, None, why)
-    return tool
-
-
-_one_at_a_time = threading.RLock()
-_OURS = ("agent", "tools", "tuner")
-
-
-def _module_of_file(path: Path) -> types.ModuleType:
-    """The file as a module inside a package of its own, so that `from . import helper` works as well."""
-    if not path.is_file():
-        raise ToolsLoadError(str(path), None, "the file does not exist; correct its path in ratchet.toml")
-    package_name = f"ratchet_tools_{hashlib.sha256(str(path.parent).encode()).hexdigest()[:12]}"
-    status = path.stat()
-    version = (status.st_mtime_ns, status.st_size)
-    name = f"{package_name}.{path.stem}"
-    cached = sys.modules.get(name)
-    if cached is not None and getattr(cached, "__ratchet_version__", None) == version:
-        return cached
-    if package_name not in sys.modules:
-        package = types.ModuleType(package_name)
-        package.__path__ = [str(path.parent)]
-        sys.modules[package_name] = package
-    spec = spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ToolsLoadError(str(path), None, "the file is not Python; name a .py file")
-    module = module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        sys.modules.pop(name, None)
-        raise
-    vars(module)["__ratchet_version__"] = version
-    return module
-
-
-@contextmanager
-def _importable(folder: Path, *, keep: bool) -> Iterator[None]:
-    """`import helper` finds the helper beside the file; unless `keep`, it is forgotten afterwards.
-
-    Imports that a tool does later, inside a function, must be relative (`from .helper import x`).
-    """
-    hidden = {} if keep else _hide(folder)
-    known = set(sys.modules)
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        if str(folder) in sys.path:
-            sys.path.remove(str(folder))
-        if not keep:
-            # A list first: other threads import while this one looks.
-            fresh = [(name, module) for name, module in list(sys.modules.items()) if name not in known]
-            for name in [name for name, module in fresh if _is_beside(name, module, folder)]:
-                del sys.modules[name]
-            sys.modules.update(hidden)
-
-
-def _hide(folder: Path) -> dict[str, types.ModuleType]:
-    """Take out modules of other places that have the name of one beside the file."""
-    beside = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
-    beside -= {*sys.stdlib_module_names, *_OURS}
-    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in beside}
-
-
-def _is_beside(name: str, module: types.ModuleType, folder: Path) -> bool:
-    file = getattr(module, "__file__", None)
-    top = name.partition(".")[0]
-    if not file or name.startswith("ratchet_tools_") or top in _OURS or top == "__main__":
-        return False
-    depth = name.count(".") + (2 if Path(file).name == "__init__.py" else 1)
-    parents = Path(file).parents
-    return len(parents) >= depth and parents[depth - 1] == folder
+    loader = getattr(module, "load_tools", None)
+    tools = loader(context) if callable(loader) else getattr(module, "TOOLS", None)
+    if not isinstance(tools, list | tuple):
+        what = (
+            f"load_tools returned {type(tools).__name__}"
+            if callable(loader)
+            else "neither load_tools nor TOOLS is there"
+        )
+        raise ToolsLoadError(source, None, f"{what}; define load_tools(context), which returns a list of tools")
+    return tools
 
 
 def _place(fault: BaseException, path: Path | None, source: str) -> tuple[str, int | None]:
-    """The innermost line of the user's own code."""
+    """Return file and line of the innermost frame of the user's own code."""
     if isinstance(fault, SyntaxError) and fault.filename:
         return fault.filename, fault.lineno
     library = (str(Path(__file__).parent), sys.prefix, sys.base_prefix, "<frozen")

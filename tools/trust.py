@@ -1,4 +1,4 @@
-"""Whose files are run: settings and tools that another user of the machine could have written are refused.
+"""Refuse settings and tools that another user of the machine could have written.
 
 Settings name Python files that run with the user's rights, and both are looked for in parent folders, which on a
 shared machine may be anybody's. As git's `safe.directory` does, a file and its folder must belong to the user who
@@ -8,11 +8,11 @@ runs this, or to root, who may do anything anyway; as OpenSSH's `StrictModes` do
   not so the folder of tools, in which a module put beside them would be imported.
 - Not writable by its group, unless that is the user's own private group: the process's own group, named as the user
   and without other members, which Debian and Fedora make with a umask of 002.
-- Of the folders above, none writable by all and not sticky. Whose they are is not asked.
-- Symbolic links: whoever owns a link and who may write to its folder is asked of each, and of what it leads to.
+- None of the folders above is writable by all, unless it is sticky. Their owners are not checked.
+- Of a symbolic link, its own owner and folder are checked, and what it leads to.
 
-Root trusts root alone, not who called sudo. Files are looked at before they are read, without a lock; access control
-lists are not looked at, nor modules deep inside of packages. On a system without owners nothing is refused.
+Root trusts root alone, not the user who called sudo. Files are checked before they are read, without a lock. Access
+control lists and modules deep inside of packages are not checked. On a system without owners nothing is refused.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from importlib.machinery import all_suffixes
 from pathlib import Path
 
 TRUST = "RATCHET_TRUST"
-"""The environment variable that names trusted folders. `agent.config.settings` reads it."""
+"""The environment variable that names trusted folders. `agent.config.environment` reads it."""
 
 
 def find_fault(path: Path, trusted: Sequence[Path] = ()) -> str | None:
-    """Return why a file or folder is not to be trusted, and what to do; None when it is.
+    """Return why a file or folder is not trusted, and what to do; None when it is.
 
-    What lies in a folder of `trusted` is trusted whoever owns it, but not what a link leads to outside of them.
+    Args:
+        path: The file or folder.
+        trusted: Folders in which everything is trusted whoever owns it, but not what a link leads to outside of them.
     """
     if not hasattr(os, "geteuid"):
         return None
@@ -39,13 +41,13 @@ def find_fault(path: Path, trusted: Sequence[Path] = ()) -> str | None:
         faults = (_fault_of(place, status, trusted) for place, status in _places(path.absolute()))
         return next((fault for fault in faults if fault is not None), None)
     except OSError as fault:
-        return f"{path} cannot be looked at ({fault.strerror}), so it is not known whose it is; give yourself access"
+        return f"{path} cannot be read ({fault.strerror}), so its owner is not known; give yourself access"
 
 
 def find_tools_fault(place: Path, trusted: Sequence[Path] = ()) -> str | None:
-    """Return why a tools file, or a folder that holds modules of tools, is not to be run; None when it may be.
+    """Return why a tools file, or a folder of tool modules, must not be run; None when it may be.
 
-    Whether there is such a file is not asked.
+    A path that does not exist has no fault.
     """
     if place.is_file():
         return find_fault(place, trusted) or _fault_beside(place.resolve().parent, trusted)
@@ -64,8 +66,8 @@ def _fault_beside(folder: Path, trusted: Sequence[Path]) -> str | None:
         fault = _own_fault(folder, os.lstat(folder), sticky=False)
         if fault is not None:
             return fault
-        entries = [one for one in os.scandir(folder) if one.name.endswith(suffixes) or _is_package(one)]
-        for entry in sorted(entries, key=lambda one: one.name):
+        entries = [entry for entry in os.scandir(folder) if entry.name.endswith(suffixes) or _is_package(entry)]
+        for entry in sorted(entries, key=lambda entry: entry.name):
             place, status = Path(entry.path), entry.stat(follow_symlinks=False)
             if not stat.S_ISLNK(status.st_mode):
                 fault = _own_fault(place, status)
@@ -74,9 +76,7 @@ def _fault_beside(folder: Path, trusted: Sequence[Path]) -> str | None:
             if fault is not None:
                 return fault
     except OSError as failed:
-        return (
-            f"{folder} cannot be read ({failed.strerror}), so it is not known whose files it has; give yourself access"
-        )
+        return f"{folder} cannot be read ({failed.strerror}), so who owns its files is not known; allow reading it"
     return None
 
 
@@ -113,7 +113,7 @@ def _fault_of(place: Path, status: os.stat_result, trusted: Sequence[Path]) -> s
     for folder in () if fault else place.parents:
         mode = os.lstat(folder).st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            return _advised(folder, "everybody may replace what is in it", f"run `chmod o-w {folder}`", place)
+            return _advise(folder, "everybody may replace what is in it", f"run `chmod o-w {folder}`", place)
     return fault
 
 
@@ -122,7 +122,7 @@ def _own_fault(place: Path, status: os.stat_result, *, sticky: bool = True) -> s
     me = os.geteuid()
     if status.st_uid not in (me, 0):
         mine = "root" if me == 0 else f"you, {_user(me)}, or root"
-        return _advised(place, f"it belongs to {_user(status.st_uid)}, expected {mine}", "copy it, or make it yours")
+        return _advise(place, f"it belongs to {_user(status.st_uid)}, expected {mine}", "copy it, or make it yours")
     if stat.S_ISLNK(status.st_mode):  # has no mode of its own
         return None
     if sticky and stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX:
@@ -134,15 +134,16 @@ def _own_fault(place: Path, status: os.stat_result, *, sticky: bool = True) -> s
     else:
         return None
     if stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX:
-        return _advised(place, f"{what}, so that modules may be put into it", "move the tools to a folder of their own")
-    return _advised(place, what, f"run {change}")
+        return _advise(place, f"{what}, so that modules may be put into it", "move the tools to a folder of their own")
+    return _advise(place, what, f"run {change}")
 
 
-def _advised(found: Path, what: str, change: str, place: Path | None = None) -> str:
-    place = place or found
+def _advise(path: Path, what: str, change: str, place: Path | None = None) -> str:
+    """Say what is wrong with a path, and how to correct or to trust it."""
+    place = place or path
     folder = place if place.is_dir() and not place.is_symlink() else place.parent
     return (
-        f"{found}: {what}; others could run programs as you through it: {change}, "
+        f"{path}: {what}; others could run programs as you through it: {change}, "
         f"or, where you trust them, name the project's folder in the environment: {TRUST}={folder}"
     )
 

@@ -1,4 +1,4 @@
-"""A project's runtime with its trained classic tasks, for whoever starts one."""
+"""Opens a project for everything that runs or trains its agent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from agent.runtime import Runtime
 
 
 def open_runtime(project: Project, progress: Callable[[str], None]) -> Runtime:
-    """A runtime of a project, to be used as a context manager."""
+    """Return the runtime of a project with its trained classic tasks, a context manager."""
     from tuner.tasks.feedback.agent_tools import TaskTools
 
     return Runtime(project, tasks=TaskTools(project, say=progress), progress=progress)

@@ -1,6 +1,6 @@
-"""How the commands speak: results on stdout, progress and notes on stderr, colour only on a terminal.
+"""Output of the commands: results on stdout, progress and notes on stderr, colour only on a terminal.
 
-What models, tools and documents wrote is shown without control characters, so that no text can steer a
+Texts of models, tools and documents are printed without control characters, so that no text can control the
 terminal. Nothing is wrapped or coloured when the output is not a terminal.
 """
 
@@ -20,7 +20,7 @@ from tools.context import Passage
 if TYPE_CHECKING:
     from agent.run.state import Event
 
-Say = Callable[[str, str], None]
+PrintLine = Callable[[str, str], None]
 """Takes a line and the name of its style, "" for none."""
 
 _UNPRINTABLE = {code: "�" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (0x09, 0x0A)}
@@ -28,27 +28,27 @@ _SHOWN = 600
 
 
 def note(text: str) -> None:
-    """Say something that is not the result."""
+    """Print a note, which is not part of the result."""
     print(clean(text), file=sys.stderr, flush=True)
 
 
 def result(text: str) -> None:
-    """Say what was asked for."""
+    """Print the result of a command."""
     print(clean(text), flush=True)
 
 
 def result_json(value: Any) -> None:
-    """The result as one line of JSON."""
+    """Print the result as one line of JSON."""
     print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
 
 
 def clean(text: str) -> str:
-    """The text without control characters, and with what cannot be encoded replaced."""
+    """Return the text without control characters; what cannot be encoded is replaced."""
     return text.translate(_UNPRINTABLE).encode("utf-8", "replace").decode("utf-8")
 
 
-def speaker(stream: TextIO) -> Say:
-    """Says lines on a stream: with rich's colours on a terminal, plainly elsewhere."""
+def line_printer(stream: TextIO) -> PrintLine:
+    """Return a function that prints lines on a stream: with colours on a terminal, as plain text elsewhere."""
     if not stream.isatty():
         return lambda text, style: print(clean(text), file=stream, flush=True)
     from rich.console import Console
@@ -59,41 +59,42 @@ def speaker(stream: TextIO) -> Say:
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
-    """Columns as wide as what they hold; the last one is not padded."""
+    """Return a table; each column is as wide as its longest cell, and the last one is not padded."""
     every = [list(header), *[[clean(cell).replace("\n", " ") for cell in row] for row in rows]]
     widths = [max(len(row[column]) for row in every) for column in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in every]
     return "\n".join(lines)
 
 
-class Watcher:
-    """Tells a run as it goes: plan, thought, call, result, and at its end the answer with its citations."""
+class RunPrinter:
+    """Prints the events of a run: plan, thought, call, result, and at its end the answer with its citations."""
 
-    def __init__(self, say: Say, *, answer: bool) -> None:
-        """Without `answer`, the end is left to whoever shows the result."""
-        self._say = say
+    def __init__(self, print_line: PrintLine, *, answer: bool) -> None:
+        """Without `answer`, the caller prints the end."""
+        self._print_line = print_line
         self._answer = answer
 
     def __call__(self, event: Event) -> None:
         if event.step is not None:
-            # What ends the run is said once, at its end.
-            last = event.step.call is not None and event.step.call.name in ("answer", "hand_over")
+            # The call that ends the run is printed once, at its end.
+            is_last = event.step.call is not None and event.step.call.name in ("answer", "hand_over")
             if event.kind == "proposed":
-                lines = proposed_lines(event.step, call=not last)
+                lines = proposed_lines(event.step, call=not is_last)
             else:
-                lines = observed_lines(event.step) if not last or event.step.error is not None else iter(())
+                lines = observed_lines(event.step) if not is_last or event.step.error is not None else iter(())
             for text, style in lines:
-                self._say(text, style)
+                self._print_line(text, style)
         elif event.kind == "ended" and self._answer:
-            self.ending(event.trajectory)
+            self.print_end(event.trajectory)
 
-    def ending(self, trajectory: Trajectory) -> None:
+    def print_end(self, trajectory: Trajectory) -> None:
+        """Print the outcome of a run."""
         for text, style in ending_lines(trajectory):
-            self._say(text, style)
+            self._print_line(text, style)
 
 
 def proposed_lines(step: Step, *, call: bool = True) -> Iterator[tuple[str, str]]:
-    """What the model is about to do."""
+    """Yield the plan, thought and call of a step, each with its style."""
     if step.plan:
         yield f"  plan: {'; '.join(step.plan)}", "cyan"
     if step.thought:
@@ -103,7 +104,7 @@ def proposed_lines(step: Step, *, call: bool = True) -> Iterator[tuple[str, str]
 
 
 def observed_lines(step: Step, *, whole: bool = False) -> Iterator[tuple[str, str]]:
-    """What came of it."""
+    """Yield the result of a step, each line with its style."""
     if step.call is None:
         yield f"  said: {_short(step.said, whole)}", "dim"
     if step.error is not None:
@@ -114,32 +115,32 @@ def observed_lines(step: Step, *, whole: bool = False) -> Iterator[tuple[str, st
         yield f"  notice: {step.notice}", "yellow"
 
 
-def checked_lines(grounding: Grounding) -> Iterator[tuple[str, str]]:
-    """Each sentence of an answer with what it rests on, and those that rest on nothing."""
+def grounding_lines(grounding: Grounding) -> Iterator[tuple[str, str]]:
+    """Yield each sentence of an answer with its evidence, or the mark that there is none."""
     unsupported = "withheld" if grounding.mode == "withhold" else "unsupported"
-    for one in grounding.sentences:
-        name, style = ("supported", "green") if one.supported else (unsupported, "yellow")
-        yield f"  {name} ({one.score:.2f}): {one.text}", style
-        for shown in one.evidence:
-            place = " > ".join(part for part in (shown.document, shown.heading) if part) or "a tool"
-            label = "" if shown.label is None else f"[{shown.label}] "
-            yield f"    {label}{place}: {shown.text}", "cyan"
+    for sentence in grounding.sentences:
+        name, style = ("supported", "green") if sentence.supported else (unsupported, "yellow")
+        yield f"  {name} ({sentence.score:.2f}): {sentence.text}", style
+        for evidence in sentence.evidence:
+            place = " > ".join(part for part in (evidence.document, evidence.heading) if part) or "a tool"
+            label = "" if evidence.label is None else f"[{evidence.label}] "
+            yield f"    {label}{place}: {evidence.text}", "cyan"
     yield f"  reply: {grounding.reply}", "green"
 
 
 def ending_lines(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
-    """How the run came out."""
+    """Yield the outcome of a run: its answer or escalation with citations, or why there is none."""
     from agent.run.views import last_words
 
-    words = last_words(trajectory)
-    if words is not None:
-        yield ("Handed over: " if trajectory.outcome == "refused" else "") + words, "bold green"
+    text = last_words(trajectory)
+    if text is not None:
+        yield ("Escalated: " if trajectory.outcome == "refused" else "") + text, "bold green"
         for passage in trajectory.citations:
             yield f"  {citation_text(passage)}", "cyan"
         withheld = trajectory.steps[-1].withheld
         if withheld:
             count = "1 sentence" if len(withheld) == 1 else f"{len(withheld)} sentences"
-            yield f"  withheld: {count} that nothing shown supports", "yellow"
+            yield f"  withheld: {count} without support in the observations", "yellow"
     elif trajectory.outcome is not None:
         yield f"No answer: {trajectory.outcome} ({trajectory.outcome.meaning})", "bold red"
         if trajectory.error is not None:
@@ -162,7 +163,7 @@ def _short(text: str, whole: bool) -> str:
 
 @contextmanager
 def interruptible(cancelled: threading.Event) -> Iterator[None]:
-    """Ctrl-C cancels what is going on; a second one breaks it off. Only the main thread can listen for it."""
+    """Let Ctrl-C set `cancelled`, and a second Ctrl-C interrupt. Only the main thread receives signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -171,7 +172,7 @@ def interruptible(cancelled: threading.Event) -> Iterator[None]:
         if cancelled.is_set():
             raise KeyboardInterrupt
         cancelled.set()
-        note("\nCancelling; Ctrl-C again breaks it off.")
+        note("\nCancelling; press Ctrl-C again to stop at once.")
 
     before = signal.signal(signal.SIGINT, stop)
     try:

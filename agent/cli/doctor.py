@@ -1,7 +1,7 @@
-"""What this machine has, what is missing, and what to do about each thing.
+"""Checks what is installed, what is missing, and what to do about it.
 
-Only looks: nothing is loaded, fetched or changed, so it is quick and works on a half-installed machine.
-A finding is what could be seen from outside; that torch really computes is shown by `ratchet demo --quick`.
+Nothing is loaded, downloaded or changed, so it is quick and works on an incomplete installation. It does not check that
+torch computes correctly; `ratchet demo --quick` does.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ LIBRARIES = (
     "sentence-transformers",
     "sqlalchemy",
 )
-"""Reported one by one; the other dependencies only when something is wrong with them."""
+"""Always reported; other dependencies are reported only when something is wrong with them."""
 
 GIGABYTE = 10**9
 MEMORY_NEEDED = 4 * GIGABYTE
-"""For tuning the default model; answering takes a third of it."""
+"""For tuning the default model; serving it needs a third."""
 DISK_NEEDED = 3 * GIGABYTE
-"""The converted default model, and some adapters with their checkpoints."""
+"""For the converted default model, and some adapters with checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,15 @@ class Finding:
     found: str
     level: Level
     advice: str = ""
-    """What to do; empty when nothing is to be done."""
+    """What to do; empty when nothing needs to be done."""
 
 
-def diagnose(project: Project, refused: SettingsError | None = None) -> list[Finding]:
-    """Everything worth knowing before the first run, in the order a person would put it right.
+def diagnose(project: Project, settings_error: SettingsError | None = None) -> list[Finding]:
+    """Check everything that a first run needs, in the order in which a person would fix it.
 
-    `refused` says why the settings do not hold; `project` is then one of defaults.
+    Args:
+        project: The project; with default settings when its own are faulty.
+        settings_error: The faults of the settings.
     """
     return [
         _python(),
@@ -74,7 +76,7 @@ def diagnose(project: Project, refused: SettingsError | None = None) -> list[Fin
         _disk(project.home.root),
         *_packaged(),
         *_models(project),
-        *([_settings(project)] if refused is None else _refused(refused)),
+        *([_settings(project)] if settings_error is None else _settings_faults(settings_error)),
         *_tools(project),
         *_tasks(project),
         _store(project.home.database),
@@ -83,14 +85,16 @@ def diagnose(project: Project, refused: SettingsError | None = None) -> list[Fin
 
 
 def _python() -> Finding:
-    return Finding("Python", f"{platform.python_version()} at {sys.executable}", "ok")  # an older one cannot get here
+    return Finding(
+        "Python", f"{platform.python_version()} at {sys.executable}", "ok"
+    )  # an older Python cannot import this module
 
 
 def _system() -> Finding:
     found = f"{platform.system()} {platform.release()} on {platform.machine()}"
     if platform.system() == "Linux":
         return Finding("system", found, "ok")
-    return Finding("system", found, "warn", "Linux is what is tested; on another system some things may fail")
+    return Finding("system", found, "warn", "only Linux is tested; on other systems some features may fail")
 
 
 def _libraries() -> Iterator[Finding]:
@@ -123,13 +127,13 @@ def _extra(extra: str, what_for: str) -> Finding:
 
 
 def _required(extra: str) -> dict[str, str]:
-    """Names and version ranges that are asked for by `extra`, or without any extra."""
+    """Return the names and version ranges that `extra` requires; for "", those that are always required."""
     from packaging.requirements import Requirement
 
     try:
         lines = importlib.metadata.requires(DISTRIBUTION) or []
         requirements = [Requirement(line) for line in lines]
-        chosen = [
+        selected = [
             item
             for item in requirements
             if (extra == "" and (item.marker is None or item.marker.evaluate({"extra": ""})))
@@ -139,8 +143,8 @@ def _required(extra: str) -> dict[str, str]:
         file = Path(__file__).parent.parent / "pyproject.toml"
         declared = tomllib.loads(file.read_text("utf-8"))["project"] if file.is_file() else {}
         lines = declared.get("optional-dependencies", {}).get(extra, []) if extra else declared.get("dependencies", [])
-        chosen = [Requirement(line) for line in lines]
-    return {item.name: str(item.specifier) for item in chosen}
+        selected = [Requirement(line) for line in lines]
+    return {item.name: str(item.specifier) for item in selected}
 
 
 def _gpu() -> Finding:
@@ -150,7 +154,7 @@ def _gpu() -> Finding:
     except importlib.metadata.PackageNotFoundError:
         build = ""
     if not seen:
-        return Finding("GPU", "none seen; the CPU is used", "ok")
+        return Finding("GPU", "none found; the CPU is used", "ok")
     if build == "cpu":
         advice = "install a torch built for CUDA to use it: pip install --force-reinstall torch"
         return Finding("GPU", "an NVIDIA driver, but torch is built for the CPU", "warn", advice)
@@ -161,7 +165,7 @@ def _cores() -> Finding:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if count >= 2:
         return Finding("cores", str(count), "ok")
-    return Finding("cores", str(count), "warn", "two or more are expected; everything takes twice as long")
+    return Finding("cores", str(count), "warn", "two or more are expected; with one, everything takes twice as long")
 
 
 def _memory() -> Finding:
@@ -170,7 +174,7 @@ def _memory() -> Finding:
         sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
         total, free = sizes["MemTotal"], sizes["MemAvailable"]
     except (OSError, KeyError, ValueError, IndexError):
-        return Finding("memory", "cannot be seen on this system", "warn", f"{_gb(MEMORY_NEEDED)} should be free")
+        return Finding("memory", "cannot be read on this system", "warn", f"{_gb(MEMORY_NEEDED)} should be free")
     found = f"{_gb(free)} free of {_gb(total)}"
     if free >= MEMORY_NEEDED:
         return Finding("memory", found, "ok")
@@ -203,15 +207,15 @@ def _models(project: Project) -> Iterator[Finding]:
     entries = list_models(project.home.models)
     for entry in entries:
         if entry.state == "not installed":
-            continue  # said of its wheel
+            continue  # reported with its wheel
         level: Level = "warn" if entry.state == "broken" else "ok"
         found = f"{entry.state}, {entry.size / 10**6:,.0f} MB in {entry.where}"
         yield Finding(f"{entry.kind} {Path(entry.name).name}", found, level, entry.advice)
-    known = {entry.name for entry in entries}
-    chosen = {"model": project.settings.model.base, "encoder": project.settings.model.encoder}
-    for kind, name in chosen.items():
-        if name.lower() not in known and not Path(name).expanduser().is_dir():
-            advice = "fetched at its first use; needs a network, or the local Hugging Face cache"
+    names = {entry.name for entry in entries}
+    configured = {"model": project.settings.model.base, "encoder": project.settings.model.encoder}
+    for kind, name in configured.items():
+        if name.lower() not in names and not Path(name).expanduser().is_dir():
+            advice = "downloaded at first use; needs a network, or the local Hugging Face cache"
             yield Finding(f"{kind} {name}", "neither a known name nor a folder, so a hub id", "warn", advice)
 
 
@@ -221,8 +225,8 @@ def _settings(project: Project) -> Finding:
     return Finding("settings", "no ratchet.toml; every setting has its default", "ok")
 
 
-def _refused(error: SettingsError) -> Iterator[Finding]:
-    """Settings that cannot be used; everything else is then said of the defaults."""
+def _settings_faults(error: SettingsError) -> Iterator[Finding]:
+    """Faults of the settings; all other findings then describe the defaults."""
     for number, fault in enumerate(error.faults):
         what, _, advice = fault.partition("; ")
         name = "settings" if number == 0 else f"settings ({number + 1})"
@@ -230,7 +234,7 @@ def _refused(error: SettingsError) -> Iterator[Finding]:
 
 
 def _tools(project: Project) -> Iterator[Finding]:
-    """The files and modules of tools, as far as it can be seen without running them."""
+    """The files and modules of tools, checked without running them."""
     for name in dict.fromkeys(project.settings.tools.files):
         is_file = name.endswith(".py") or "/" in name
         place = project.resolve(name) if is_file else project.folder
@@ -245,26 +249,26 @@ def _tools(project: Project) -> Iterator[Finding]:
 
 
 def _tasks(project: Project) -> Iterator[Finding]:
-    """The trained tasks that tools are named for."""
+    """The trained tasks in [tools] tasks."""
     from agent.registry.artifact import verify
     from agent.registry.task_models import find_task, serving
 
     for tool in project.settings.tools.tasks:
         try:
             folder = find_task(project, tool)
-            found = serving(folder)
-            version = folder if found.adapter is None else found.adapter.folder
+            served = serving(folder)
+            version = folder if served.adapter is None else served.adapter.folder
             manifest = verify(version)
         except AdapterError as error:
             yield Finding(f"task {tool}", str(error).partition("; ")[0], "missing", str(error).partition("; ")[2])
         else:
-            level: Level = "warn" if found.warning else "ok"
-            yield Finding(f"task {tool}", f"{manifest.id} on {manifest.base} in {version}", level, found.warning or "")
+            level: Level = "warn" if served.warning else "ok"
+            yield Finding(f"task {tool}", f"{manifest.id} on {manifest.base} in {version}", level, served.warning or "")
 
 
 def _store(path: Path) -> Finding:
     if not path.is_file():
-        return Finding("store", f"none yet; made at {path} by the first run", "ok")
+        return Finding("store", f"none yet; the first run creates {path}", "ok")
     if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
         return Finding("store", f"{path}, {path.stat().st_size / 10**6:,.1f} MB", "ok")
     return Finding("store", f"{path} cannot be written", "warn", f"give yourself write access to {path.parent}")

@@ -1,4 +1,4 @@
-"""The user's documents: `docs add`, `sync`, `list`, `search`, `remove` and `rebuild`."""
+"""The commands `docs add`, `sync`, `list`, `search`, `remove` and `rebuild`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from agent.cli.console import note, result, result_json, table
 from agent.cli.session import Session, UsageError
 
 if TYPE_CHECKING:
-    from agent.knowledge.knowledge import Memory
+    from agent.knowledge.knowledge import Knowledge
 
 
 def docs(arguments: Namespace, session: Session) -> int:
+    """Run one of the actions of `docs`."""
     return {
         "add": _add,
         "sync": _sync,
@@ -28,7 +29,7 @@ def docs(arguments: Namespace, session: Session) -> int:
 
 
 @contextmanager
-def _memory(arguments: Namespace, session: Session) -> Iterator[Memory]:
+def _memory(arguments: Namespace, session: Session) -> Iterator[Knowledge]:
     with session.runtime() as runtime:
         if arguments.tenant is None:
             yield runtime.memory
@@ -48,27 +49,27 @@ def _add(arguments: Namespace, session: Session) -> int:
         else [project.resolve(name) for name in project.settings.memory.folders]
     )
     if not folders:
-        raise UsageError("no folder of documents is named; give one, or set [memory] folders in ratchet.toml")
+        raise UsageError("no folder of documents is named; name one, or set [memory] folders in ratchet.toml")
     with _memory(arguments, session) as memory:
         return _read(folders, memory, arguments, session)
 
 
 def _sync(arguments: Namespace, session: Session) -> int:
-    """Read every folder again that documents came from, and those of ratchet.toml."""
+    """Read the folders in ratchet.toml, and those that documents were added from, again."""
     project = session.project
-    named = [project.resolve(name).resolve() for name in project.settings.memory.folders]
+    configured = [project.resolve(name).resolve() for name in project.settings.memory.folders]
     with _memory(arguments, session) as memory:
-        known = sorted({Path(one.folder) for one in memory.list() if one.folder})
-        gone = [folder for folder in known if not folder.is_dir()]
-        for folder in gone:
-            note(f"{folder} is not there any more; its documents stay (`ratchet docs remove NAME` forgets one)")
-        folders = list(dict.fromkeys([*named, *(folder for folder in known if folder not in gone)]))
+        known = sorted({Path(document.folder) for document in memory.documents() if document.folder})
+        missing = [folder for folder in known if not folder.is_dir()]
+        for folder in missing:
+            note(f"{folder} no longer exists; its documents stay (remove one with `ratchet docs remove NAME`)")
+        folders = list(dict.fromkeys([*configured, *(folder for folder in known if folder not in missing)]))
         if not folders:
             raise UsageError("no documents were added from a folder yet; add one with `ratchet docs add FOLDER`")
         return _read(folders, memory, arguments, session)
 
 
-def _read(folders: Sequence[Path], memory: Memory, arguments: Namespace, session: Session) -> int:
+def _read(folders: Sequence[Path], memory: Knowledge, arguments: Namespace, session: Session) -> int:
     reports = [
         (
             folder,
@@ -95,7 +96,8 @@ def _read(folders: Sequence[Path], memory: Memory, arguments: Namespace, session
 
 
 def _list(arguments: Namespace, session: Session) -> int:
-    from agent.knowledge.document_store import Shelf, StoredDocument
+    from agent.knowledge.document_store import DocumentStore
+    from agent.knowledge.schema import StoredDocument
     from agent.storage.database import open_engine
 
     path = session.project.home.database
@@ -104,15 +106,15 @@ def _list(arguments: Namespace, session: Session) -> int:
     if path.is_file():
         engine = open_engine(path)
         try:
-            documents = Shelf(engine, tenant=tenant).documents()
+            documents = DocumentStore(engine, tenant=tenant).documents()
         finally:
             engine.dispose()
     if arguments.json:
-        result_json([asdict(one) for one in documents])
+        result_json([asdict(document) for document in documents])
     elif not documents:
         note("There are no documents yet; add a folder with `ratchet docs add FOLDER`.")
     else:
-        rows = [[one.name, str(one.chunks), one.trust, one.changed_at, one.folder] for one in documents]
+        rows = [[item.name, str(item.chunks), item.trust, item.changed_at, item.folder] for item in documents]
         result(table(rows, ["document", "passages", "trust", "changed", "folder"]))
     return 0
 
@@ -128,15 +130,15 @@ def _remove(arguments: Namespace, session: Session) -> int:
 
 
 def _search(arguments: Namespace, session: Session) -> int:
-    wanted = arguments.limit or session.project.settings.memory.passages
+    limit = arguments.limit or session.project.settings.memory.passages
     with _memory(arguments, session) as memory:
-        found = memory.search(arguments.query, wanted, where=dict(map(_pair, arguments.where)))
+        passages = memory.search(arguments.query, limit, where=dict(map(_pair, arguments.where)))
     if arguments.json:
-        result_json([asdict(one) for one in found])
+        result_json([asdict(passage) for passage in passages])
         return 0
-    if not found:
-        note("Nothing found.")
-    for passage in found:
+    if not passages:
+        note("No passages were found.")
+    for passage in passages:
         place = f"{passage.document} > {passage.heading}" if passage.heading else passage.document
         result(f"{passage.score:.2f}  {place}\n{passage.text}\n")
     return 0
@@ -145,16 +147,16 @@ def _search(arguments: Namespace, session: Session) -> int:
 def _pair(text: str) -> tuple[str, str]:
     name, mark, value = text.partition("=")
     if not name or not mark:
-        raise UsageError(f"--where {text!r} names no value; expected NAME=VALUE, such as trust=own")
+        raise UsageError(f"--where {text!r} has no value; expected NAME=VALUE, such as trust=own")
     return name, value
 
 
 def _rebuild(arguments: Namespace, session: Session) -> int:
     with _memory(arguments, session) as memory:
         embedded = memory.rebuild()
-        documents = len(memory.list())
+        documents = len(memory.documents())
     if arguments.json:
         result_json({"documents": documents, "embedded": embedded})
     else:
-        result(f"indexes of {documents} documents made anew, {embedded} passages embedded anew")
+        result(f"indexes of {documents} documents rebuilt, {embedded} passages embedded")
     return 0

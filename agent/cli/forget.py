@@ -1,4 +1,4 @@
-"""`forget`: what would go, a question, and what went."""
+"""The command `forget`: lists what would be removed, asks, and removes it."""
 
 from __future__ import annotations
 
@@ -16,145 +16,158 @@ from agent.cli.console import note, result, result_json
 from agent.cli.session import Session, UsageError
 
 if TYPE_CHECKING:
-    from agent.privacy.erasure import Found, FoundDocument, LearntAdapter, LearntTask, Tuned
+    from agent.privacy.erasure import AdapterTrace, DocumentMatch, ErasurePlan, TaskTrace, TrainingData
 
 
-def forget(arguments: Namespace, session: Session, tuned: Tuned) -> int:
-    """Remove what is a subject's, after asking; `--dry-run` only tells."""
+def forget(arguments: Namespace, session: Session, tuned: TrainingData) -> int:
+    """Remove a person's data after a confirmation; with --dry-run, only list it."""
     from agent.privacy.erasure import find
     from agent.privacy.redaction import Scrubber
     from agent.privacy.subject import Subject
 
-    asks = not (arguments.yes or arguments.dry_run)
-    if asks and (arguments.json or not sys.stdin.isatty()):
-        raise UsageError("nobody can be asked here; look with --dry-run, then give --yes")
+    needs_confirmation = not (arguments.yes or arguments.dry_run)
+    if needs_confirmation and (arguments.json or not sys.stdin.isatty()):
+        raise UsageError("the confirmation needs a terminal; check with --dry-run, then give --yes")
     project = session.project
     subject = Subject(arguments.subject)
     if project.settings.privacy.scrub and Scrubber().mask(subject.id) != subject.id:
-        note(f"The log masks what looks like {subject.id}, so that runs are not found by it; give their id as well.")
-    there = project.home.root.is_dir()
-    # Else a tuning could write a dataset out of what is about to go.
-    with nullcontext() if arguments.dry_run or not there else tuned.alone():
-        found = find(
+        note(
+            f"The log masks texts such as {subject.id}, so runs are not found by it; "
+            "run the command with the id of the task context as well."
+        )
+    has_home = project.home.root.is_dir()
+    # Otherwise a tuning could write a dataset from data that is about to be removed.
+    with nullcontext() if arguments.dry_run or not has_home else tuned.alone():
+        plan = find(
             project.home,
             subject,
             tuned,
             documents=arguments.documents,
             own_tenant=project.settings.memory.tenant,
         )
-        goes = found.goes(pages=arguments.pages)
+        has_data = plan.goes(pages=arguments.pages)
         if not arguments.json:
-            result("\n".join(_told(found, arguments)))
-        if asks and goes and input("Remove this for good? [y/N] ").strip().lower() not in ("y", "yes"):
+            result("\n".join(_lines(plan, arguments)))
+        if (
+            needs_confirmation
+            and has_data
+            and input("Remove this for good? [y/N] ").strip().lower() not in ("y", "yes")
+        ):
             note("Nothing was removed.")
             return 0
-        done = goes and not arguments.dry_run
-        emptied = _remove(found, session, tuned, pages=arguments.pages) if done else True
+        is_removed = has_data and not arguments.dry_run
+        emptied = _remove(plan, session, tuned, pages=arguments.pages) if is_removed else True
     if arguments.json:
-        result_json({**_view(found), "removed": done, "log_emptied": emptied})
-    elif done:
-        result("Removed. A service that is running keeps what it has in memory until it is started anew.")
+        result_json({**_view(plan), "removed": is_removed, "log_emptied": emptied})
+    elif is_removed:
+        result("Removed. A running service keeps copies in memory until it is restarted.")
     if not emptied:
         note(
-            "Another process was reading the store, and its write-ahead log could not be emptied; "
-            "end that process, and the log goes with it."
+            "Another process was reading the store, so its write-ahead log could not be emptied; "
+            "it is emptied when that process ends."
         )
     return 0
 
 
-def _remove(found: Found, session: Session, tuned: Tuned, *, pages: bool) -> bool:
+def _remove(plan: ErasurePlan, session: Session, tuned: TrainingData, *, pages: bool) -> bool:
     from agent.privacy.erasure import forget
     from agent.util.ids import timestamp
 
     with session.runtime() as runtime:
-        return forget(session.project.home, found, tuned, open_memory=runtime.open_memory, at=timestamp(), pages=pages)
+        return forget(session.project.home, plan, tuned, open_memory=runtime.open_memory, at=timestamp(), pages=pages)
 
 
-def _view(found: Found) -> dict[str, Any]:
+def _view(plan: ErasurePlan) -> dict[str, Any]:
     return {
-        "runs": dict(found.runs.runs),
-        "shown_to": list(found.runs.recalled),
-        "workspaces": [str(path) for path in found.workspaces],
-        "documents": [asdict(one) for one in found.documents],
-        "mentions": [asdict(one) for one in found.mentions],
-        "datasets": [{"name": one.name, "examples": list(one.examples)} for one in found.learnt.datasets],
-        "files": [str(path) for path in found.learnt.files],
-        "adapters": [asdict(one) for one in found.learnt.adapters],
-        "tasks": [_task_view(one) for one in found.learnt.tasks],
-        "commands": list(found.learnt.commands),
-        "suite": None if found.learnt.suite is None else str(found.learnt.suite),
+        "runs": dict(plan.runs.runs),
+        "shown_to": list(plan.runs.recalled),
+        "workspaces": [str(path) for path in plan.workspaces],
+        "documents": [asdict(document) for document in plan.documents],
+        "mentions": [asdict(document) for document in plan.mentions],
+        "datasets": [{"name": dataset.name, "examples": list(dataset.examples)} for dataset in plan.learnt.datasets],
+        "files": [str(path) for path in plan.learnt.files],
+        "adapters": [asdict(adapter) for adapter in plan.learnt.adapters],
+        "tasks": [_task_view(task) for task in plan.learnt.tasks],
+        "commands": list(plan.learnt.commands),
+        "suite": None if plan.learnt.suite is None else str(plan.learnt.suite),
     }
 
 
-def _task_view(one: LearntTask) -> dict[str, Any]:
-    return {**asdict(one), "folder": str(one.folder), "data": [str(path) for path in one.data]}
+def _task_view(task: TaskTrace) -> dict[str, Any]:
+    return {**asdict(task), "folder": str(task.folder), "data": [str(path) for path in task.data]}
 
 
-def _told(found: Found, arguments: Namespace) -> Iterator[str]:
-    learnt = found.learnt
-    if found.goes(pages=arguments.pages):
-        yield "Would go:" if arguments.dry_run else "To go:"
-        places = Counter(found.runs.runs.values())
-        of_runs = ", ".join(f"{count} by {reason}" for reason, count in places.items())
-        yield f"  {len(found.runs.runs)} runs{f' ({of_runs})' if of_runs else ''}, {len(found.workspaces)} workspaces"
-        if found.runs.recalled:
-            yield f"  what {len(found.runs.recalled)} other runs were shown of them"
+def _lines(plan: ErasurePlan, arguments: Namespace) -> Iterator[str]:
+    learnt = plan.learnt
+    if plan.goes(pages=arguments.pages):
+        yield "Would be removed:" if arguments.dry_run else "To be removed:"
+        reasons = Counter(plan.runs.runs.values())
+        of_runs = ", ".join(f"{count} by {reason}" for reason, count in reasons.items())
+        yield f"  {len(plan.runs.runs)} runs{f' ({of_runs})' if of_runs else ''}, {len(plan.workspaces)} workspaces"
+        if plan.runs.recalled:
+            yield f"  their parts in the prompts of {len(plan.runs.recalled)} other runs"
         for dataset in learnt.datasets:
             yield f"  dataset {dataset.name}, with examples of {len(dataset.examples)} of the runs"
         yield from (f"  {path}" for path in learnt.files)
-        yield from (f"  document {line}" for line in map(_document, found.documents))
+        yield from (f"  document {line}" for line in map(_document, plan.documents))
     else:
         yield "There is nothing to remove."
-    if found.mentions:
-        yield "Documents that name the ID and stay, unless --documents is given:"
-        yield from (f"  {line}" for line in map(_document, found.mentions))
+    if plan.mentions:
+        yield "Documents that mention the ID, which stay unless --documents is given:"
+        yield from (f"  {line}" for line in map(_document, plan.mentions))
     if learnt.suite is not None:
-        yield f"The suite {learnt.suite} names the ID; it is your own file and stays."
+        yield f"The suite {learnt.suite} mentions the ID; it is your own file and stays."
     if learnt.adapters:
         yield "Adapters, which stay:"
-        yield from (f"  {line}" for one in learnt.adapters for line in _adapter(one))
+        yield from (f"  {line}" for adapter in learnt.adapters for line in _adapter(adapter))
     if learnt.tasks:
         yield "Trained tasks, which stay:"
-        yield from (f"  {line}" for one in learnt.tasks for line in _task(one))
+        yield from (f"  {line}" for task in learnt.tasks for line in _task(task))
     if learnt.pages and not arguments.pages:
-        yield f"To take these pages out: ratchet forget --subject {shlex.quote(arguments.subject)} --pages"
+        yield f"To remove these pages: ratchet forget --subject {shlex.quote(arguments.subject)} --pages"
     if learnt.commands:
-        yield "To train and serve without the runs, once they are removed:"
+        yield "Commands to train and serve without the runs, once they are removed:"
         yield from (f"  {command}" for command in learnt.commands)
 
 
-def _document(one: FoundDocument) -> str:
-    tenant = f" of tenant {one.tenant}" if one.tenant else ""
-    file = Path(one.folder, one.name)
-    again = f"; {file} is still there, and `ratchet docs sync` adds it again" if one.folder and file.exists() else ""
-    return f"{one.name}{tenant} ({one.place}){again}"
+def _document(document: DocumentMatch) -> str:
+    tenant = f" of tenant {document.tenant}" if document.tenant else ""
+    file = Path(document.folder, document.name)
+    again = (
+        f"; {file} is still there, and `ratchet docs sync` adds it again" if document.folder and file.exists() else ""
+    )
+    return f"{document.name}{tenant} ({document.place}){again}"
 
 
-def _adapter(one: LearntAdapter) -> Iterator[str]:
-    parts = [f"{one.id} ({one.state}{', served' if one.served else ''})"]
-    if one.runs:
-        parts.append(f"learnt of {one.runs} of the runs")
-    if one.earlier:
-        parts.append(f"learnt of {one.earlier} runs that were forgotten before")
-    others = [id for id in one.through if id != one.id]
+def _adapter(adapter: AdapterTrace) -> Iterator[str]:
+    parts = [f"{adapter.id} ({adapter.state}{', served' if adapter.served else ''})"]
+    if adapter.runs:
+        parts.append(f"trained on {adapter.runs} of the runs")
+    if adapter.earlier:
+        parts.append(f"trained on {adapter.earlier} runs that were removed earlier")
+    others = [id for id in adapter.through if id != adapter.id]
     if others:
         parts.append(f"through {', '.join(others)}")
-    if one.unknown:
-        parts.append("goes back to a dataset or adapter that is gone, so that it cannot be told whether it did")
+    if adapter.unknown:
+        parts.append(
+            "depends on a dataset or adapter that no longer exists, so it is unknown whether it was trained on them"
+        )
     yield "; ".join(parts)
-    yield from (f"  holds text in {page}" for page in one.pages)
+    yield from (f"  contains text in {page}" for page in adapter.pages)
 
 
-def _task(one: LearntTask) -> Iterator[str]:
-    asked = f", asked by {', '.join(one.tools)}" if one.tools else ""
-    parts = [f"{one.folder} ({'served' if one.served else 'not served'}{asked})"]
-    if one.runs:
-        parts.append(f"learnt of {one.runs} of the runs")
-    if one.earlier:
-        parts.append(f"learnt of {one.earlier} runs that were forgotten before")
-    if one.unknown:
-        parts.append("does not say what it was trained on, or that is gone, so that it cannot be told whether it did")
+def _task(task: TaskTrace) -> Iterator[str]:
+    tools = f", used by {', '.join(task.tools)}" if task.tools else ""
+    parts = [f"{task.folder} ({'served' if task.served else 'not served'}{tools})"]
+    if task.runs:
+        parts.append(f"trained on {task.runs} of the runs")
+    if task.earlier:
+        parts.append(f"trained on {task.earlier} runs that were removed earlier")
+    if task.unknown:
+        parts.append(
+            "its training data is not recorded or no longer exists, so it is unknown whether it was trained on them"
+        )
     yield "; ".join(parts)
-    for path in one.data:
-        yield f"  trained on {path}, which names the ID; it is your own file: mend it, then `ratchet task train` anew"
-    yield from (f"  holds text in {page}" for page in one.pages)
+    for path in task.data:
+        yield f"  trained on {path}, which mentions the ID; it is your own file: correct it, then `ratchet task train`"
+    yield from (f"  contains text in {page}" for page in task.pages)

@@ -1,4 +1,4 @@
-"""Everything around the runs: `init`, `doctor`, `models`, `bench`, the adapters, `serve` and `version`."""
+"""The commands `init`, `doctor`, `models`, `bench`, `adapters`, `rollback`, `serve` and `version`."""
 
 from __future__ import annotations
 
@@ -7,20 +7,18 @@ import sys
 from argparse import Namespace
 from contextlib import closing
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from agent.cli.console import note, result, result_json, speaker, table
+from agent.cli.console import line_printer, note, result, result_json, table
 from agent.cli.session import Session
 from agent.config.project import SETTINGS_FILE, Home, Project
 from agent.config.reader import settings_template
 from agent.config.settings import Settings
 from agent.errors import RatchetError, SettingsError
 
-if TYPE_CHECKING:
-    pass
-
 
 def version_text() -> str:
+    """Return the name and the installed version."""
     try:
         return f"ratchet {importlib.metadata.version('ratchet-loop')}"
     except importlib.metadata.PackageNotFoundError:
@@ -28,12 +26,13 @@ def version_text() -> str:
 
 
 def version(arguments: Namespace, session: Session) -> int:
+    """Print the version."""
     result(version_text())
     return 0
 
 
 def init(arguments: Namespace, session: Session) -> int:
-    """Write a `ratchet.toml` with every key, unless there is one."""
+    """Write a `ratchet.toml` with every key, unless one exists."""
     text = settings_template()
     if arguments.print:
         print(text, end="")
@@ -51,59 +50,60 @@ def init(arguments: Namespace, session: Session) -> int:
 
 
 def doctor(arguments: Namespace, session: Session) -> int:
-    """What is there and what is missing. Exit code 1 when something is missing."""
+    """Check the machine and the project. The exit code is 1 when something is missing."""
     from agent.cli.doctor import diagnose
 
-    refused = None
+    settings_error = None
     try:
         project = session.project
     except SettingsError as fault:
-        project, refused = Project(session.folder, Home.find(session.folder), Settings()), fault
-    findings = diagnose(project, refused)
+        project, settings_error = Project(session.folder, Home.find(session.folder), Settings()), fault
+    findings = diagnose(project, settings_error)
     if arguments.json:
-        result_json([asdict(one) for one in findings])
+        result_json([asdict(finding) for finding in findings])
     else:
-        say = speaker(sys.stdout)
-        width = max(len(one.what) for one in findings)
+        print_line = line_printer(sys.stdout)
+        width = max(len(finding.what) for finding in findings)
         styles = {"ok": "", "warn": "yellow", "missing": "bold red"}
-        for one in findings:
-            say(f"{one.level:<8}{one.what:<{width}}  {one.found}", styles[one.level])
-            if one.advice:
-                say(f"{'':<{width + 10}}-> {one.advice}", styles[one.level])
-    return 1 if any(one.level == "missing" for one in findings) else 0
+        for finding in findings:
+            print_line(f"{finding.level:<8}{finding.what:<{width}}  {finding.found}", styles[finding.level])
+            if finding.advice:
+                print_line(f"{'':<{width + 10}}-> {finding.advice}", styles[finding.level])
+    return 1 if any(finding.level == "missing" for finding in findings) else 0
 
 
 def models(arguments: Namespace, session: Session) -> int:
+    """List the models on this machine."""
     from agent.llm.weights.load import list_models
 
     entries = list_models(session.project.home.models)
     if arguments.json:
-        result_json([asdict(one) for one in entries])
+        result_json([asdict(entry) for entry in entries])
         return 0
-    chosen = session.project.settings.model
+    settings = session.project.settings.model
     rows = [
         [
-            ("* " if one.name in (chosen.base, chosen.encoder) else "  ") + one.name,
-            one.kind,
-            one.state,
-            f"{one.size / 10**6:,.0f} MB",
-            one.advice or one.where,
+            ("* " if entry.name in (settings.base, settings.encoder) else "  ") + entry.name,
+            entry.kind,
+            entry.state,
+            f"{entry.size / 10**6:,.0f} MB",
+            entry.advice or entry.where,
         ]
-        for one in entries
+        for entry in entries
     ]
     result(table(rows, ["  name", "kind", "state", "size", "where, or what to do"]))
     return 0
 
 
 def bench(arguments: Namespace, session: Session) -> int:
-    """How fast the base model is on this machine."""
+    """Measure how fast the base model is on this machine."""
     from agent.llm.benchmark import measure_speed
     from agent.llm.chat_model import LocalModel
 
     with session.runtime() as runtime:
         model = runtime.model
         if not isinstance(model, LocalModel):
-            raise RatchetError(f"only a local model can be measured, and here a {type(model).__name__} is used")
+            raise RatchetError(f"only a local model can be measured, and this project uses a {type(model).__name__}")
         speed = measure_speed(model.engine, say=session.note)
     if arguments.json:
         shares = {name: getattr(speed, name) for name in ("known_first_token_share", "share_of_memory_limit")}
@@ -113,7 +113,7 @@ def bench(arguments: Namespace, session: Session) -> int:
     together = f"decoding, {speed.sessions} sessions at once"
     rows = [
         ["model", f"{model.base}, {speed.weights_bytes / 1e6:,.0f} MB of weights as they are held"],
-        ["its pass", "lean" if speed.lean else "that of transformers; the lean one is for decoders of the Llama kind"],
+        ["forward pass", "fused" if speed.lean else "that of transformers; the fused one is for Llama-like decoders"],
         ["reading a prompt", f"{speed.prompt_tokens_per_second:,.0f} tokens/s"],
         [f"first token behind {speed.prompt_tokens:,} tokens", f"{speed.first_token_seconds:.2f} s"],
         ["the same, four fifths read before", f"{speed.known_first_token_seconds:.2f} s, {known:.0%} of it"],
@@ -129,28 +129,28 @@ def bench(arguments: Namespace, session: Session) -> int:
 
 
 def adapters(arguments: Namespace, session: Session) -> int:
-    """What was trained, in what state, and what the next run will use."""
+    """List the adapters with their states, and the one that the next run will use."""
     from agent.registry.registry import Registry
 
     registry = Registry(session.project.home.adapters)
-    known, serving = registry.list(), registry.serving()
+    entries, serving = registry.list(), registry.serving()
     served = None if serving.adapter is None else serving.adapter.id
     if serving.warning:
         note(serving.warning)
     if arguments.json:
-        rows: list[dict[str, Any]] = [{**asdict(one), "served": one.id == served} for one in known]
-        result_json({"served": served, "adapters": rows, "history": [asdict(one) for one in registry.history()]})
+        rows: list[dict[str, Any]] = [{**asdict(entry), "served": entry.id == served} for entry in entries]
+        result_json({"served": served, "adapters": rows, "history": [asdict(change) for change in registry.history()]})
         return 0
-    if known:
+    if entries:
         cells = [
             [
-                "* " + one.id if one.id == served else "  " + one.id,
-                one.state,
-                " + ".join(one.merged) or one.parent or "base",
-                one.added_at,
-                one.tensors_sha256[:12],
+                "* " + entry.id if entry.id == served else "  " + entry.id,
+                entry.state,
+                " + ".join(entry.merged) or entry.parent or "base",
+                entry.added_at,
+                entry.tensors_sha256[:12],
             ]
-            for one in known
+            for entry in entries
         ]
         result(table(cells, ["  adapter", "state", "made from", "added", "tensors"]))
     result(f"served: {served or 'the base'}")
@@ -158,28 +158,23 @@ def adapters(arguments: Namespace, session: Session) -> int:
 
 
 def rollback(arguments: Namespace, session: Session) -> int:
-    """Serve what was served before."""
+    """Serve the adapter that was served before."""
     from agent.registry.registry import Registry
+    from agent.util.ids import timestamp
 
-    done = Registry(session.project.home.adapters).rollback(arguments.reason, _now())
+    adapter = Registry(session.project.home.adapters).rollback(arguments.reason, timestamp())
     if arguments.json:
-        result_json({"served": None if done is None else done.id})
+        result_json({"served": None if adapter is None else adapter.id})
     elif not arguments.quiet:
-        result(f"{'the base' if done is None else f'adapter {done.id}'} is served from the next run on")
+        result(f"{'the base' if adapter is None else f'adapter {adapter.id}'} is served from the next run on")
     return 0
-
-
-def _now() -> str:
-    from datetime import UTC, datetime
-
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 # -- service -------------------------------------------------------------------------------------------------
 
 
 def serve(arguments: Namespace, session: Session) -> int:
-    """The HTTP service, until Ctrl-C."""
+    """Run the HTTP service until Ctrl-C. Its log goes to standard error."""
     try:
         import uvicorn
 
@@ -189,15 +184,15 @@ def serve(arguments: Namespace, session: Session) -> int:
             f"the service needs {fault.name}, which is not installed; pip install ratchet-loop[serve]"
         ) from None
     project = session.project
-    chosen = project.settings.serve
-    host = arguments.host or chosen.host
-    port = chosen.port if arguments.port is None else arguments.port
-    key = read_key(project.resolve(chosen.key_file)) if chosen.key_file else None
+    settings = project.settings.serve
+    host = arguments.host or settings.host
+    port = settings.port if arguments.port is None else arguments.port
+    key = read_key(project.resolve(settings.key_file)) if settings.key_file else None
     check_bind(host, key)
     with closing(session.runtime()) as runtime:
-        runtime.frame()  # what is wrong with the tools is told before a model is loaded
+        runtime.frame()  # reports faults of the tools before a model is loaded
         runtime.stepper()
-        note(f"serving on http://{host}:{port}{'' if key is None else ' (a key is asked for)'}; Ctrl-C ends it")
+        note(f"serving on http://{host}:{port}{'' if key is None else ' (callers need the key)'}; press Ctrl-C to stop")
         uvicorn.run(
             create_app(runtime, key=key),
             host=host,

@@ -1,4 +1,4 @@
-"""`run`, `chat`, `resume`, `log` and `show`: doing tasks, and looking at what was done."""
+"""The commands `run`, `chat`, `resume`, `log` and `show`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from agent.cli.console import (
-    Watcher,
+    RunPrinter,
     call_text,
-    checked_lines,
     citation_text,
     ending_lines,
+    grounding_lines,
     interruptible,
+    line_printer,
     note,
     observed_lines,
     proposed_lines,
     result,
     result_json,
-    speaker,
     table,
 )
 from agent.cli.session import Session, UsageError
@@ -31,7 +31,7 @@ from agent.records.feedback import OutputCorrection, Rating
 from agent.records.run import Outcome, Step, Trajectory
 
 if TYPE_CHECKING:
-    from agent.feedback.approved import Ruling
+    from agent.feedback.approved import CorrectionStatus
     from agent.run.state import Event
     from agent.runtime import Runtime
 
@@ -40,68 +40,69 @@ INTERRUPTED = 130
 
 
 def run(arguments: Namespace, session: Session) -> int:
-    """One task: its steps go to stderr as they come, its answer to stdout."""
+    """Run one task: steps are printed on stderr as they come, the answer on stdout."""
+    from agent.llm.served import ACTIVE
     from agent.records.run import Task
-    from agent.runtime import ACTIVE
     from agent.util.ids import new_id
 
     facts = pairs(arguments.fact, "--fact")
     adapter = {None: ACTIVE, "base": None}.get(arguments.adapter, arguments.adapter)
     if not arguments.task.strip():
-        raise UsageError("the task is empty; say what is to be done")
+        raise UsageError("the task is empty; expected a text")
     run_id = new_id()
     with session.runtime() as runtime:
-        runtime.stepper(adapter)  # what takes long is loaded before Ctrl-C means the task
-        watcher = None if arguments.json or arguments.quiet else Watcher(speaker(sys.stderr), answer=False)
+        runtime.stepper(adapter)  # loaded here, because from now on Ctrl-C cancels the task only
+        printer = None if arguments.json or arguments.quiet else RunPrinter(line_printer(sys.stderr), answer=False)
         cancelled = threading.Event()
         with interruptible(cancelled):
             session.note(f"run {run_id}")
-            done = runtime.run(
+            trajectory = runtime.run(
                 Task(run_id, arguments.task, facts),
                 adapter=adapter,
                 run_id=run_id,
                 cancelled=cancelled,
-                on_event=watcher,
+                on_event=printer,
             )
-        return _report(runtime, done, as_json=arguments.json)
+        return _report(runtime, trajectory, as_json=arguments.json)
 
 
 def resume(arguments: Namespace, session: Session) -> int:
-    """Go on with a run that was cut off, or take one up behind its first corrected step."""
+    """Continue a run that was interrupted, or a corrected run after its first correction."""
     with session.runtime() as runtime:
-        watcher = None if arguments.json or arguments.quiet else Watcher(speaker(sys.stderr), answer=False)
+        printer = None if arguments.json or arguments.quiet else RunPrinter(line_printer(sys.stderr), answer=False)
         cancelled = threading.Event()
         with interruptible(cancelled):
-            done = runtime.resume(arguments.run, cancelled=cancelled, on_event=watcher)
-        session.note(f"run {done.id}")
-        return _report(runtime, done, as_json=arguments.json)
+            trajectory = runtime.resume(arguments.run, cancelled=cancelled, on_event=printer)
+        session.note(f"run {trajectory.id}")
+        return _report(runtime, trajectory, as_json=arguments.json)
 
 
-def _report(runtime: Runtime, done: Trajectory, *, as_json: bool) -> int:
+def _report(runtime: Runtime, trajectory: Trajectory, *, as_json: bool) -> int:
+    """Print how a run ended, and return the exit code."""
     from agent.run.views import result_view
 
-    shown = runtime.reveal(done)
+    shown = runtime.reveal(trajectory)
     if as_json:
         result_json(result_view(shown))
-    elif done.outcome in (Outcome.ANSWERED, Outcome.REFUSED):
-        say = speaker(sys.stdout)
+    elif trajectory.outcome in (Outcome.ANSWERED, Outcome.REFUSED):
+        say = line_printer(sys.stdout)
         for text, style in ending_lines(shown):
             say(text, style)
     else:
         for text, _ in ending_lines(shown):
             note(text)
-    if done.outcome is Outcome.CANCELLED:
+    if trajectory.outcome is Outcome.CANCELLED:
         return INTERRUPTED
-    return 0 if done.outcome in (Outcome.ANSWERED, Outcome.REFUSED) else NO_ANSWER
+    return 0 if trajectory.outcome in (Outcome.ANSWERED, Outcome.REFUSED) else NO_ANSWER
 
 
 # -- chat ----------------------------------------------------------------------------------------------------
 
 
 def chat(arguments: Namespace, session: Session) -> int:
-    """One task a line. Ctrl-C cancels the task; at the prompt it leaves, as the end of input does."""
+    """Run one task per line. Ctrl-C cancels the task; at the prompt it ends the command, as the end of input does."""
+    from agent.llm.served import ACTIVE
     from agent.records.run import Task
-    from agent.runtime import ACTIVE
     from agent.util.ids import new_id
 
     facts = pairs(arguments.fact, "--fact")
@@ -109,7 +110,7 @@ def chat(arguments: Namespace, session: Session) -> int:
     with session.runtime() as runtime:
         runtime.stepper(adapter)
         if sys.stdin.isatty():
-            note("One task a line. Ctrl-C cancels a task and keeps it; Ctrl-D leaves.")
+            note("Type one task per line. Ctrl-C cancels a task, and its run is kept; Ctrl-D ends the command.")
         for line in _lines():
             if not line.strip():
                 continue
@@ -121,18 +122,18 @@ def chat(arguments: Namespace, session: Session) -> int:
                     adapter=adapter,
                     run_id=run_id,
                     cancelled=cancelled,
-                    on_event=_teller(runtime, as_json=arguments.json),
+                    on_event=_event_printer(runtime, as_json=arguments.json),
                 )
             if not arguments.json:
                 session.note(f"run {run_id}")
     return 0
 
 
-def _teller(runtime: Runtime, *, as_json: bool) -> Callable[[Event], None]:
-    """Tells the events on stdout, with what was scrubbed put back into the answer."""
-    watcher = Watcher(speaker(sys.stdout), answer=False)
+def _event_printer(runtime: Runtime, *, as_json: bool) -> Callable[[Event], None]:
+    """Return a function that prints events on stdout, with masked values put back into the answer."""
+    printer = RunPrinter(line_printer(sys.stdout), answer=False)
 
-    def tell(event: Event) -> None:
+    def print_event(event: Event) -> None:
         from dataclasses import replace
 
         from agent.run.views import event_view
@@ -142,11 +143,11 @@ def _teller(runtime: Runtime, *, as_json: bool) -> Callable[[Event], None]:
         if as_json:
             result_json(event_view(event))
         elif event.kind == "ended":
-            watcher.ending(event.trajectory)
+            printer.print_end(event.trajectory)
         else:
-            watcher(event)
+            printer(event)
 
-    return tell
+    return print_event
 
 
 def _lines() -> Iterator[str]:
@@ -166,62 +167,65 @@ def _lines() -> Iterator[str]:
 
 
 def log(arguments: Namespace, session: Session) -> int:
-    """The newest runs, one a line."""
+    """List the newest runs, one per line."""
     from agent.run.views import summary_view
 
     try:
         with session.store() as store:
-            found = store.runs(arguments.limit, unfinished=arguments.unfinished)
+            summaries = store.runs(arguments.limit, unfinished=arguments.unfinished)
     except StoreError:
         if session.project.home.database.is_file():
             raise
-        found = ()
+        summaries = ()
     if arguments.json:
-        result_json([summary_view(one) for one in found])
+        result_json([summary_view(summary) for summary in summaries])
         return 0
-    if not found:
+    if not summaries:
         note("There are no unfinished runs." if arguments.unfinished else "There are no runs yet.")
         return 0
     rows = [
         [
-            one.id,
-            one.outcome or "unfinished",
-            str(one.steps),
-            str(one.tokens),
-            f"{one.seconds:.1f}",
-            one.adapter or "base",
-            f"{one.ratings}/{one.corrections}",
-            one.task if len(one.task) <= 60 else one.task[:57] + "...",
+            summary.id,
+            summary.outcome or "unfinished",
+            str(summary.steps),
+            str(summary.tokens),
+            f"{summary.seconds:.1f}",
+            summary.adapter or "base",
+            f"{summary.ratings}/{summary.corrections}",
+            summary.task if len(summary.task) <= 60 else summary.task[:57] + "...",
         ]
-        for one in found
+        for summary in summaries
     ]
     result(table(rows, ["run", "outcome", "steps", "tokens", "seconds", "adapter", "rated/corrected", "task"]))
     return 0
 
 
 def show(arguments: Namespace, session: Session) -> int:
-    """Everything that is kept of one run."""
-    from agent.feedback.approved import rulings
+    """Print the whole record of a run."""
+    from agent.feedback.approved import correction_statuses
     from agent.run.views import run_view
 
     with session.store() as store:
         trajectory = store.get(arguments.run)
-        corrections = store.corrections(trajectory.id)
-        ratings, outputs = store.ratings(trajectory.id), store.output_corrections(trajectory.id)
-        ruled = rulings(store)
+        corrections = store.feedback.corrections(trajectory.id)
+        ratings, outputs = store.feedback.ratings(trajectory.id), store.feedback.output_corrections(trajectory.id)
+        statuses = correction_statuses(store)
     if arguments.json:
         result_json(run_view(trajectory, corrections, ratings, outputs))
         return 0
-    say = speaker(sys.stdout)
-    for text, style in _shown(trajectory, [ruled[one.id] for one in corrections], ratings, outputs):
+    say = line_printer(sys.stdout)
+    for text, style in _shown(trajectory, [statuses[one.id] for one in corrections], ratings, outputs):
         say(text, style)
     return 0
 
 
 def _shown(
-    trajectory: Trajectory, ruled: Sequence[Ruling], ratings: Sequence[Rating], outputs: Sequence[OutputCorrection]
+    trajectory: Trajectory,
+    statuses: Sequence[CorrectionStatus],
+    ratings: Sequence[Rating],
+    outputs: Sequence[OutputCorrection],
 ) -> Iterator[tuple[str, str]]:
-    from agent.llm.prompt.render import beginning_text
+    from agent.llm.prompt.render import first_call_text
 
     outcome = trajectory.outcome
     yield f"run {trajectory.id}", "bold"
@@ -237,7 +241,7 @@ def _shown(
     yield _provenance(trajectory), "dim"
     for solved in trajectory.provenance.recalled:
         source = f" (run {solved.run})" if solved.run else ""
-        yield f"recalled: {solved.text} -> {beginning_text(solved)}{source}", "dim"
+        yield f"recalled: {solved.text} -> {first_call_text(solved)}{source}", "dim"
     for index, step in enumerate(trajectory.steps):
         yield "", ""
         yield _head(index, step), "bold"
@@ -246,18 +250,18 @@ def _shown(
         for passage in step.passages:
             yield f"  passage {citation_text(passage)} ({passage.score:.2f})", "cyan"
         if step.grounding is not None:
-            yield from checked_lines(step.grounding)
-        for one in ruled:
-            if one.correction.step == index:
-                yield from _correction(one)
+            yield from grounding_lines(step.grounding)
+        for status in statuses:
+            if status.correction.step == index:
+                yield from _correction(status)
         for output in outputs:
             if output.step == index:
                 reason = f": {output.reason}" if output.reason else ""
                 yield f"  output corrected by {output.reviewer} at {output.at}{reason}", "magenta"
-                yield f"    should have given: {json.dumps(output.output, ensure_ascii=False)}", "magenta"
+                yield f"    correct output: {json.dumps(output.output, ensure_ascii=False)}", "magenta"
     yield "", ""
     if outcome is None:
-        yield "outcome: unfinished; `ratchet resume` goes on with it", "yellow"
+        yield "outcome: unfinished; `ratchet resume` continues it", "yellow"
     else:
         yield f"outcome: {outcome} ({outcome.meaning})", "bold"
         yield from ending_lines(trajectory) if outcome in (Outcome.ANSWERED, Outcome.REFUSED) else ()
@@ -269,14 +273,18 @@ def _shown(
 
 
 def _provenance(trajectory: Trajectory) -> str:
-    made = trajectory.provenance
-    adapter = f"adapter {made.adapter} ({(made.adapter_hash or '')[:12]})" if made.adapter else "no adapter"
+    provenance = trajectory.provenance
+    adapter, revision = "no adapter", ""
+    if provenance.adapter:
+        adapter = f"adapter {provenance.adapter} ({(provenance.adapter_hash or '')[:12]})"
+    if provenance.base_revision:
+        revision = f" ({provenance.base_revision[:12]})"
     parts = [
-        f"base {made.base or 'unknown'}{f' ({made.base_revision[:12]})' if made.base_revision else ''}",
+        f"base {provenance.base or 'unknown'}{revision}",
         adapter,
-        f"prompt {made.prompt_version}",
-        f"seed {made.seed}, temperature {made.temperature:g}",
-        f"tools {', '.join(made.tools)}",
+        f"prompt {provenance.prompt_version}",
+        f"seed {provenance.seed}, temperature {provenance.temperature:g}",
+        f"tools {', '.join(provenance.tools)}",
     ]
     return "made by: " + "; ".join(parts)
 
@@ -289,27 +297,27 @@ def _head(index: int, step: Step) -> str:
     return f"step {index}{author}: {used.total} tokens ({kinds}), {seconds}"
 
 
-def _correction(ruling: Ruling) -> Iterator[tuple[str, str]]:
-    one = ruling.correction
-    reason = f": {one.reason}" if one.reason else ""
-    yield f"  corrected by {one.reviewer} at {one.at}{reason}", "magenta"
-    if one.plan:
-        yield f"    plan: {'; '.join(one.plan)}", "magenta"
-    if one.thought:
-        yield f"    thought: {one.thought}", "magenta"
-    yield f"    call: {call_text(one.call.name, one.call.arguments)}", "magenta"
-    if ruling.superseded_by is not None:
-        yield f"    superseded by {ruling.superseded_by}", "magenta"
-    elif ruling.by:
-        yield f"    {ruling.kind}, says {ruling.by}" + (f": {ruling.reason}" if ruling.reason else ""), "magenta"
+def _correction(status: CorrectionStatus) -> Iterator[tuple[str, str]]:
+    correction = status.correction
+    reason = f": {correction.reason}" if correction.reason else ""
+    yield f"  corrected by {correction.reviewer} at {correction.at}{reason}", "magenta"
+    if correction.plan:
+        yield f"    plan: {'; '.join(correction.plan)}", "magenta"
+    if correction.thought:
+        yield f"    thought: {correction.thought}", "magenta"
+    yield f"    call: {call_text(correction.call.name, correction.call.arguments)}", "magenta"
+    if status.superseded_by is not None:
+        yield f"    superseded by {status.superseded_by}", "magenta"
+    elif status.reviewer:
+        yield f"    {status.kind}, says {status.reviewer}" + (f": {status.reason}" if status.reason else ""), "magenta"
 
 
 def pairs(texts: list[str], option: str) -> dict[str, str]:
-    """`name=value` texts as a mapping."""
-    found = {}
+    """Return texts of the form name=value as a mapping."""
+    values = {}
     for text in texts:
         name, sign, value = text.partition("=")
         if not sign or not name.strip():
             raise UsageError(f"{option} {text!r}: expected name=value")
-        found[name.strip()] = value
-    return found
+        values[name.strip()] = value
+    return values

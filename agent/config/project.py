@@ -1,36 +1,45 @@
-"""TODO: agent/config/project.py"""
+"""Finds a user's project: its folder, its settings, and its home.
+
+A settings file that another user of the machine could have written is not read (`tools.trust`).
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent.config.reader import _apply_environment, _read, _shown
+from agent.config.environment import read_environment
+from agent.config.reader import read_settings
 from agent.config.settings import Settings
 from agent.errors import SettingsError
-from tools.trust import TRUST, find_fault
+from tools.trust import find_fault
 
 HOME_FOLDER = ".ratchet"
+SETTINGS_FILE = "ratchet.toml"
 
 
 @dataclass(frozen=True)
 class Home:
-    """The folder that holds everything that lasts. Nothing here makes a folder."""
+    """The folder of everything that is kept, and the paths in it. No property creates a folder."""
 
     root: Path
 
     @staticmethod
     def find(start: Path, environ: Mapping[str, str] | None = None) -> Home:
-        """RATCHET_HOME; else `.ratchet` beside the nearest `ratchet.toml` upward; else `.ratchet` in `start`.
+        """Find the home that belongs to a folder.
 
-        A `ratchet.toml` inside a `.ratchet` counts as beside it. Left out, `environ` is the process's own.
+        It is RATCHET_HOME; else `.ratchet` beside the nearest `ratchet.toml` in `start` or above; else `.ratchet` in
+        `start`. A `ratchet.toml` inside a `.ratchet` counts as beside it.
+
+        Args:
+            start: Where the search begins.
+            environ: Environment variables; by default those of the process.
         """
-        environ = os.environ if environ is None else environ
         start = start.resolve()
-        if environ.get("RATCHET_HOME"):
-            return Home(start / Path(environ["RATCHET_HOME"]).expanduser())
+        chosen = read_environment(environ)[0].home
+        if chosen:
+            return Home(start / Path(chosen).expanduser())
         return Home((_project_folder(start) or start) / HOME_FOLDER)
 
     @property
@@ -89,74 +98,72 @@ class Project:
     """A user's project: its folder, its home, and its settings."""
 
     folder: Path
-    """Paths in the settings are relative to it: the folder of `ratchet.toml`, or, when that lies in a home
-    called `.ratchet`, the folder beside it."""
+    """Paths in the settings are relative to it. It is the folder of `ratchet.toml`, or the parent of a `.ratchet`
+    that contains the file."""
     home: Home
     settings: Settings
     settings_file: Path | None = None
-    """The file the settings came from; None when all are defaults."""
+    """The file of the settings; None when all are defaults."""
     trusted: tuple[Path, ...] = ()
     """Folders of RATCHET_TRUST."""
 
     def named(self, weights: str) -> str:
-        """A model or encoder as the settings name it, a folder of the project made absolute."""
+        """Return the name of a model or encoder; a folder of the project becomes absolute."""
         folder = self.resolve(weights)
         return str(folder) if folder.is_dir() else weights
 
     def resolve(self, path: str) -> Path:
-        """A path from the settings, made absolute."""
+        """Return a path of the settings as an absolute path."""
         return self.folder / Path(path).expanduser()
 
 
 def find_project(start: Path, environ: Mapping[str, str] | None = None) -> Project:
-    """The project `start` lies in. Raises SettingsError with every fault of its file and the environment.
+    """Find the project that a folder belongs to.
 
-    A `ratchet.toml` beside the project goes before the one in the home; with neither, all is default. One that
-    another user could have written is a fault, unless it lies in a folder of RATCHET_TRUST.
+    A `ratchet.toml` beside the project goes before the one in the home; without either, all settings are defaults.
+
+    Args:
+        start: Where the search begins; parent folders are searched too.
+        environ: Environment variables; by default those of the process.
+
+    Raises:
+        SettingsError: With every fault of the file and the environment. A file that another user could have written
+            is a fault, unless it is in a folder of RATCHET_TRUST.
     """
-    environ = os.environ if environ is None else environ
     start = start.resolve()
     home = Home.find(start, environ)
+    environment, environment_faults = read_environment(environ)
     nearest = _project_folder(start)
     candidates = [*([nearest / SETTINGS_FILE] if nearest else []), home.root / SETTINGS_FILE]
     file = next((candidate for candidate in candidates if _is_file(candidate)), None)
-    inside = file is not None and file.parent.name == HOME_FOLDER
-    trusted, more = _read_trust(environ)
+    in_home = file is not None and file.parent.name == HOME_FOLDER
     if file is not None:
-        fault = find_fault(file, trusted) or (find_fault(file.parent.parent, trusted) if inside else None)
+        fault = find_fault(file, environment.trust)
+        if fault is None and in_home:
+            fault = find_fault(file.parent.parent, environment.trust)
         if fault is not None:
-            raise SettingsError(str(file), [fault, *more])
-    settings, faults = (Settings(), []) if file is None else _read(file)
-    settings, others = _apply_environment(settings, environ)
-    more += others
-    if faults or more:
-        raise SettingsError(str(file) if faults and file else "the environment", [*faults, *more])
+            raise SettingsError(str(file), [fault, *environment_faults])
+    settings, faults = (Settings(), []) if file is None else read_settings(file)
+    if faults or environment_faults:
+        raise SettingsError(str(file) if faults else "the environment", [*faults, *environment_faults])
+    if environment.threads is not None:
+        settings = replace(settings, model=replace(settings.model, threads=environment.threads))
     if file is None:
-        return Project(start, home, settings, None, trusted)
-    return Project(file.parent.parent if inside else file.parent, home, settings, file, trusted)
+        return Project(start, home, settings, None, environment.trust)
+    return Project(file.parent.parent if in_home else file.parent, home, settings, file, environment.trust)
 
 
 def _project_folder(start: Path) -> Path | None:
-    """The nearest folder from `start` up that has settings, beside or inside its home."""
+    """Return the nearest folder, from `start` upwards, with settings beside or inside its home."""
     for folder in (start, *start.parents):
         if _is_file(folder / SETTINGS_FILE) or _is_file(folder / HOME_FOLDER / SETTINGS_FILE):
             return folder.parent if folder.name == HOME_FOLDER else folder
     return None
 
 
-SETTINGS_FILE = "ratchet.toml"
-
-
 def _is_file(path: Path) -> bool:
-    """Whether there is such a file; what lies in another user's closed folder is not there."""
+    """Tell whether a file exists; one in a folder that may not be read does not."""
     try:
         return path.is_file()
     except PermissionError:
         return False
-
-
-def _read_trust(environ: Mapping[str, str]) -> tuple[tuple[Path, ...], list[str]]:
-    """The folders of RATCHET_TRUST, and what is wrong with it."""
-    folders = [Path(one).expanduser() for one in environ.get(TRUST, "").split(os.pathsep) if one.strip()]
-    faults = [f"{TRUST} = {_shown(str(one))}: expected an absolute folder" for one in folders if not one.is_absolute()]
-    return tuple(one.resolve() for one in folders if one.is_absolute()), faults

@@ -1,294 +1,425 @@
-"""Settings: what `ratchet.toml` and a named few environment variables may say, and where the home is.
+"""Settings: the sections and keys of `ratchet.toml`, each with its type, range, default and description.
 
-Every key has a type, a range, a default and a note; a file is checked whole and every fault is reported
-at once. This is the only module that reads the environment, and of it only the names in `ENVIRONMENT`.
-Whether the model, tools or suite a setting names exist is not checked here; whoever opens them says so.
-A file that another user of the machine could have written is not read (`tools.trust`).
+Sections are frozen and check their values when they are made. Whether the model, tools or suite that a setting
+names exist is not checked here; whoever opens them reports it.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from tools.trust import TRUST
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
 
-ENVIRONMENT = ("RATCHET_HOME", "RATCHET_THREADS", TRUST)
-"""The environment variables this project reads, all of them. RATCHET_TRUST names folders, parted as in PATH, whose
-settings and tools are run although another user could have written them."""
+from agent.config.methods import TuningMethod
+from agent.util.hosts import is_loopback
 
-T = TypeVar("T")
+MAX_SEED = 2**63 - 1
 
-
-def _key(default: T, expected: str, fits: Callable[[T], bool]) -> T:
-    """A field whose value must fit; `expected` says in words what fits."""
-    return field(default=default, metadata={"expected": expected, "fits": fits})
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+"""No conversions, no unknown keys, no infinities."""
 
 
-def _choice(default: str, *choices: str) -> str:
-    return _key(default, "one of " + ", ".join(f'"{choice}"' for choice in choices), lambda value: value in choices)
+def _check_text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a text that is not empty")
+    return text
 
 
-def _whole(default: int, low: int, high: int | None = None) -> int:
-    expected = f"{low} or more" if high is None else f"{low} to {high}"
-    return _key(default, expected, lambda value: value >= low and (high is None or value <= high))
+def _check_tool_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", name):
+        raise ValueError('names of letters, digits and _, such as { classify_intent = "intents" }')
+    return name
 
 
-def _real(default: float, low: float, high: float = math.inf) -> float:
-    expected = f"{low:g} or more" if math.isinf(high) else f"{low:g} to {high:g}"
-    return _key(default, expected, lambda value: low <= value <= high)
+def _check_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name, re.ASCII):
+        raise ValueError('one of "auto", "cpu", "cuda", "cuda:N", "mps"')
+    return name
 
 
-def _share(default: float) -> float:
-    return _key(default, "0 or more and below 1", lambda value: 0 <= value < 1)
+Text = Annotated[str, AfterValidator(_check_text)]
+ToolName = Annotated[str, AfterValidator(_check_tool_name)]
+Device = Annotated[str, AfterValidator(_check_device)]
+TextList = Annotated[tuple[Text, ...], Field(strict=False)]
+"""A list is accepted too."""
 
 
-def _above_zero(default: float) -> float:
-    return _key(default, "a number above 0", lambda value: value > 0)
-
-
-def _text(default: str) -> str:
-    return _key(default, "a text that is not empty", lambda value: bool(value.strip()))
-
-
-def _names(default: tuple[str, ...], *, empty: bool = True) -> tuple[str, ...]:
-    expected = "texts that are not empty" + ("" if empty else ", at least one")
-    return _key(default, expected, lambda value: (empty or bool(value)) and all(item.strip() for item in value))
-
-
-def _named_paths() -> Mapping[str, str]:
-    """A field of tool names, each with a text that is not empty; none by default."""
-
-    def fits(value: Mapping[str, str]) -> bool:
-        return all(_TOOL_NAME.fullmatch(name) and path.strip() for name, path in value.items())
-
-    expected = "names of letters, digits and _, each with a text that is not empty"
-    return field(default_factory=dict, metadata={"expected": expected, "fits": fits})
-
-
-_TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-
-
-def _is_device(value: str) -> bool:
-    return value in ("auto", "cpu", "cuda", "mps") or (value.startswith("cuda:") and value[5:].isdecimal())
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ModelSettings:
     """The base model, the sentence encoder, and how they run."""
 
-    base: str = _text("smollm2-135m-instruct")
-    """The language model: a name `ratchet models` lists, a local folder or a hub id, tried in that order."""
-    encoder: str = _text("all-minilm-l6-v2")
-    """The sentence encoder the knowledge search uses; named like `base`."""
-    device: str = _key("auto", 'one of "auto", "cpu", "cuda", "cuda:N", "mps"', _is_device)
-    """Where the model runs: "auto" (a GPU when there is one), "cpu", "cuda", "cuda:N" or "mps"."""
-    dtype: str = _choice("auto", "auto", "float32", "mixed", "bfloat16", "float16")
-    """Number format of the weights; "mixed" multiplies in bfloat16 and keeps all else in float32, and "auto" takes
-    bfloat16 on an NVIDIA GPU, elsewhere whichever of float32 and mixed is faster on this machine."""
-    threads: int = _whole(0, 0, 1024)
-    """CPU threads; 0 means all cores. RATCHET_THREADS in the environment goes before this."""
-    max_sessions: int = _whole(16, 1, 1024)
-    """Steps decoded together, at most."""
-    cache_tokens: int = _whole(32768, 0)
-    """Tokens whose keys and values are kept for later prompts, over all sessions."""
+    base: Text = Field(
+        default="smollm2-135m-instruct",
+        description=(
+            "The language model: a name from `ratchet models`, a local folder or a hub id, looked up in that order."
+        ),
+    )
+    encoder: Text = Field(
+        default="all-minilm-l6-v2",
+        description="The sentence encoder of the document search, given like `base`.",
+    )
+    device: Device = Field(
+        default="auto",
+        description='Where the model runs: "auto" (a GPU when there is one), "cpu", "cuda", "cuda:N" or "mps".',
+    )
+    dtype: Literal["auto", "float32", "mixed", "bfloat16", "float16"] = Field(
+        default="auto",
+        description=(
+            'Number format of the weights. "mixed" multiplies matrices in bfloat16 and keeps everything else in '
+            'float32; "auto" takes bfloat16 on an NVIDIA GPU, elsewhere the faster of float32 and mixed on this '
+            "machine."
+        ),
+    )
+    threads: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="CPU threads; 0 means all cores. The environment variable RATCHET_THREADS overrides it.",
+    )
+    max_sessions: int = Field(default=16, ge=1, le=1024, description="Most steps decoded in one batch.")
+    cache_tokens: int = Field(
+        default=32768,
+        ge=0,
+        description="Most tokens, over all sessions, whose keys and values are cached for later prompts.",
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class AgentSettings:
-    """What the agent is told, and what one run may use up."""
+    """The system prompt, and the limits of one run."""
 
-    instructions: str = _text("You are a helpful agent. Use the tools to do the task, then answer.")
-    """The first words of the system prompt; the tools are listed below them."""
-    plan: bool = True
-    """Have the model write a short plan on the first step and after a step that failed."""
-    thought: bool = True
-    """Have the model write a thought before each call."""
-    quoted_answers: bool = False
-    """Let an answer be nothing but sentences that tools said, word for word, and cite the passages they stand in. So
-    no fact is made up, and nothing can be answered before a tool was asked; for tools that speak in sentences."""
-    grounded: str = _choice("off", "off", "mark", "withhold")
-    """Check each sentence of an answer against what the run was shown, and "mark" those that nothing supports or
-    "withhold" them; with nothing left, the reply says that the documents do not say and offers to hand over."""
-    max_steps: int = _whole(8, 1)
-    """Steps a run may take before it ends as out_of_steps."""
-    max_tokens: int = _whole(8000, 1)
-    """Tokens a run may use before it ends as out_of_tokens."""
-    max_seconds: float = _above_zero(300.0)
-    """Seconds a run may take before it ends as out_of_time."""
-    temperature: float = _real(0.0, 0.0, 5.0)
-    """0 takes the likeliest token each time; higher values vary more."""
-    seed: int = _whole(0, 0, 2**63 - 1)
-    """Seed of the sampling; it matters when temperature is above 0."""
+    instructions: Text = Field(
+        default="You are a helpful agent. Use the tools to do the task, then answer.",
+        description="The first words of the system prompt; the list of tools follows.",
+    )
+    plan: bool = Field(
+        default=True,
+        description="Let the model write a short plan in the first step and after a step that failed.",
+    )
+    thought: bool = Field(default=True, description="Let the model write a thought before each call.")
+    quoted_answers: bool = Field(
+        default=False,
+        description=(
+            "Build answers only from sentences that tools returned, word for word, and cite the passages that contain "
+            "them. This rules out invented facts; use it with tools that return sentences."
+        ),
+    )
+    grounded: Literal["off", "mark", "withhold"] = Field(
+        default="off",
+        description=(
+            'Check each sentence of an answer against the observations of the run. "mark" marks the unsupported '
+            'sentences, "withhold" removes them; when none is left, the reply says that the documents have no answer '
+            "and offers to escalate."
+        ),
+    )
+    max_steps: int = Field(default=8, ge=1, description="Most steps of a run; after them its outcome is out_of_steps.")
+    max_tokens: int = Field(
+        default=8000, ge=1, description="Most tokens of a run; after them its outcome is out_of_tokens."
+    )
+    max_seconds: float = Field(
+        default=300.0, gt=0, description="Most seconds of a run; after them its outcome is out_of_time."
+    )
+    temperature: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=5.0,
+        description="Sampling temperature; 0 always takes the likeliest token.",
+    )
+    seed: int = Field(
+        default=0, ge=0, le=MAX_SEED, description="Seed of the sampling, used when temperature is above 0."
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ToolSettings:
     """The user's own tools."""
 
-    files: tuple[str, ...] = _names(())
-    """Python files (relative to the project's folder) or dotted module names; each has `load_tools`."""
-    enabled: tuple[str, ...] = _names(())
-    """Names of the tools the agent may use; empty means all."""
-    tasks: Mapping[str, str] = _named_paths()
-    """Trained classic tasks the agent may ask: the tool's name, and the task's folder (relative to the project's) or
-    its name in the home, as in { classify_intent = "intents" }."""
+    files: TextList = Field(
+        default=(),
+        description="Python files (relative to the project folder) or dotted module names that define `load_tools`.",
+    )
+    enabled: TextList = Field(default=(), description="Names of the tools the agent may use; an empty list means all.")
+    tasks: Mapping[ToolName, Text] = Field(
+        default_factory=dict,
+        description=(
+            "Trained classic tasks that the agent may call as tools: the name of the tool, and the folder of the task "
+            '(relative to the project folder) or its name in the home, such as { classify_intent = "intents" }.'
+        ),
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class MemorySettings:
-    """The knowledge search."""
+    """The document search, and the recall of solved tasks."""
 
-    passages: int = _whole(3, 1, 50)
-    """Passages one search shows the model."""
-    min_score: float = _real(-1.0, -1.0, 1.0)
-    """Cosine similarity below which a passage is not shown, -1 to 1; -1 shows the best whatever they score."""
-    copied_queries: bool = False
-    """Let the model search only for words it was shown: a small one else searches for what nobody asked."""
-    task_in_queries: bool = True
-    """Search for the words of a short task together with what the model asks."""
-    chunk_tokens: int = _whole(160, 16, 4096)
-    """Length of a passage in tokens of the encoder, at most."""
-    reranker: str = ""
-    """A cross-encoder, by folder or hub id, that orders the best passages of a search anew; empty for none."""
-    neighbours: int = _whole(0, 0, 5)
-    """Pieces before and behind a passage, in its section, that are shown with it."""
-    tenant: str = ""
-    """Whose documents are searched; those of other tenants in the same home are never seen."""
-    server: str = ""
-    """Address of a Chroma server (http://) or PostgreSQL database (postgresql://) that holds the vectors in place of
-    the embedded index; empty for none."""
-    recall: int = _whole(3, 0, 20)
-    """Solved tasks like the new one whose beginnings the model is shown, out of the log; 0 shows none."""
-    recall_as: str = _choice("text", "text", "odds", "both")
-    """How they count: as text in the prompt, as odds beside the model's own where it chooses its first call,
-    or both. With odds, calls that chose otherwise from what a tool lists are other beginnings."""
-    recall_tokens: int = _whole(8192, 16, 1_000_000)
-    """Tokens of the prompt that these may take together, at most; the likeliest are kept."""
-    folders: tuple[str, ...] = _names(())
-    """Folders of documents, relative to the project's folder."""
+    passages: int = Field(default=3, ge=1, le=50, description="Passages that a search returns to the model.")
+    min_score: float = Field(
+        default=-1.0,
+        ge=-1.0,
+        le=1.0,
+        description=(
+            "Lowest cosine similarity of a passage that is returned, -1 to 1; -1 returns the best passages whatever "
+            "their score."
+        ),
+    )
+    copied_queries: bool = Field(
+        default=False,
+        description=(
+            "Let the model search only for words of its context; small models otherwise search for unrelated words."
+        ),
+    )
+    task_in_queries: bool = Field(default=True, description="Add the words of a short task to the model's query.")
+    chunk_tokens: int = Field(default=160, ge=16, le=4096, description="Most tokens (of the encoder) in a passage.")
+    reranker: str = Field(
+        default="",
+        description="A cross-encoder, given as a folder or hub id, that reranks the best passages; empty for none.",
+    )
+    neighbours: int = Field(
+        default=0,
+        ge=0,
+        le=5,
+        description="Passages before and after a hit, in the same section, that are returned with it.",
+    )
+    tenant: str = Field(
+        default="",
+        description="Whose documents are searched; documents of other tenants in the same home are never read.",
+    )
+    server: str = Field(
+        default="",
+        description=(
+            "Address of a Chroma server (http://) or PostgreSQL database (postgresql://) that stores the vectors "
+            "instead of the embedded index; empty for none."
+        ),
+    )
+    recall: int = Field(
+        default=3,
+        ge=0,
+        le=20,
+        description="Similar solved tasks from the log whose first calls the model is shown; 0 shows none.",
+    )
+    recall_as: Literal["text", "odds"] = Field(
+        default="text",
+        description=(
+            'How recalled tasks are used: "text" puts them into the prompt, "odds" weighs the choice of the first '
+            "call by them."
+        ),
+    )
+    recall_tokens: int = Field(
+        default=8192,
+        ge=16,
+        le=1000000,
+        description="Most prompt tokens of all recalled tasks together; the most similar ones are kept.",
+    )
+    folders: TextList = Field(default=(), description="Folders of documents, relative to the project folder.")
 
 
-TUNING_METHODS = ("lora", "rslora", "dora", "lora+", "qlora", "prompt", "prefix", "full")
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class TuningSettings:
     """How an adapter is trained from corrections."""
 
-    method: str = _choice("lora", *TUNING_METHODS)
-    """What is trained; see docs/tuning.md."""
-    r: int = _whole(16, 1, 1024)
-    """Rank of the adapter."""
-    alpha: int = _whole(32, 1, 8192)
-    """Scale of the adapter; its output is multiplied by alpha / r."""
-    dropout: float = _share(0.0)
-    """Share of the adapter's inputs dropped at random while it trains."""
-    targets: tuple[str, ...] = _names(("all-linear",), empty=False)
-    """Modules that get an adapter, by name; "all-linear" means every linear layer but the output."""
-    top_layers: int = _whole(0, 0)
-    """Only this many layers, from the top, are tuned; 0 tunes all."""
-    virtual_tokens: int = _whole(20, 1, 1024)
-    """With methods "prompt" and "prefix": how many are put before every sequence."""
-    cache_gigabytes: float = _real(4.0, 0.0)
-    """With `top_layers`: disk for what the layers below make of the examples; 0 computes it in every epoch."""
-    rate_ratio: float = _above_zero(16.0)
-    """With method "lora+": the rate of an adapter's second matrix over that of its first."""
-    start: str = _choice("base", "base", "active")
-    """What a tuning starts from: "base", or "active" to go on from the adapter that is served."""
-    replay: float = _real(1.0, 0.0, 1.0)
-    """With start "active": the share of the tasks learnt before that is learnt again, chosen to cover them all."""
-    anchor: float = _real(0.0, 0.0)
-    """With start "active": how strongly the adapter is held to where it started (half the squared distance)."""
-    anchor_kl: float = _real(0.0, 0.0)
-    """With start "active": how strongly it is held to what that adapter says at the targets (KL divergence)."""
-    label_smoothing: float = _share(0.0)
-    """Share of a target's probability that is spread over all tokens."""
-    neftune: float = _real(0.0, 0.0)
-    """Strength of the noise on the embeddings (NEFTune's alpha); 5 is usual, 0 is none."""
-    adversarial: str = _choice("none", "none", "fgm", "pgd", "freelb")
-    """Train against the worst small change of the embeddings; costs 2, 4 and 3 times the passes."""
-    adversarial_size: float = _above_zero(0.05)
-    """How large that change may be, as a share of each embedding's length."""
-    precision: str = _choice("auto", "auto", "float32", "mixed")
-    """Of matrix products while training; "auto" takes whichever is faster on this machine."""
-    learning_rate: float = _real(0.0, 0.0)
-    """Highest learning rate, reached after the warm-up; 0 takes the method's own, 1e-3 for LoRA."""
-    epochs: int = _whole(4, 1, 1000)
-    """Passes over the data, when there is enough of it for `min_steps`."""
-    min_steps: int = _whole(48, 1)
-    """Optimizer steps of a tuning, at least; with little data they take more epochs than `epochs`."""
-    batch_targets: int = _whole(150, 1)
-    """Target tokens (what the model is to say) that one optimizer step gathers, at least."""
-    max_tokens_per_pack: int = _whole(0, 0)
-    """Tokens of one packed sequence, prompts included, at most; 0 takes as many as fit into the free memory."""
-    weighting: str = _choice("token", "token", "example", "trajectory")
-    """What counts the same in the loss: every target token, every example, or every trajectory."""
-    contexts: int = _whole(0, 0, 20)
-    """For each answer that cites passages, how many more times it is learnt among other passages that the search finds;
-    0 learns it as it was given alone."""
-    abstain: float = _real(0.3, 0.0, 1.0)
-    """Share of these in which the passages that were cited are missing, so that handing over is learnt."""
-    validation_share: float = _share(0.1)
-    """Share of the runs held out to decide when to stop; 0, or too few runs for it, holds out none."""
-    patience: int = _whole(2, 0)
-    """Epochs without a lower held-out loss before the training stops; 0 never stops early."""
-    schedule: str = _choice("cosine", "cosine", "linear", "constant")
-    """How the learning rate goes on behind the warm-up; "cosine" and "linear" end at a tenth of it."""
-    warmup_share: float = _share(0.05)
-    """Share of the optimizer steps in which the learning rate rises."""
-    weight_decay: float = _real(0.0, 0.0)
-    """Weight decay of AdamW."""
-    max_grad_norm: float = _above_zero(1.0)
-    """Gradients longer than this are shortened to it."""
-    checkpoint_seconds: float = _above_zero(60.0)
-    """Time between two checkpoints of a running tuning."""
-    seed: int = _whole(0, 0, 2**63 - 1)
-    """Seed of initial weights, order and dropout."""
+    method: TuningMethod = Field(default="lora", description="Training method; see docs/reference/tuning.md.")
+    r: int = Field(default=16, ge=1, le=1024, description="Rank of the adapter.")
+    alpha: int = Field(
+        default=32, ge=1, le=8192, description="Scale of the adapter; its output is multiplied by alpha / r."
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the adapter's inputs.")
+    targets: TextList = Field(
+        default=("all-linear",),
+        min_length=1,
+        description=(
+            'Modules that get an adapter, by name; "all-linear" means every linear layer except the output layer.'
+        ),
+    )
+    top_layers: int = Field(
+        default=0, ge=0, description="Train only this many layers, counted from the top; 0 trains all."
+    )
+    virtual_tokens: int = Field(
+        default=20,
+        ge=1,
+        le=1024,
+        description='For methods "prompt" and "prefix": number of trained virtual tokens in front of every sequence.',
+    )
+    cache_gigabytes: float = Field(
+        default=4.0,
+        ge=0.0,
+        description=(
+            "With `top_layers`: disk space for cached activations of the lower layers; 0 computes them in every epoch."
+        ),
+    )
+    rate_ratio: float = Field(
+        default=16.0,
+        gt=0,
+        description='For method "lora+": learning rate of matrix B divided by that of matrix A.',
+    )
+    start: Literal["base", "active"] = Field(
+        default="base",
+        description='Where a tuning starts: at the "base" model, or at the "active" adapter.',
+    )
+    replay: float = Field(
+        default=1.0,
+        ge=0.0,
+        le=1.0,
+        description=(
+            'With start "active": share of the earlier tasks that is trained again, selected to cover all of them.'
+        ),
+    )
+    anchor: float = Field(
+        default=0.0,
+        ge=0.0,
+        description=(
+            'With start "active": weight of the penalty for moving away from the starting weights (half the squared '
+            "distance)."
+        ),
+    )
+    anchor_kl: float = Field(
+        default=0.0,
+        ge=0.0,
+        description=(
+            'With start "active": weight of the penalty for moving away from the starting adapter\'s predictions (KL '
+            "divergence)."
+        ),
+    )
+    label_smoothing: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of a target's probability that is spread over all tokens.",
+    )
+    neftune: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="Strength of the noise on the embeddings (NEFTune's alpha); 5 is usual, 0 adds none.",
+    )
+    adversarial: Literal["none", "freelb"] = Field(
+        default="none",
+        description='"freelb" trains on the worst small changes of the embeddings as well (Zhu et al., 2020); a step '
+        "takes three passes.",
+    )
+    adversarial_size: float = Field(
+        default=0.05,
+        gt=0,
+        description="Largest adversarial change, as a share of each embedding's length.",
+    )
+    precision: Literal["auto", "float32", "mixed"] = Field(
+        default="auto",
+        description='Precision of matrix products in training; "auto" takes the faster one on this machine.',
+    )
+    learning_rate: float = Field(
+        default=0.0,
+        ge=0.0,
+        description=(
+            "Highest learning rate, reached after the warm-up; 0 takes the method's default, which is 1e-3 for LoRA."
+        ),
+    )
+    epochs: int = Field(
+        default=4,
+        ge=1,
+        le=1000,
+        description="Passes over the data; more when the data is too small for `min_steps`.",
+    )
+    min_steps: int = Field(default=48, ge=1, description="Fewest optimizer steps of a tuning.")
+    batch_targets: int = Field(default=150, ge=1, description="Fewest target tokens in one optimizer step.")
+    max_tokens_per_pack: int = Field(
+        default=0,
+        ge=0,
+        description="Most tokens of one packed sequence, prompts included; 0 takes as many as fit into free memory.",
+    )
+    weighting: Literal["token", "example", "trajectory"] = Field(
+        default="token",
+        description="What has the same weight in the loss: each target token, each example, or each trajectory.",
+    )
+    validation_share: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Share of the runs held out for early stopping; 0, or too few runs, holds out none.",
+    )
+    patience: int = Field(
+        default=2,
+        ge=0,
+        description="Epochs without a lower held-out loss before training stops; 0 never stops early.",
+    )
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine",
+        description='Learning rate after the warm-up; "cosine" and "linear" end at a tenth of the highest rate.',
+    )
+    warmup_share: float = Field(
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="Share of the optimizer steps in which the learning rate rises.",
+    )
+    weight_decay: float = Field(default=0.0, ge=0.0, description="Weight decay of AdamW.")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="Gradients are clipped to this norm.")
+    checkpoint_seconds: float = Field(
+        default=60.0, gt=0, description="Seconds between two checkpoints of a running tuning."
+    )
+    seed: int = Field(default=0, ge=0, le=MAX_SEED, description="Seed of initial weights, data order and dropout.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class GateSettings:
-    """When a candidate adapter may be served."""
+    """When a candidate adapter may replace the served one."""
 
-    resamples: int = _whole(10000, 100)
-    """Resamples of the bootstrap."""
-    margin: float = _real(0.1, 0.0, 1.0)
-    """Share of its tasks that a group may lose on balance, even where the loss is more than chance explains."""
-    never_lost: tuple[str, ...] = _names(())
-    """Groups of the suite that may not lose a task, chance or not; "refusals" names the tasks to be escalated."""
-    min_tasks: int = _whole(20, 1)
-    """Tasks the held-out suite must have, at least."""
-    suite: str = ""
-    """The held-out suite (JSON lines), relative to the project's folder; empty when there is none yet."""
+    resamples: int = Field(default=10000, ge=100, description="Bootstrap resamples.")
+    margin: float = Field(
+        default=0.1,
+        ge=0.0,
+        le=1.0,
+        description=(
+            "Largest share of its tasks that a group may lose, even where the loss is statistically significant."
+        ),
+    )
+    never_lost: TextList = Field(
+        default=(),
+        description='Groups of the suite that may not lose a single task; "refusals" names the tasks to be escalated.',
+    )
+    min_tasks: int = Field(default=20, ge=1, description="Fewest tasks in the held-out suite.")
+    suite: str = Field(
+        default="",
+        description="The held-out suite (JSON lines), relative to the project folder; empty when there is none yet.",
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class PrivacySettings:
-    """What is kept out of the log."""
+    """What is masked in the log."""
 
-    scrub: bool = True
-    """Keep secrets and personal data out of the log, in runs and in feedback on them; tools still get them."""
+    scrub: bool = Field(
+        default=True,
+        description=(
+            "Mask secrets and personal data in the log, in runs and in feedback; tools still receive the real values."
+        ),
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class ServeSettings:
     """The HTTP service."""
 
-    host: str = _text("127.0.0.1")
-    """Address to listen on. Any but a loopback address needs `key_file`."""
-    port: int = _whole(8777, 0, 65535)
-    """Port to listen on; 0 takes a free one."""
-    key_file: str = ""
-    """File that holds the key callers must send, relative to the project's folder; empty asks for none."""
+    host: Text = Field(
+        default="127.0.0.1",
+        description="Address to listen on. Any address other than loopback needs `key_file`.",
+    )
+    port: int = Field(default=8777, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    key_file: str = Field(
+        default="",
+        description="File with the key that callers must send, relative to the project folder; empty asks for none.",
+    )
+
+    @model_validator(mode="after")
+    def _check_key(self) -> ServeSettings:
+        if not self.key_file and not is_loopback(self.host):
+            raise ValueError(f'host = "{self.host}" is open to other machines; set key_file, or host to 127.0.0.1')
+        return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Settings:
-    """Everything `ratchet.toml` may say, one field a section."""
+    """All sections of `ratchet.toml`."""
 
     model: ModelSettings = ModelSettings()
     agent: AgentSettings = AgentSettings()

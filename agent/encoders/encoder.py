@@ -1,7 +1,7 @@
-"""Text becomes vectors of length one, so that the dot product of two is their cosine.
+"""Sentence encoders: texts to unit vectors, whose dot product is their cosine.
 
-`SentenceEncoder` is the real one and reads a local folder only; `HashEncoder` is the double for tests: it
-knows words, not meaning. Nothing here downloads.
+`SentenceEncoder` loads a model from a local folder; `HashEncoder` is the double for tests and compares words only.
+Downloads nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 import threading
 import zlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,81 +21,79 @@ import numpy as np
 import numpy.typing as npt
 
 from agent.errors import AdapterError, MemoryIndexError
-from agent.util.threads import in_own_team, in_turn, on_one_core
+from agent.util.threads import compute_lock
 
 FEW = 8
-"""Texts that are embedded on one core, so that a search does not slow the model down."""
+"""At most so many texts are embedded in turn with the language model's passes, so that neither slows the other."""
 
 Vectors = npt.NDArray[np.float32]
 
 
 class Encoder(Protocol):
-    """Embeds texts. `HashEncoder` is the one for tests."""
+    """Embeds texts. `HashEncoder` is the double for tests."""
 
     @property
     def name(self) -> str:
-        """Kept with every vector: vectors of different names are never compared."""
+        """Stored with every vector: vectors of different names are never compared."""
         ...
 
     @property
     def dimensions(self) -> int: ...
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        """Unit vectors, [len(texts), dimensions]. Safe to call from several threads."""
+        """Return unit vectors [len(texts), dimensions]. Texts are truncated to what the model reads. Thread-safe."""
         ...
 
     def encode_queries(self, texts: Sequence[str]) -> Vectors:
-        """Unit vectors of questions, [len(texts), dimensions], each of all of its text, however long."""
+        """Return unit vectors [len(texts), dimensions] of queries, which are not truncated."""
         ...
 
-    def reads(self, text: str) -> float:
-        """The share of a text's tokens that it knows, 0 to 1."""
+    def coverage(self, text: str) -> float:
+        """Return the share of a text's tokens that are in the vocabulary, 0 to 1."""
         ...
 
 
 @dataclass(frozen=True)
 class EncoderAdapter:
-    """A sealed LoRA adapter of a sentence encoder."""
+    """A LoRA adapter of a sentence encoder, as the registry stores it."""
 
     id: str
     folder: Path
     tensors_sha256: str
-    """What lies in memory must give the same; see `agent.registry.artifact.hash_tensors`."""
+    """Hash that the loaded tensors must have; see `agent.registry.artifact.hash_tensors`."""
 
 
 class SentenceEncoder:
     """A sentence-transformers model from a local folder, on the CPU, float32."""
 
     def __init__(self, folder: Path, *, name: str, adapter: EncoderAdapter | None = None, batch_size: int = 32) -> None:
-        """Loads at once. Raises MemoryIndexError on a folder that is no encoder.
+        """Load the model.
 
-        An adapter is added into the weights, and its id to the name. Raises AdapterError where it does not fit,
-        LivenessError where what was loaded is not what was sealed.
+        Args:
+            adapter: Merged into the weights; its id becomes part of the name.
+
+        Raises:
+            MemoryIndexError: The folder does not contain an encoder.
+            AdapterError: The adapter does not fit the encoder.
+            LivenessError: The adapter's loaded tensors are not those of its hash.
         """
         if not (folder / "modules.json").is_file():
             raise MemoryIndexError(f"no sentence encoder in {folder}: modules.json is missing; name its local folder")
-        from agent.llm.weights.convert import quiet
-
-        def load() -> Any:
-            from sentence_transformers import SentenceTransformer
-
-            return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-
-        def tuned(model: Any, added: EncoderAdapter) -> None:
-
-            add_adapter(model, added.folder, tensors_sha256=added.tensors_sha256)
+        from agent.llm.weights.convert import hide_progress_bars
 
         try:
-            with quiet():
-                self._model: Any = in_own_team(load)
+            with hide_progress_bars():
+                from sentence_transformers import SentenceTransformer
+
+                self._model: Any = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
         except (OSError, ValueError, KeyError, RuntimeError) as fault:
             raise MemoryIndexError(f"the encoder in {folder} cannot be loaded ({fault}); install it anew") from fault
         if adapter is not None:
-            in_own_team(lambda: tuned(self._model, adapter))
-        self._name = name if adapter is None else tuned_name(name, adapter.id)
+            add_adapter(self._model, adapter.folder, tensors_sha256=adapter.tensors_sha256)
+        self._name = name if adapter is None else name_with_adapter(name, adapter.id)
         self._batch_size = batch_size
-        # The fast tokenizer refuses two threads at once ("Already borrowed").
-        self._one_at_a_time = threading.Lock()
+        # The fast tokenizer cannot be used by two threads at once ("Already borrowed").
+        self._tokenizer_lock = threading.Lock()
         self._dimensions = self.encode(["a"]).shape[1]
 
     @property
@@ -109,22 +108,15 @@ class SentenceEncoder:
         if not texts:
             return np.zeros((0, self.dimensions), dtype=np.float32)
 
-        def encode() -> Any:
-            return self._model.encode(
+        with self._tokenizer_lock, compute_lock if len(texts) <= FEW else nullcontext():
+            vectors = self._model.encode(
                 list(texts), batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False
             )
-
-        with self._one_at_a_time:
-            if len(texts) <= FEW:
-                with in_turn:
-                    vectors = on_one_core(encode)
-            else:
-                vectors = in_own_team(encode)
         return np.ascontiguousarray(vectors, dtype=np.float32)
 
     def encode_queries(self, texts: Sequence[str]) -> Vectors:
-        """A text that is longer than the model reads is cut into windows as equal as can be, and has their mean."""
-        windows = [self._windows(text) for text in texts]
+        """Split texts that are longer than the model reads into windows of equal length, and average their vectors."""
+        windows = [self._split_windows(text) for text in texts]
         vectors = self.encode([window for part in windows for window in part])
         if len(vectors) == len(texts):
             return vectors
@@ -132,39 +124,37 @@ class SentenceEncoder:
         sums = np.add.reduceat(vectors, starts)
         return np.ascontiguousarray(sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12))
 
-    def _windows(self, text: str) -> list[str]:
-        """The text, or pieces of it that are short enough to be read."""
+    def _split_windows(self, text: str) -> list[str]:
         tokenizer = self._model.tokenizer
-        # Special tokens take places too.
-        most = self._model.max_seq_length - tokenizer.num_special_tokens_to_add()
-        # No token is of less than a byte, so that most texts need not be counted.
-        if len(text.encode()) <= most:
+        # Special tokens count too.
+        limit = self._model.max_seq_length - tokenizer.num_special_tokens_to_add()
+        # A token has at least one byte, so short texts need not be tokenized.
+        if len(text.encode()) <= limit:
             return [text]
-        with self._one_at_a_time:
-            places = tokenizer(
+        with self._tokenizer_lock:
+            offsets = tokenizer(
                 text, add_special_tokens=False, truncation=False, return_offsets_mapping=True, verbose=False
             )["offset_mapping"]
-        count = math.ceil(len(places) / most)
+        count = math.ceil(len(offsets) / limit)
         if count < 2:
             return [text]
-        bounds = [len(places) * number // count for number in range(count + 1)]
-        return [text[places[first][0] : places[last - 1][1]] for first, last in pairwise(bounds)]
+        bounds = [len(offsets) * number // count for number in range(count + 1)]
+        return [text[offsets[first][0] : offsets[last - 1][1]] for first, last in pairwise(bounds)]
 
-    def reads(self, text: str) -> float:
-        with self._one_at_a_time:
+    def coverage(self, text: str) -> float:
+        with self._tokenizer_lock:
             ids = self._model.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-        unknown = self._model.tokenizer.unk_token_id
-        missed = sum(1 for one in ids if one == unknown)
-        return 1.0 - missed / max(1, len(ids))
+        unknown = list(ids).count(self._model.tokenizer.unk_token_id)
+        return 1.0 - unknown / max(1, len(ids))
 
 
-def tuned_name(base: str, adapter: str) -> str:
-    """What an encoder under an adapter is called, so that its vectors are told from those of the bare one."""
+def name_with_adapter(base: str, adapter: str) -> str:
+    """Return the name of an encoder with an adapter, which distinguishes its vectors from the base encoder's."""
     return f"{base}+{adapter}"
 
 
 class HashEncoder:
-    """Words hashed into signed buckets: texts that share words are near, and nothing is to be loaded."""
+    """Hashes words into signed buckets, so that texts that share words are similar. Loads nothing."""
 
     def __init__(self, dimensions: int = 256) -> None:
         self._dimensions = dimensions
@@ -191,30 +181,36 @@ class HashEncoder:
     def encode_queries(self, texts: Sequence[str]) -> Vectors:
         return self.encode(texts)
 
-    def reads(self, text: str) -> float:
+    def coverage(self, text: str) -> float:
         return 1.0
 
 
 def add_adapter(model: Any, folder: Path, *, tensors_sha256: str) -> None:
-    """Add a PEFT folder to a SentenceTransformer, in place.
+    """Merge a LoRA adapter into a SentenceTransformer, in place.
 
-    Raises AdapterError where it does not fit this encoder, LivenessError where it is not the one that was sealed.
+    Args:
+        folder: A PEFT folder.
+
+    Raises:
+        AdapterError: The adapter does not fit this encoder, or is no LoRA adapter.
+        LivenessError: The loaded tensors do not have the hash.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    from agent.llm.engine.loaded_adapters import AdapterBank
+    from agent.llm.engine.loaded_adapters import LoadedAdapters
 
     inner = model.transformers_model
     if inner is None:
-        raise AdapterError(f"adapter in {folder} needs an encoder of transformers; this one has no such part")
-    bank = AdapterBank(inner)
-    bank.load("tuned", folder, tensors_sha256=tensors_sha256)
-    if not bank.is_lora("tuned"):
+        raise AdapterError(f"adapter in {folder} needs an encoder of transformers; this encoder has no such part")
+    adapters = LoadedAdapters(inner)
+    adapters.load("tuned", folder, tensors_sha256=tensors_sha256)
+    if not adapters.is_lora("tuned"):
         raise AdapterError(f"adapter in {folder} is no LoRA adapter; an encoder takes no other kind")
-    bank.activate("tuned")
-    wrapped = [(name, layer) for name, layer in inner.named_modules() if isinstance(layer, BaseTunerLayer)]
-    for name, layer in wrapped:
-        merging: Any = layer
-        merging.merge()
-        inner.set_submodule(name, merging.get_base_layer())
+    adapters.activate("tuned")
+    layers: list[tuple[str, Any]] = [
+        (name, layer) for name, layer in inner.named_modules() if isinstance(layer, BaseTunerLayer)
+    ]
+    for name, layer in layers:
+        layer.merge()
+        inner.set_submodule(name, layer.get_base_layer())
     inner.__dict__.pop("peft_config", None)

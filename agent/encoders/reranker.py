@@ -1,6 +1,6 @@
-"""A cross-encoder reads a question and a passage together: slower than two vectors, and often a better judge.
+"""Rerankers: cross-encoders read query and passage together, slower than two vectors and often more accurate.
 
-Optional: none is packaged. Where one is named, it orders the best passages that the search found.
+Optional: none is packaged. If the settings name one, it orders the best results of a search.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agent.errors import MemoryIndexError
-from agent.util.threads import in_own_team
 
 RERANKED = 20
-"""Passages that are read with the question: the first of the search's own order."""
+"""Results that are reranked: the first ones in the order of the search."""
 
 
 class Reranker(Protocol):
-    """Says how well texts answer a query."""
+    """Scores how well texts answer a query."""
 
     def scores(self, query: str, texts: Sequence[str]) -> list[float]:
-        """One number for each text, higher is better. Safe to call from several threads."""
+        """Return a score per text, higher is better. Safe to call from several threads."""
         ...
 
 
@@ -29,33 +28,30 @@ class CrossEncoderReranker:
     """A cross-encoder of sentence-transformers from a local folder, on the CPU."""
 
     def __init__(self, folder: Path) -> None:
-        """Loads at once. Raises MemoryIndexError on a folder that holds none."""
-        from agent.llm.weights.convert import quiet
-
-        def load() -> Any:
-            from sentence_transformers import CrossEncoder
-
-            return CrossEncoder(
-                str(folder),
-                num_labels=1,
-                device="cpu",
-                local_files_only=True,
-                model_kwargs={"use_safetensors": True},
-            )
+        """Load the model. Raises MemoryIndexError if the folder holds no cross-encoder with a single score."""
+        from agent.llm.weights.convert import hide_progress_bars
 
         try:
-            with quiet():
-                self._model = in_own_team(load)
+            with hide_progress_bars():
+                from sentence_transformers import CrossEncoder
+
+                self._model: Any = CrossEncoder(
+                    str(folder),
+                    num_labels=1,
+                    device="cpu",
+                    local_files_only=True,
+                    model_kwargs={"use_safetensors": True},
+                )
         except (OSError, ValueError, KeyError, RuntimeError) as fault:
             raise MemoryIndexError(
                 f"the reranker in {folder} cannot be loaded ({fault}); name the folder of a cross-encoder with one "
                 "score, with its weights in safetensors"
             ) from fault
-        # The fast tokenizer refuses two threads at once.
-        self._one_at_a_time = threading.Lock()
+        # The fast tokenizer cannot be used by two threads at once.
+        self._tokenizer_lock = threading.Lock()
 
     def scores(self, query: str, texts: Sequence[str]) -> list[float]:
         pairs = [(query, text) for text in texts]
-        with self._one_at_a_time:
-            found = in_own_team(lambda: self._model.predict(pairs, show_progress_bar=False))
-        return [float(score) for score in found]
+        with self._tokenizer_lock:
+            scores = self._model.predict(pairs, show_progress_bar=False)
+        return [float(score) for score in scores]

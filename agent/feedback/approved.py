@@ -1,23 +1,25 @@
-"""What counts of what people said: which steps of a run they stand behind, and where each correction belongs.
+"""The effective feedback of a store: the approved steps of each run, and which corrections are trained and recalled.
 
-Recall, the engine's guesses and the datasets all ask here, so that they cannot disagree. Only what was said is
-read; whether it was right is not looked into.
+Recall, speculative decoding and the datasets all read it here, so that they cannot disagree. Whether a reviewer was
+right is not checked.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from agent.records.feedback import Arbitration, Correction, Kind, Rating
-from agent.records.run import Step, Trajectory
+from agent.records.run import Step, Task, Trajectory
 from agent.storage.store import Store
+
+RECENT_RUNS = 256
+"""Reviewed runs, the newest, whose approved steps an adapter's draft tokens come from when it is loaded."""
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A run, and the word on it that counts."""
+class ReviewedRun:
+    """A run with its effective rating and corrections."""
 
     trajectory: Trajectory
     rating: Rating | None
@@ -26,122 +28,153 @@ class Judged:
     """The newest of each step, in the order in which the steps were first corrected, with what the reviewer gave."""
 
     @property
-    def accepted(self) -> bool:
+    def is_accepted(self) -> bool:
         return self.rating is not None and self.rating.verdict == "up"
 
-    def backed(self) -> dict[int, Step]:
-        """The steps that people stand behind, by index: corrected ones as corrected, and of an accepted run all others
-        that could be read, less an answer of which something was withheld."""
+    def approved_steps(self) -> dict[int, Step]:
+        """Return the approved steps by index.
+
+        These are the corrected steps, as corrected, and every other step of an accepted run that could be read, except
+        an answer of which a sentence was withheld.
+        """
         return {
             index: self.corrections[index].as_step() if index in self.corrections else step
             for index, step in enumerate(self.trajectory.steps)
-            if index in self.corrections or (self.accepted and step.call is not None and not step.withheld)
+            if index in self.corrections or (self.is_accepted and step.call is not None and not step.withheld)
         }
 
 
 @dataclass(frozen=True)
-class Ruling:
-    """Where a correction belongs, as it counts now."""
+class CorrectionStatus:
+    """A correction, its kind, and whether a newer one supersedes it."""
 
     correction: Correction
     kind: Kind = "habit"
-    by: str = ""
-    """`rule`, or the reviewer's name; empty where nobody has said yet."""
-    is_reviewers: bool = False
-    """Whether a reviewer decided; one may be called as they like."""
+    reviewer: str = ""
+    """Who chose the kind; empty where nobody did."""
     reason: str = ""
     superseded_by: str | None = None
-    """The id of a newer correction that says something else of the same."""
+    """The id of a newer correction: of the same step, or of the same step of the same request with another call."""
 
     @property
     def is_trained(self) -> bool:
-        """Whether the weights are to learn it."""
+        """Whether training uses it."""
         return self.kind == "habit" and self.superseded_by is None
 
     @property
     def is_recalled(self) -> bool:
-        """Whether tasks like it are shown it. What the documents lack is no example of how to go about a task."""
+        """Whether recall uses it. A knowledge gap is no example of how to begin a task."""
         return self.kind != "fact" and self.superseded_by is None
 
     @property
-    def why_held_back(self) -> str:
-        """Why the weights are not to learn it, in one line."""
+    def why_not_trained(self) -> str:
+        """Why training does not use it, in one line."""
         if self.superseded_by is not None:
             return f"superseded by {self.superseded_by}"
-        return f"{self.kind}, says {self.by or 'nobody'}" + (f": {self.reason}" if self.reason else "")
+        return f"{self.kind}, says {self.reviewer or 'nobody'}" + (f": {self.reason}" if self.reason else "")
 
 
-def judged_runs(store: Store, ids: Iterable[str] | None = None) -> Iterator[Judged]:
-    """The named runs, in that order; without names, every run that was judged, in the order they were made."""
+def reviewed_runs(store: Store, ids: Iterable[str] | None = None) -> Iterator[ReviewedRun]:
+    """Yield the named runs in that order; without names, every run with feedback in the order the runs began."""
+    feedback = store.feedback
     if ids is not None:
         for trajectory in store.trajectories(ids):
-            ratings = store.ratings(trajectory.id)
-            corrections = _as_given(trajectory, store.newest_corrections(trajectory.id))
-            yield Judged(trajectory, ratings[-1] if ratings else None, corrections)
+            ratings = feedback.ratings(trajectory.id)
+            corrections = _as_given(trajectory, feedback.newest_corrections(trajectory.id))
+            yield ReviewedRun(trajectory, ratings[-1] if ratings else None, corrections)
         return
-    verdicts = {rating.run: rating for rating in store.ratings()}
+    verdicts = {rating.run: rating for rating in feedback.ratings()}
     newest: dict[str, dict[int, Correction]] = {}
-    for correction in store.corrections():
+    for correction in feedback.corrections():
         newest.setdefault(correction.run, {})[correction.step] = correction
-    judged = {*verdicts, *newest}
-    for trajectory in store.trajectories(one.id for one in reversed(store.runs(limit=None)) if one.id in judged):
+    reviewed = {*verdicts, *newest}
+    ids = [summary.id for summary in reversed(store.runs(limit=None)) if summary.id in reviewed]
+    for trajectory in store.trajectories(ids):
         corrections = _as_given(trajectory, newest.get(trajectory.id, {}))
-        yield Judged(trajectory, verdicts.get(trajectory.id), corrections)
+        yield ReviewedRun(trajectory, verdicts.get(trajectory.id), corrections)
+
+
+def newest_approved_steps(store: Store, runs: int = RECENT_RUNS) -> Iterator[Step]:
+    """Yield the approved steps of the runs that were reviewed last."""
+    _, reviewed = store.feedback.runs_since(0)
+    for run in reviewed_runs(store, reviewed[-runs:]):
+        yield from run.approved_steps().values()
+
+
+def correction_statuses(store: Store) -> dict[str, CorrectionStatus]:
+    """Return every correction with its kind and whether it is superseded, by id, oldest first."""
+    corrections = store.feedback.corrections()
+    kinds = {
+        arbitration.correction: arbitration
+        for arbitration in store.feedback.arbitrations()
+        # Earlier versions had a rule that chose kinds as well; its records are ignored.
+        if arbitration.by == "reviewer"
+    }
+    superseded = _superseded(corrections, store.tasks({one.run for one in corrections}), kinds)
+    return {one.id: _status(one, kinds.get(one.id), superseded.get(one.id)) for one in corrections}
+
+
+def source_correction(store: Store, run: ReviewedRun, index: int) -> str | None:
+    """Return the id of the correction that a step comes from; None for a step that the model generated."""
+    correction = run.corrections.get(index)
+    if correction is not None:
+        return correction.id
+    branched = branch_correction(store, run.trajectory, index)
+    return None if branched is None else branched[0].id
+
+
+def branch_correction(store: Store, trajectory: Trajectory, index: int) -> tuple[Correction, Step] | None:
+    """Return the correction that a step of a branch was taken from, and the step that it corrected.
+
+    None for a step that the model generated.
+    """
+    step = trajectory.steps[index]
+    while step.author == "correction" and trajectory.branch is not None and index <= trajectory.branch.step:
+        branch, trajectory = trajectory.branch, store.get(trajectory.branch.run)
+        if branch.step == index:
+            matching = [
+                correction
+                for correction in store.feedback.corrections(branch.run)
+                if correction.step == index and correction.call == step.call
+            ]
+            return (matching[-1], trajectory.steps[index]) if matching else None
+    return None
 
 
 def _as_given(trajectory: Trajectory, corrections: Mapping[int, Correction]) -> dict[int, Correction]:
     return {index: one.without_copies(trajectory.steps[index]) for index, one in corrections.items()}
 
 
-def rulings(store: Store) -> dict[str, Ruling]:
-    """Every correction with where it belongs, by id, oldest first."""
-    said: dict[str, list[Arbitration]] = defaultdict(list)
-    for arbitration in store.arbitrations():
-        said[arbitration.correction].append(arbitration)
-    corrections = store.corrections()
-    exceptions = {id for id, words in said.items() if (last := _newest(words, "reviewer")) and last.kind == "exception"}
-    newest = {(correction.run, correction.step): correction for correction in corrections}
-    return {one.id: _ruling(one, said.get(one.id, []), newest[one.run, one.step].id, exceptions) for one in corrections}
+def _superseded(
+    corrections: Sequence[Correction], tasks: Mapping[str, Task], kinds: Mapping[str, Arbitration]
+) -> dict[str, str]:
+    """The superseded corrections by id, each with the newest one that takes its place.
+
+    An exception neither supersedes a correction of another run, nor is superseded by one.
+    """
+    by_step = {(one.run, one.step): one for one in corrections}
+    by_request: dict[tuple[object, int], Correction] = {}
+    superseded = {}
+    for one in reversed(corrections):
+        newest = by_step[one.run, one.step]
+        if newest is not one:
+            superseded[one.id] = newest.id
+            continue
+        if (arbitration := kinds.get(one.id)) is not None and arbitration.kind == "exception":
+            continue
+        newest = by_request.setdefault((_request(tasks[one.run]), one.step), one)
+        if newest.call != one.call:
+            superseded[one.id] = newest.id
+    return superseded
 
 
-def source(store: Store, judged: Judged, index: int) -> str | None:
-    """The id of the correction that a step comes from, as it counts now; None for a step that the model said."""
-    correction = judged.corrections.get(index)
-    return origin(store, judged.trajectory, index) if correction is None else correction.id
+def _request(task: Task) -> object:
+    """Equal for tasks that ask the same in the same context, whatever their case and spacing."""
+    text = " ".join(task.text.split()).casefold()
+    return text, tuple(sorted(task.facts.items()))
 
 
-def origin(store: Store, trajectory: Trajectory, index: int) -> str | None:
-    """The id of the correction that a step of a branch was taken from; None for a step that the model said."""
-    found = origin_of(store, trajectory, index)
-    return None if found is None else found[0].id
-
-
-def origin_of(store: Store, trajectory: Trajectory, index: int) -> tuple[Correction, Step] | None:
-    """The correction that a step of a branch was taken from, and the step as it was; None for one the model said."""
-    step = trajectory.steps[index]
-    while step.author == "correction" and trajectory.branch is not None and index <= trajectory.branch.step:
-        branch, trajectory = trajectory.branch, store.get(trajectory.branch.run)
-        if branch.step == index:
-            made = [one for one in store.corrections(branch.run) if one.step == index and one.call == step.call]
-            return (made[-1], trajectory.steps[index]) if made else None
-    return None
-
-
-def _ruling(correction: Correction, said: Sequence[Arbitration], newest: str, exceptions: Set[str]) -> Ruling:
-    """A reviewer's word goes before the rule's, and the newest of each before the older."""
-    rule, reviewer = _newest(said, "rule"), _newest(said, "reviewer")
-    chosen = reviewer or rule
-    superseded_by = None if rule is None else rule.superseded_by
-    # A reviewer's exception stands beside what is done otherwise, and takes nothing back.
-    if exceptions & {correction.id, superseded_by}:
-        superseded_by = None
-    if newest != correction.id:
-        superseded_by = newest
-    if chosen is None:
-        return Ruling(correction, superseded_by=superseded_by)
-    by = "rule" if chosen.by == "rule" else chosen.reviewer
-    return Ruling(correction, chosen.kind, by, chosen.by == "reviewer", chosen.reason, superseded_by)
-
-
-def _newest(said: Sequence[Arbitration], by: str) -> Arbitration | None:
-    return next((one for one in reversed(said) if one.by == by), None)
+def _status(correction: Correction, arbitration: Arbitration | None, superseded_by: str | None) -> CorrectionStatus:
+    if arbitration is None:
+        return CorrectionStatus(correction, superseded_by=superseded_by)
+    return CorrectionStatus(correction, arbitration.kind, arbitration.reviewer, arbitration.reason, superseded_by)

@@ -1,9 +1,9 @@
-"""Which label belongs to a text, learnt from few labelled vectors: kernel ridge regression, solved in closed form.
+"""Label probabilities of a text from few labelled vectors: kernel ridge regression, solved in closed form.
 
-The nearest labelled text is often near for its subject and not for what is asked; a regression learns what sets the
-labels apart. Leaving some of the texts out again needs no second fit; how sure the scores are is learnt by leaving out
-each text in turn. Source: Saunders, Gammerman and Vovk, "Ridge
-regression learning algorithm in dual variables" (1998); blocks left out by the inverse of a partitioned matrix.
+The nearest text is often near for its subject and not for its request; a regression learns what separates the labels.
+Texts can be left out without a second fit, and the probabilities are calibrated by leaving out each text in turn.
+Source: Saunders, Gammerman and Vovk, "Ridge regression learning algorithm in dual variables" (1998); blocks are left
+out by the inverse of a partitioned matrix.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import numpy as np
 from agent.encoders.encoder import Vectors
 
 SHARPNESS = 1.0
-"""Of the kernel exp(sharpness * (cosine - 1)), a Gaussian on the unit sphere."""
+"""In the kernel exp(sharpness * (cosine - 1)), a Gaussian on the unit sphere."""
 
 RIDGE = 0.1
 
 LEAST = 10
-"""Texts from which on scores are taken for probabilities."""
+"""The least number of texts for which scores become probabilities."""
 
 UNFAMILIAR = 0.1
-"""Share of the texts, those farthest from all others: a vector among them, or farther, is the less familiar."""
+"""The share of texts, those farthest from all others, whose distance makes a vector unfamiliar."""
 
 STEEPNESS = (1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0)
 
@@ -33,7 +33,7 @@ class LabelRegression:
     """Scores labels for a vector. Takes memory with the square of the number of texts, and time with its cube."""
 
     def __init__(self, vectors: Vectors, labels: Sequence[str], *, texts: int | None = None) -> None:
-        """`vectors` [N, d] of length one, and the label of each; those behind the first `texts` are names of labels."""
+        """Fit on unit `vectors` [N, d] and their labels; those after the first `texts` are names of labels."""
         self._texts = len(labels) if texts is None else texts
         self.names: tuple[str, ...] = tuple(dict.fromkeys(labels))
         """The labels, L of them."""
@@ -48,7 +48,7 @@ class LabelRegression:
         self._marks = marks
 
     def scores(self, vector: Vectors, *, without: Sequence[int] = ()) -> np.ndarray:
-        """About how likely each label is [L], as if the texts of these indices had not been there."""
+        """Return a score for each label [L], without the texts of these indices."""
         seen = _kernel(self._vectors @ vector)
         weights = self._weights
         if len(without):
@@ -58,11 +58,11 @@ class LabelRegression:
         return result
 
     def shares(self, scores: np.ndarray, nearest: float, *, complete: bool = False) -> np.ndarray:
-        """Scores as probabilities [L]; what they lack to one is left to labels that are not known.
+        """Return scores as probabilities [L], which leave a rest for unknown labels.
 
-        That is as much as labels seen once among all texts (Good and Turing), unless these labels are `complete`, and
-        more for a text whose `nearest` other one, by its cosine, is farther than those of the texts are. With fewer
-        than `LEAST` texts, all of it.
+        The rest is the share of labels that occur once (Good and Turing), unless the labels are `complete`; it is
+        larger for a text whose `nearest` text, by its cosine, is farther than usual. With fewer than `LEAST` texts it
+        is all.
         """
         if self._texts < LEAST:
             return np.zeros(len(self.names))
@@ -83,7 +83,7 @@ class LabelRegression:
 
     @cached_property
     def _steepness(self) -> float:
-        """Of the softmax: the one under which each text's own label is likeliest, the text being left out."""
+        """Of the softmax, fitted so that each text's own label is likeliest when the text is left out."""
         others = self._marks[:, self._marks.sum(axis=0) > 1].any(axis=1)
         without = (self._marks - self._weights / np.diag(self._inverse)[:, None])[others]
         marks = self._marks[others]

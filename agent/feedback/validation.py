@@ -1,9 +1,8 @@
-"""A person's word on a run, checked before it is kept: what would not be a step is no correction.
+"""Checks feedback and turns it into records.
 
-A corrected step must be one the model itself could have said at that point, so the same schema and the same
-grammar hold for it as for the model. Whether it is the better step is the reviewer's to know. Secrets and personal
-data are masked here as in the run, by the scrubber that `Runtime.scrubber_of` gives: before the check, for the model
-was shown placeholders. A reviewer's name is kept as it is given. Nothing is written here; ids and times are arguments.
+A corrected step must be one that the model itself could have generated at that point: the same schema and grammar
+apply. Secrets and personal data are masked by the run's scrubber before the check, because the model sees placeholders
+too; a reviewer's name is not masked. Nothing is stored here; ids and times are arguments.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from agent.llm.prompt.tool_spec import describe
 from agent.privacy.redaction import Scrubber
 from agent.records.feedback import Arbitration, Correction, Kind, OutputCorrection, Rating
 from agent.records.run import Step, ToolCall, Trajectory
-from agent.text.quotes import MAX_QUOTES, Quote, cited_by, quoted
+from agent.text.quotes import MAX_QUOTES, Quote, cited_labels, match_quotes
 
 
 def make_rating(
@@ -44,11 +43,11 @@ def make_rating(
     id: str,
     at: str,
 ) -> Rating:
-    """A verdict on a whole run. Raises FeedbackError on anything but up and down."""
+    """Make the rating of a run. Raises FeedbackError for a verdict other than "up" and "down"."""
     if verdict not in ("up", "down"):
         raise FeedbackError(f"a rating is up or down, found {verdict!r}")
-    said: Literal["up", "down"] = "up" if verdict == "up" else "down"
-    return Rating(id, trajectory.id, said, _reviewer(reviewer), _masked(reason, scrubber), at)
+    checked: Literal["up", "down"] = "up" if verdict == "up" else "down"
+    return Rating(id, trajectory.id, checked, _reviewer(reviewer), _masked(reason, scrubber), at)
 
 
 def make_correction(
@@ -70,11 +69,21 @@ def make_correction(
     id: str,
     at: str,
 ) -> Correction:
-    """What a step should have been. Tool and arguments that are left out are those of the step as it was.
+    """Make the correction of a step. A tool and arguments that are left out are those of the original step.
 
-    A plan or thought that is left out stays empty, and is not trained. `arguments` replaces all arguments of the call,
-    `changes` (as text) single ones; `answer` with `citations` stands for a call of the tool that answers. `tools` and
-    `frame` are those of the project. Raises FeedbackError, which names what was expected.
+    Args:
+        tools: the project's, as `frame`.
+        scrubber: masks the texts; None masks nothing.
+        tool: the tool to call.
+        arguments: all arguments of the call.
+        changes: single arguments of the call, as text.
+        answer: the text of an answer, which is a call of the tool that answers.
+        citations: labels of the passages that the answer cites.
+        thought: left out, it stays empty and is not trained.
+        plan: left out, it stays empty and is not trained.
+
+    Raises:
+        FeedbackError: the step could not have been generated there; the message says what was expected.
     """
     was, before = _step_of(trajectory, step), trajectory.steps[:step]
     arguments, changes, answer = (_masked(one, scrubber) for one in (arguments, changes, answer))
@@ -88,29 +97,29 @@ def make_correction(
     name = tool if tool is not None else was.call.name if was.call is not None else None
     if name is None:
         raise FeedbackError(f"step {step} could not be read and has no call; name the tool it should have called")
-    chosen = known.get(name)
-    if chosen is None:
+    selected = known.get(name)
+    if selected is None:
         raise FeedbackError(f"there is no tool {name!r} in this run; tools: {', '.join(known)}")
-    call = ToolCall(name, _checked(chosen, _arguments(chosen, was, arguments, changes or {})))
-    _check_citations(chosen, call, shape.labels)
+    call = ToolCall(name, _checked(selected, _arguments(selected, was, arguments, changes or {})))
+    _check_citations(selected, call, shape.labels)
     # What the step is not to hold at all is left out without a word; what it is to hold must fit if it is given.
     shape = replace(shape, plan=shape.plan and plan is not None, thought=shape.thought and thought is not None)
-    said = ParsedStep(
+    parsed = ParsedStep(
         call,
         (thought or "").strip() if shape.thought else "",
         tuple(item.strip() for item in plan or ()) if shape.plan else (),
     )
-    _check_words(said, plan=shape.plan, thought=shape.thought)
-    _check_grammar(said, step_grammar(shape), chosen)
+    _check_words(parsed, plan=shape.plan, thought=shape.thought)
+    _check_grammar(parsed, step_grammar(shape), selected)
     return Correction(
-        id, trajectory.id, step, call, said.thought, said.plan, _reviewer(reviewer), reason, at, only_given=True
+        id, trajectory.id, step, call, parsed.thought, parsed.plan, _reviewer(reviewer), reason, at, only_given=True
     )
 
 
 def make_output_correction(
     trajectory: Trajectory,
     step: int,
-    said: str,
+    output: str,
     *,
     right_output: Callable[[str, Mapping[str, Any], str], Mapping[str, Any]],
     scrubber: Scrubber | None,
@@ -119,17 +128,18 @@ def make_output_correction(
     id: str,
     at: str,
 ) -> OutputCorrection:
-    """What the trained task that a step asked should have given.
+    """Make the correction of the output of a trained task that a step called.
 
-    `right_output` (see `agent.runtime.TrainedTasks`) says how the tool would have given it. Raises FeedbackError.
+    `right_output` (see `agent.runtime.TrainedTasks`) converts `output` into the form of the tool's result. Raises
+    FeedbackError for a step without a result and for an output that the task cannot give.
     """
     was = _step_of(trajectory, step)
     call = was.call
     if call is None or was.error is not None:
         raise FeedbackError(f"step {step} of run {trajectory.id} gave nothing, so there is no output to correct")
-    output = _masked(right_output(call.name, call.arguments, _masked(said, scrubber)), scrubber)
+    result = _masked(right_output(call.name, call.arguments, _masked(output, scrubber)), scrubber)
     reason = _masked(reason, scrubber)
-    return OutputCorrection(id, trajectory.id, step, call.name, output, _reviewer(reviewer), reason, at)
+    return OutputCorrection(id, trajectory.id, step, call.name, result, _reviewer(reviewer), reason, at)
 
 
 def make_arbitration(
@@ -142,18 +152,18 @@ def make_arbitration(
     id: str,
     at: str,
 ) -> Arbitration:
-    """A reviewer's word on where a correction belongs. Raises FeedbackError on anything but the three kinds."""
-    for known in get_args(Kind):
-        if kind == known:
+    """Make the record that gives a correction its kind. Raises FeedbackError for an unknown kind."""
+    for valid in get_args(Kind):
+        if kind == valid:
             reviewer, reason = _reviewer(reviewer), _masked(reason, scrubber)
-            return Arbitration(id, correction.run, correction.id, known, "reviewer", reviewer, reason, at)
+            return Arbitration(id, correction.run, correction.id, valid, "reviewer", reviewer, reason, at)
     raise FeedbackError(f"a correction is a fact, a habit or an exception, found {kind!r}")
 
 
 def expected_arguments(tool: BaseTool) -> str:
-    """The arguments of a tool in one line, for a person."""
-    told = describe(tool)
-    parameters = told.parameters
+    """Return the arguments of a tool in one line, for a person."""
+    spec = describe(tool)
+    parameters = spec.parameters
     required = set(parameters.get("required", ()))
     names = []
     for name, schema in parameters.get("properties", {}).items():
@@ -163,8 +173,8 @@ def expected_arguments(tool: BaseTool) -> str:
             for key in ("minLength", "maxLength", "minimum", "maximum", "pattern")
             if key in schema
         ]
-        limits += ["copied from what the run was shown"] * (name in told.copied)
-        limits += [f"one or {MAX_QUOTES} whole sentences that tools said"] * (name == told.quoted)
+        limits += ["copied from the task or an observation"] * (name in spec.copied)
+        limits += [f"one or {MAX_QUOTES} whole sentences of observations"] * (name == spec.quoted)
         note = ", ".join([*limits, *(["optional"] if name not in required else [])])
         names.append(f"{name}: {kind}" + (f" ({note})" if note else ""))
     return f"{tool.name} takes {'; '.join(names) or 'no arguments'}"
@@ -188,7 +198,7 @@ def _reviewer(name: str) -> str:
 
 
 def _had(trajectory: Trajectory, name: str) -> bool:
-    """Whether the run had this tool; a record that names none is taken to have had all."""
+    """Whether the run had this tool; a record that names no tools had all."""
     return not trajectory.provenance.tools or name in trajectory.provenance.tools
 
 
@@ -199,9 +209,9 @@ def _answer(
     citations: Sequence[int] | None,
     quotes: Sequence[Quote],
 ) -> tuple[str, dict[str, Any]]:
-    """The call that answers. Text or citations that are left out are those of the answer as it was.
+    """The call that answers. Text or citations that are left out are those of the original answer.
 
-    Where answers quote, a new text without citations cites the passages it stands in.
+    Where answers quote, a new text without citations cites the passages that it quotes.
     """
     name = next((one.name for one in known.values() if (one.metadata or {}).get("ends") == "answered"), None)
     if name is None:
@@ -212,7 +222,7 @@ def _answer(
     if citations is not None:
         cited = list(citations)
     elif text is not None and (known[name].metadata or {}).get("quoted") == "text":
-        cited = cited_by(quoted(text, quotes) or ())
+        cited = cited_labels(match_quotes(text, quotes) or ())
     else:
         cited = old.get("citations", [])
     return name, {"text": old.get("text") if text is None else text, "citations": cited}
@@ -234,7 +244,7 @@ def _arguments(
 
 
 def _value(text: str, schema: Mapping[str, Any]) -> Any:
-    """A value given as text: a text where the tool wants one, JSON where it wants something else."""
+    """Read a value given as text: as it is for a text argument, as JSON for another."""
     kinds = {schema.get("type"), *(one.get("type") for one in schema.get("anyOf", ()))}
     if "string" in kinds and (text != "null" or "null" not in kinds):
         return text
@@ -274,40 +284,41 @@ def _check_citations(tool: BaseTool, call: ToolCall, labels: Sequence[int]) -> N
         raise FeedbackError(f"passage {wrong[0]} was not shown before this step; {shown}")
 
 
-def _check_words(said: ParsedStep, *, plan: bool, thought: bool) -> None:
-    if thought and not 0 < len(said.thought) <= MAX_THOUGHT:
+def _check_words(parsed: ParsedStep, *, plan: bool, thought: bool) -> None:
+    if thought and not 0 < len(parsed.thought) <= MAX_THOUGHT:
         raise FeedbackError(
-            f"the thought has {len(said.thought)} characters, expected 1 to {MAX_THOUGHT}; shorten it, or leave it out"
+            f"the thought has {len(parsed.thought)} characters, expected 1 to {MAX_THOUGHT}; "
+            "shorten it, or leave it out"
         )
-    fits = 0 < len(said.plan) <= MAX_PLAN_ITEMS and all(0 < len(item) <= MAX_PLAN_ITEM for item in said.plan)
+    fits = 0 < len(parsed.plan) <= MAX_PLAN_ITEMS and all(0 < len(item) <= MAX_PLAN_ITEM for item in parsed.plan)
     if plan and not fits:
         raise FeedbackError(
             f"a plan has 1 to {MAX_PLAN_ITEMS} parts, each of 1 to {MAX_PLAN_ITEM} characters, found "
-            f'{list(said.plan)}; give --plan "first; second", or leave it out'
+            f'{list(parsed.plan)}; give --plan "first; second", or leave it out'
         )
 
 
-def _check_grammar(said: ParsedStep, grammar: str, tool: BaseTool) -> None:
+def _check_grammar(parsed: ParsedStep, grammar: str, tool: BaseTool) -> None:
     from llguidance import LLMatcher
 
-    text = write_step(said)
+    text = write_step(parsed)
     tokenizer = _bytes_tokenizer()
     matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(grammar))
     tokens = tokenizer.tokenize_str(text)
     taken = matcher.try_consume_tokens(tokens)
     if matcher.get_error():
-        raise FeedbackError(f"the grammar of this step does not hold ({matcher.get_error().splitlines()[0]})")
+        raise FeedbackError(f"the grammar of this step is invalid ({matcher.get_error().splitlines()[0]})")
     if taken < len(tokens) or not matcher.is_accepting():
         at = len(text.encode()[:taken].decode(errors="ignore"))
         raise FeedbackError(
-            f"the model could not say this step: it breaks off before {text[at : at + 30]!r} "
-            f"(behind {text[max(0, at - 30) : at]!r}); {expected_arguments(tool)}"
+            f"the model could not generate this step: it ends before {text[at : at + 30]!r} "
+            f"(after {text[max(0, at - 30) : at]!r}); {expected_arguments(tool)}"
         )
 
 
 @cache
 def _bytes_tokenizer() -> Any:
-    """One token a byte: what a grammar admits does not depend on the model's own tokens."""
+    """A token for each byte: what a grammar admits does not depend on the model's tokens."""
     from llguidance import LLTokenizer
 
     return LLTokenizer("byte")

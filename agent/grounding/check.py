@@ -1,12 +1,12 @@
-"""An answer is checked sentence by sentence against what its run was shown; what nothing shown supports is withheld.
+"""Checks an answer sentence by sentence against a run's observations, and withholds or marks unsupported sentences.
 
-A sentence is supported by one sentence that was shown, or, where it has clauses, by two. Told by words, names,
-negations and vectors: what all of them miss, such as who did what to whom, is missed here, and a good rewording may be
-refused. A figure that is not in the support is never let through. Knows nothing of whether a source is right.
+A sentence is supported by one sentence of the observations or, if it has several clauses, by two. Support is scored
+from shared words, names, negations and vectors. Errors that none of these show, such as swapped roles, are missed, and
+a good paraphrase may be rejected. A figure missing in the support is always rejected. Does not judge the sources.
 
-How much each counts was fitted by `tests/bench/grounding_fit.py` on the even-numbered paragraphs of XQuAD, English and
-Chinese apart, with the packaged encoder, so that of the sentences changed by rule or taken from elsewhere one in twenty
-passes at most. That encoder knows no Chinese, so words alone count there.
+The weights were fitted by `tests/bench/grounding_fit.py` on the even-numbered paragraphs of XQuAD, separately for
+English and Chinese, with the packaged encoder, so that at most one in twenty sentences that were altered by rule or
+taken from elsewhere passes. That encoder knows no Chinese, so the Chinese rule gives vectors no weight.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from typing import Literal
 import numpy as np
 
 from agent.encoders.encoder import Encoder, Vectors
-from agent.grounding.claims import Claim, contradicts, is_chinese, rarity, share
+from agent.grounding.claims import Claim, contradicts, is_chinese, weighted_share, word_weights
 from agent.records.run import Checked, Evidence, Grounding, Step
-from agent.text.quotes import Quote, quotable, quoted
-from agent.text.sentences import sentences
+from agent.text.quotes import Quote, collect_quotes, match_quotes
+from agent.text.sentences import split_sentences
 
 Mode = Literal["off", "mark", "withhold"]
 EncoderMaker = Callable[[], Encoder]
 
 NEAREST = 5
-"""Sentences that are tried in pairs, those that share most with the answer's."""
+"""Sentences tried in pairs: those that share most words with the answer's sentence."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """How far a sentence is supported by others; what a rule weighs."""
+    """How well sentences support a claim, as input of a `Rule`."""
 
     words: float
-    """Share of its words that stand there, the rarer the heavier."""
+    """Share of the claim's words that are in the support, weighted by rarity."""
     names: float
-    """Share of its names; 1 where it has none."""
+    """Share of its names; 1 if it has none."""
     nearness: float
     """Cosine of the vectors."""
     denied: float
-    """1 where one denies what the other says, else 0."""
+    """1 if either side negates what the other states, else 0."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A logistic rule: what each feature counts, and the score from which a sentence is supported."""
+    """Logistic regression on `Features`, and the score from which a sentence is supported."""
 
     bias: float
     words: float
@@ -59,27 +59,27 @@ class Rule:
     denied: float
     threshold: float = 0.5
 
-    def score(self, found: Features) -> float:
-        """0 to 1."""
+    def score(self, features: Features) -> float:
+        """Return a score from 0 to 1."""
         total = (
             self.bias
-            + self.words * found.words
-            + self.names * found.names
-            + self.nearness * found.nearness
-            + self.denied * found.denied
+            + self.words * features.words
+            + self.names * features.names
+            + self.nearness * features.nearness
+            + self.denied * features.denied
         )
         return 1.0 / (1.0 + math.exp(-max(-60.0, min(60.0, total))))
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The rule for each language; what is not Chinese is read as English."""
+    """A rule per language; text that is not Chinese is treated as English."""
 
     english: Rule
     chinese: Rule
 
     def rule(self, text: str) -> Rule:
-        """The one that a sentence is checked by."""
+        """Return the rule for a sentence."""
         return self.chinese if is_chinese(text) else self.english
 
 
@@ -90,54 +90,55 @@ FITTED = Thresholds(
 
 
 @dataclass(frozen=True)
-class Grounded:
-    """What was found, sentence by sentence."""
+class CheckedAnswer:
+    """The check of an answer, sentence by sentence."""
 
     sentences: tuple[Checked, ...]
 
     @property
     def unsupported(self) -> tuple[str, ...]:
-        """The sentences that nothing shown supports."""
-        return tuple(one.text for one in self.sentences if not one.supported)
+        return tuple(sentence.text for sentence in self.sentences if not sentence.supported)
 
 
-def ground(
+def check_sentences(
     answer: str,
     evidence: Sequence[Evidence],
     encoder: Encoder | EncoderMaker,
     *,
     thresholds: Thresholds = FITTED,
-) -> Grounded:
-    """Check every sentence of an answer. All that is to be embedded is embedded at once.
+) -> CheckedAnswer:
+    """Check every sentence of an answer.
 
-    A sentence that was shown word for word is supported; one without a word that carries meaning is not. An encoder
-    that is called for is called for only where vectors count.
+    A sentence that is in the evidence word for word is supported; one without a word that carries meaning is not.
+
+    Args:
+        encoder: A function that returns one is called only if vectors are needed. All texts are embedded in one call.
     """
-    parts = _parts(answer, evidence)
-    known = {_evened(one.text): one for one in reversed(evidence)}
-    open_parts = [part for part in parts if _evened(part) not in known]
-    judge = Judge(evidence, open_parts, encoder, thresholds) if open_parts and evidence else None
+    sentences = _split_answer(answer, evidence)
+    by_text = {_fold(entry.text): entry for entry in reversed(evidence)}
+    others = [sentence for sentence in sentences if _fold(sentence) not in by_text]
+    finder = SupportFinder(evidence, others, encoder, thresholds) if others and evidence else None
     checked = []
-    for part in parts:
-        same = known.get(_evened(part))
+    for sentence in sentences:
+        same = by_text.get(_fold(sentence))
         if same is not None:
-            checked.append(Checked(part, True, 1.0, (same,)))
-        elif judge is None:
-            checked.append(Checked(part, False, 0.0))
+            checked.append(Checked(sentence, True, 1.0, (same,)))
+        elif finder is None:
+            checked.append(Checked(sentence, False, 0.0))
         else:
-            checked.append(judge.checked(part))
-    return Grounded(tuple(checked))
+            checked.append(finder.check(sentence))
+    return CheckedAnswer(tuple(checked))
 
 
-def evidence_of(steps: Sequence[Step]) -> tuple[Evidence, ...]:
-    """Every sentence that a run was shown, by its passages and its tools, each once."""
-    shown = {passage.label: passage for step in steps for passage in step.passages}
-    found = []
-    for quote in quotable(steps):
-        passage = None if quote.label is None else shown[quote.label]
+def collect_evidence(steps: Sequence[Step]) -> tuple[Evidence, ...]:
+    """Return every sentence of a run's passages and observations, each once."""
+    passages = {passage.label: passage for step in steps for passage in step.passages}
+    evidence = []
+    for quote in collect_quotes(steps):
+        passage = None if quote.label is None else passages[quote.label]
         place = ("", "") if passage is None else (passage.document, passage.heading)
-        found.append(Evidence(quote.text, quote.label, *place))
-    return tuple(found)
+        evidence.append(Evidence(quote.text, quote.label, *place))
+    return tuple(evidence)
 
 
 def check_answer(
@@ -149,92 +150,86 @@ def check_answer(
     *,
     thresholds: Thresholds = FITTED,
 ) -> Grounding:
-    """The answer behind these steps, checked, and the reply to the question that comes of it."""
-    found = ground(answer, evidence_of(steps), encoder, thresholds=thresholds)
-    if not found.unsupported and found.sentences:
-        return Grounding(mode, found.sentences, answer)
+    """Check an answer against the steps before it, and mark or withhold its unsupported sentences in the reply."""
+    result = check_sentences(answer, collect_evidence(steps), encoder, thresholds=thresholds)
+    if not result.unsupported and result.sentences:
+        return Grounding(mode, result.sentences, answer)
     if mode == "mark":
-        return Grounding(mode, found.sentences, " ".join(_marked(one) for one in found.sentences) or answer)
-    kept = [one.text for one in found.sentences if one.supported]
-    joint = "" if is_chinese(answer) else " "
-    return Grounding(mode, found.sentences, joint.join(kept) or nothing_said(question))
+        return Grounding(mode, result.sentences, " ".join(map(_mark, result.sentences)) or answer)
+    supported = [sentence.text for sentence in result.sentences if sentence.supported]
+    separator = "" if is_chinese(answer) else " "
+    return Grounding(mode, result.sentences, separator.join(supported) or no_answer_reply(question))
 
 
-def nothing_said(question: str) -> str:
-    """What is replied when the documents do not say: so much, and the offer of a person, in the question's language."""
+def no_answer_reply(question: str) -> str:
+    """Return the reply for a question that the documents do not answer, in its language. It offers to escalate."""
     if is_chinese(question):
         return "文档中没有相关说明。需要为您转接人工吗\uff1f"
     return "The documents do not say. Shall I hand this over to a person?"
 
 
 @dataclass(frozen=True)
-class Best:
-    """The best support of a claim that there is."""
+class Support:
+    """The best support of a claim."""
 
     score: float = 0.0
     places: tuple[int, ...] = ()
-    """Of the sentences, among the evidence."""
+    """Indices of the sentences in the evidence."""
     features: Features | None = None
-    """None where the claim says nothing, or no sentence gives its figures."""
+    """None if the claim has no words, or no sentence states its figures."""
 
 
-class Judge:
-    """Looks for the support of sentences among the same evidence."""
+class SupportFinder:
+    """Finds the sentences that support claims, for several claims and the same evidence."""
 
     def __init__(
         self,
         evidence: Sequence[Evidence],
-        parts: Sequence[str],
+        sentences: Sequence[str],
         encoder: Encoder | EncoderMaker,
         thresholds: Thresholds,
     ) -> None:
-        """`parts` are the sentences that may be asked for."""
+        """Embed the evidence and `sentences`, the claims that will be checked, if a rule needs their vectors."""
         self._evidence = evidence
         self._thresholds = thresholds
-        self.claims = [Claim(one.text, f"{PurePath(one.document).stem} {one.heading}") for one in evidence]
-        self._weights = rarity(self.claims)
+        self.claims = [Claim(entry.text, f"{PurePath(entry.document).stem} {entry.heading}") for entry in evidence]
+        self._weights = word_weights(self.claims)
         self._unseen = 1.0 + math.log(len(evidence) + 1)
         self._vectors: Vectors | None = None
-        self._places: Mapping[str, int] = {part: len(evidence) + number for number, part in enumerate(parts)}
-        if any(thresholds.rule(part).nearness for part in parts):
-            able = encoder() if callable(encoder) else encoder
-            self._vectors = able.encode([*(one.text for one in evidence), *parts])
+        self._rows: Mapping[str, int] = {text: len(evidence) + number for number, text in enumerate(sentences)}
+        if any(thresholds.rule(text).nearness for text in sentences):
+            loaded = encoder() if callable(encoder) else encoder
+            self._vectors = loaded.encode([*(entry.text for entry in evidence), *sentences])
 
-    def checked(self, part: str) -> Checked:
-        """The sentence with the best there is for it."""
-        best = self.best(Claim(part))
-        supported = best.features is not None and best.score >= self._thresholds.rule(part).threshold
+    def check(self, sentence: str) -> Checked:
+        """Check one of `sentences` and name its support."""
+        best = self.find(Claim(sentence))
+        supported = best.features is not None and best.score >= self._thresholds.rule(sentence).threshold
         places = best.places if supported else ()
-        return Checked(part, supported, round(best.score, 4), tuple(self._evidence[place] for place in places))
+        return Checked(sentence, supported, round(best.score, 4), tuple(self._evidence[place] for place in places))
 
-    def best(self, claim: Claim) -> Best:
-        """The sentence, or two, that support it best; of equals the one that was shown first."""
+    def find(self, claim: Claim) -> Support:
+        """Return the sentence, or the two, that support a claim best; of equal ones the first in the evidence."""
         rule = self._thresholds.rule(claim.text)
-        found = Best()
-        for places in self._tried(claim):
+        best = Support()
+        for places in self._candidates(claim):
             features = self.features(claim, places)
-            if features is not None and (found.features is None or rule.score(features) > found.score):
-                found = Best(rule.score(features), places, features)
-        return found
-
-    def _tried(self, claim: Claim) -> Iterator[tuple[int, ...]]:
-        if claim.words:
-            yield from ((place,) for place in range(len(self.claims)))
-            if len(claim.clauses) > 1:
-                yield from combinations(self._nearest(claim), 2)
+            if features is not None and (best.features is None or rule.score(features) > best.score):
+                best = Support(rule.score(features), places, features)
+        return best
 
     def features(self, claim: Claim, places: tuple[int, ...]) -> Features | None:
-        """How these sentences support a claim; None where a figure is missing.
+        """Return how well sentences support a claim; None if a figure is missing.
 
-        Of several, each clause is held against the one that fits it best, its figures too.
+        Of several sentences, each clause is compared with the one that fits it best and states its figures.
         """
-        if not claim.figures <= sum((self.claims[place].known_figures for place in places), Counter()):
+        if not claim.figures <= sum((self.claims[place].possible_figures for place in places), Counter()):
             return None
         parts = claim.clauses if len(places) > 1 else (claim,)
         words, total, denied = 0.0, 0.0, False
-        held: frozenset[str] = frozenset()
+        support_words: frozenset[str] = frozenset()
         for part in parts:
-            fitting = [place for place in places if part.figures <= self.claims[place].known_figures]
+            fitting = [place for place in places if part.figures <= self.claims[place].possible_figures]
             if not fitting:
                 return None
             best = max(fitting, key=lambda place: self._share(part, place))
@@ -242,38 +237,43 @@ class Judge:
             words += weight * self._share(part, best)
             total += weight
             denied = denied or contradicts(part, self.claims[best])
-            held |= self.claims[best].held
+            support_words |= self.claims[best].all_words
         if not total:
             return None
-        names = len(claim.names & held) / len(claim.names) if claim.names else 1.0
+        names = len(claim.names & support_words) / len(claim.names) if claim.names else 1.0
         return Features(words / total, names, self._nearness(claim, places), float(denied))
 
-    def _share(self, claim: Claim, place: int) -> float:
-        return share(claim.words, self.claims[place].held, self._weights, self._unseen)
+    def _candidates(self, claim: Claim) -> Iterator[tuple[int, ...]]:
+        if claim.words:
+            yield from ((place,) for place in range(len(self.claims)))
+            if len(claim.clauses) > 1:
+                ranked = sorted(range(len(self.claims)), key=lambda place: -self._share(claim, place))
+                yield from combinations(sorted(ranked[:NEAREST]), 2)
 
-    def _nearest(self, claim: Claim) -> list[int]:
-        ranked = sorted(range(len(self.claims)), key=lambda place: -self._share(claim, place))
-        return sorted(ranked[:NEAREST])
+    def _share(self, claim: Claim, place: int) -> float:
+        return weighted_share(claim.words, self.claims[place].all_words, self._weights, self._unseen)
 
     def _nearness(self, claim: Claim, places: tuple[int, ...]) -> float:
         if self._vectors is None:
             return 0.0
         vector = self._vectors[list(places)].sum(axis=0)
         length = float(np.linalg.norm(vector))
-        return float(vector @ self._vectors[self._places[claim.text]]) / length if length else 0.0
+        return float(vector @ self._vectors[self._rows[claim.text]]) / length if length else 0.0
 
 
-def _parts(answer: str, evidence: Sequence[Evidence]) -> list[str]:
-    """The sentences of an answer; one made of quotes is cut where they meet, whatever they end with."""
-    made_of = quoted(answer, [Quote(one.text) for one in evidence])
-    return list(sentences(answer)) if made_of is None else [one.text for one in made_of]
+def _split_answer(answer: str, evidence: Sequence[Evidence]) -> list[str]:
+    """Split an answer into sentences; one that consists of quotes is split between them."""
+    quotes = match_quotes(answer, [Quote(entry.text) for entry in evidence])
+    return list(split_sentences(answer)) if quotes is None else [quote.text for quote in quotes]
 
 
-def _evened(text: str) -> str:
+def _fold(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-def _marked(one: Checked) -> str:
-    if one.supported:
-        return one.text
-    return f"{one.text}\uff08文档中没有\uff09" if is_chinese(one.text) else f"{one.text} [not in the documents]"
+def _mark(sentence: Checked) -> str:
+    if sentence.supported:
+        return sentence.text
+    if is_chinese(sentence.text):
+        return f"{sentence.text}\uff08文档中没有\uff09"
+    return f"{sentence.text} [not in the documents]"

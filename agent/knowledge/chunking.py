@@ -1,7 +1,7 @@
-"""A document's text becomes chunks: pieces short enough to embed, each with the headings above it.
+"""Splits documents into chunks: parts short enough to embed, each with the headings above it.
 
-Cut is at headings, then at paragraphs, lines, sentences and words. Rows of a table stay whole as long as they fit,
-and every piece of a table begins with its header.
+Text is split at headings, then at paragraphs, lines, sentences and words. Table rows stay whole as long as they fit,
+and every chunk of a table begins with the table's header.
 """
 
 from __future__ import annotations
@@ -13,31 +13,32 @@ from dataclasses import dataclass
 
 from agent.knowledge.folders import FRONT_MATTER, Document
 from agent.knowledge.formats import HEADING
+from agent.text.sentences import split_line
 
 TokenCounter = Callable[[str], int]
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a document."""
+    """A part of a document."""
 
     id: str
     """16 hexadecimal digits, the same for the same document name, heading and text."""
     document: str
     heading: str
-    """Headings from the top down, joined by ` > `; empty above the first one."""
+    """Headings from the top down, joined by ` > `; empty above the first heading."""
     ordinal: int
-    """Place in the document, from 0."""
+    """Position in the document, from 0."""
     text: str
 
     @property
     def embedded_text(self) -> str:
-        """What the encoder reads: the headings say what the piece is about."""
+        """What the encoder reads: the headings give the chunk its context."""
         return f"{self.heading}\n{self.text}" if self.heading else self.text
 
 
 def estimate_tokens(text: str) -> int:
-    """About how many tokens a model makes of `text`: by words, by characters, and one for each CJK sign."""
+    """Estimate the number of tokens of a text from its words and characters; each CJK character counts as one."""
     wide = len(_WIDE.findall(text))
     narrow = len(text) - wide
     return wide + max(len(text.split()) if not wide else 0, (narrow + 3) // 4)
@@ -46,14 +47,16 @@ def estimate_tokens(text: str) -> int:
 def split(
     document: Document, *, chunk_tokens: int = 160, count_tokens: TokenCounter = estimate_tokens
 ) -> tuple[Chunk, ...]:
-    """Cut a document at its headings, and what is still longer than `chunk_tokens` at paragraphs, lines,
-    sentences, words. The headings carried along are not counted. A piece that recurs under the same heading
-    is kept once."""
+    """Split a document into chunks. Text that recurs under the same heading becomes one chunk.
+
+    Args:
+        chunk_tokens: Maximum length of a chunk's text; its headings do not count.
+    """
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens is {chunk_tokens}, expected at least 1")
     chunks: dict[str, Chunk] = {}
     for heading, body in _sections(document):
-        for text in _pieces(body, chunk_tokens, count_tokens):
+        for text in _pack_paragraphs(body, chunk_tokens, count_tokens):
             key = chunk_id(document.name, heading, text)
             chunks.setdefault(key, Chunk(key, document.name, heading, len(chunks), text))
     return tuple(chunks.values())
@@ -69,11 +72,12 @@ _NOT_PARAGRAPH = re.compile(r"^\s*(?:[-*+>|]|\d+[.)]|$)")
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
 _FRONT_TITLE = re.compile(r"^title:[ \t]*(.+?)[ \t]*$", re.MULTILINE)
 _RULE = re.compile(r"^\s*\|?(?:\s*:?-+:?\s*\|)+(?:\s*:?-+:?\s*)?$")
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|(?<=[\u3002\uff01\uff1f\uff1b])")
+_CLAUSE_END = re.compile("(?<=\uff1b)")
+"""Chinese sentences can be long: the full-width semicolon separates them as well."""
 
 
 def _sections(document: Document) -> Iterator[tuple[str, str]]:
-    """Heading path and text of every section that has text; of the last headings when none has."""
+    """Iterate over heading path and text of sections with text; if none has text, the last heading is the text."""
     if not document.markdown:
         yield "", document.text
         return
@@ -94,7 +98,7 @@ def _sections(document: Document) -> Iterator[tuple[str, str]]:
             any_text = True
             yield _joined(path), joined
         level, title_text = heading
-        # A front matter title equal to the first heading is said once.
+        # A front matter title equal to the first heading is not repeated.
         while path and (path[-1][0] >= level or path[-1] == (0, title_text)):
             path.pop()
         if title_text:
@@ -112,7 +116,7 @@ def _joined(path: Sequence[tuple[int, str]]) -> str:
 
 
 def _headings(lines: Sequence[str]) -> Iterator[tuple[str, tuple[int, str] | None]]:
-    """Every line, with the level and words of the heading it is; fenced code holds no headings."""
+    """Iterate over lines, with level and text of those that are headings. Lines of fenced code are not."""
     fence = ""
     position = 0
     while position < len(lines):
@@ -138,13 +142,12 @@ def _headings(lines: Sequence[str]) -> Iterator[tuple[str, tuple[int, str] | Non
 def _is_underlined(lines: Sequence[str], position: int) -> bool:
     if position + 1 >= len(lines) or not _UNDERLINE.match(lines[position + 1]):
         return False
-    alone = position == 0 or not lines[position - 1].strip()
-    return alone and not _NOT_PARAGRAPH.match(lines[position]) and "|" not in lines[position]
+    starts_paragraph = position == 0 or not lines[position - 1].strip()
+    return starts_paragraph and not _NOT_PARAGRAPH.match(lines[position]) and "|" not in lines[position]
 
 
-def _pieces(text: str, limit: int, count: TokenCounter) -> Iterator[str]:
-    """Paragraphs packed up to the limit."""
-    yield from _packed(_paragraphs(text), "\n\n", limit, count, _lines)
+def _pack_paragraphs(text: str, limit: int, count: TokenCounter) -> Iterator[str]:
+    yield from _pack(_paragraphs(text), "\n\n", limit, count, _pack_lines)
 
 
 def _paragraphs(text: str) -> list[str]:
@@ -162,24 +165,25 @@ def _paragraphs(text: str) -> list[str]:
     return ["\n".join(lines) for lines in paragraphs if lines]
 
 
-def _lines(text: str, limit: int, count: TokenCounter) -> Iterator[str]:
+def _pack_lines(text: str, limit: int, count: TokenCounter) -> Iterator[str]:
     lines = [line for line in text.split("\n") if line.strip()]
     if len(lines) < 3 or not _RULE.match(lines[1]) or "|" not in lines[0]:
-        yield from _packed(lines, "\n", limit, count, _sentences)
+        yield from _pack(lines, "\n", limit, count, _pack_sentences)
         return
     header = "\n".join(lines[:2])
     room = max(1, limit - count(header))
-    for rows in _packed(lines[2:], "\n", room, count, _sentences):
+    for rows in _pack(lines[2:], "\n", room, count, _pack_sentences):
         yield f"{header}\n{rows}"
 
 
-def _sentences(text: str, limit: int, count: TokenCounter) -> Iterator[str]:
-    parts = [part for part in _SENTENCE_END.split(text) if part and part.strip()]
-    yield from _packed(parts, "" if _WIDE.search(text) else " ", limit, count, _words)
+def _pack_sentences(text: str, limit: int, count: TokenCounter) -> Iterator[str]:
+    sentences = (clause for sentence in split_line(text) for clause in _CLAUSE_END.split(sentence))
+    parts = [sentence for sentence in sentences if sentence.strip()]
+    yield from _pack(parts, "" if _WIDE.search(text) else " ", limit, count, _pack_words)
 
 
-def _words(text: str, limit: int, count: TokenCounter) -> Iterator[str]:
-    yield from _packed(text.split(), " ", limit, count, _halves)
+def _pack_words(text: str, limit: int, count: TokenCounter) -> Iterator[str]:
+    yield from _pack(text.split(), " ", limit, count, _halves)
 
 
 def _halves(text: str, limit: int, count: TokenCounter) -> Iterator[str]:
@@ -191,26 +195,26 @@ def _halves(text: str, limit: int, count: TokenCounter) -> Iterator[str]:
     yield from _halves(text[middle:], limit, count)
 
 
-def _packed(
+def _pack(
     parts: Sequence[str],
-    joint: str,
+    separator: str,
     limit: int,
     count: TokenCounter,
     finer: Callable[[str, int, TokenCounter], Iterator[str]],
 ) -> Iterator[str]:
-    """Join neighbours while they fit; what does not fit alone is cut finer."""
-    held = ""
+    """Join consecutive parts while they fit; `finer` splits a part that does not fit alone."""
+    current = ""
     for part in parts:
-        joined = f"{held}{joint}{part}" if held else part
+        joined = f"{current}{separator}{part}" if current else part
         if count(joined) <= limit:
-            held = joined
+            current = joined
             continue
-        if held:
-            yield held.strip()
-        held = ""
+        if current:
+            yield current.strip()
+        current = ""
         if count(part) <= limit:
-            held = part
+            current = part
         else:
             yield from finer(part, limit, count)
-    if held.strip():
-        yield held.strip()
+    if current.strip():
+        yield current.strip()

@@ -1,7 +1,6 @@
-"""A folder of documents is read: every file's text, or the reason why it is not read.
+"""Reads a folder of documents: the text of every file, or the reason why it was skipped.
 
-Only hidden files and folders are passed over without a word. What a suffix means is in `formats.py`, how a text is
-cut in `splitting.py`.
+Hidden files and folders are ignored without a reason. File formats are in `formats.py`, chunking in `chunking.py`.
 """
 
 from __future__ import annotations
@@ -21,23 +20,23 @@ SUFFIXES = tuple(FORMATS)
 MAX_BYTES = 10_000_000
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
-"""Of a Markdown file: lines of `name: value`."""
+"""The front matter of a Markdown file: lines of `name: value`."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """One file's text."""
+    """The text of one file."""
 
     name: str
-    """Its path inside the folder that was added, with `/`; what an answer cites."""
+    """Its path relative to the folder, with `/`; answers cite it."""
     text: str
-    """Line ends are `\\n`; what is no plain text is written as Markdown."""
+    """With `\\n` line ends; formats other than plain text are converted to Markdown."""
     sha256: str
-    """Of the file's bytes."""
+    """Hash of the file's bytes."""
     markdown: bool = True
-    """False for plain text, where `#` starts no heading."""
+    """False for plain text, in which `#` does not start a heading."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """From the front matter: what a search can ask for."""
+    """From the front matter; searches can filter by it."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +48,18 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What a folder held, sorted by name."""
+class FolderListing:
+    """The documents of a folder, and what was skipped, sorted by name."""
 
     documents: tuple[Document, ...]
     skipped: tuple[Skipped, ...]
 
 
-def read_folder(folder: Path) -> Reading:
-    """Read every document below `folder`. Raises MemoryIndexError when there is no such folder."""
+def read_folder(folder: Path) -> FolderListing:
+    """Read every document below `folder`. Raises MemoryIndexError if there is no such folder."""
     if not folder.is_dir():
-        found = "is a file" if folder.exists() else "does not exist"
-        raise MemoryIndexError(f"{folder} {found}; name a folder of {', '.join(SUFFIXES)} files")
+        problem = "is a file" if folder.exists() else "does not exist"
+        raise MemoryIndexError(f"{folder} {problem}; name a folder of {', '.join(SUFFIXES)} files")
     documents: list[Document] = []
     skipped: list[Skipped] = []
     for path in _files(folder, skipped):
@@ -69,7 +68,7 @@ def read_folder(folder: Path) -> Reading:
             documents.append(_read(path, folder, name, skipped))
         except NotReadError as fault:
             skipped.append(Skipped(_printable(name), str(fault)))
-    return Reading(
+    return FolderListing(
         tuple(sorted(documents, key=lambda document: document.name)),
         tuple(sorted(skipped, key=lambda entry: entry.name)),
     )
@@ -84,12 +83,12 @@ def _files(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:
         skipped.append(Skipped(_printable(f"{name}/"), f"the folder cannot be listed ({fault.strerror})"))
 
     for root, folders, files in os.walk(folder, onerror=note):
-        kept = sorted(name for name in folders if not name.startswith("."))
-        for name in kept:
+        visible = sorted(name for name in folders if not name.startswith("."))
+        for name in visible:
             if Path(root, name).is_symlink():
                 inner = Path(root, name).relative_to(folder).as_posix()
                 skipped.append(Skipped(_printable(f"{inner}/"), "the folder is a link; add its target instead"))
-        folders[:] = kept
+        folders[:] = visible
         yield from (Path(root, name) for name in sorted(files) if not name.startswith("."))
 
 

@@ -1,7 +1,7 @@
-"""What kinds of file are read, and how each becomes text: Markdown where it has headings, lists or tables.
+"""Converts files to text by their format: to Markdown if they have headings, lists or tables.
 
 Records (JSON, JSON lines, CSV) become sections: a title or question as the heading, the text or answer below it. HTML,
-PDF and Word files are read by the libraries of the extra `files`; a scanned PDF has no text and is refused.
+PDF and Word files need the libraries of the extra `files`; a scanned PDF has no text and is skipped.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ TEXT_FIELDS = ("content", "text", "body", "answer", "markdown", "description")
 EMPTY = "the file is empty"
 
 Text = tuple[str, list[tuple[int, str]]]
-"""A file's text; and the places of records that were left out, each with the reason."""
+"""A file's text, and the indices of records that were left out, each with the reason."""
 
 
 class NotReadError(Exception):
-    """Why a file is skipped; never leaves the reading of a folder."""
+    """The reason why a file is skipped; caught by `read_folder`."""
 
 
 def from_text(content: bytes) -> Text:
-    return decoded(content), []
+    return decode(content), []
 
 
 def from_json(content: bytes) -> Text:
-    text = decoded(content)
+    text = decode(content)
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as fault:
@@ -43,7 +43,7 @@ def from_json(content: bytes) -> Text:
 
 def from_json_lines(content: bytes) -> Text:
     records = []
-    for number, line in enumerate(decoded(content).split("\n"), 1):
+    for number, line in enumerate(decode(content).split("\n"), 1):
         if line.strip():
             try:
                 records.append(json.loads(line))
@@ -53,8 +53,8 @@ def from_json_lines(content: bytes) -> Text:
 
 
 def from_csv(content: bytes) -> Text:
-    """Questions and answers as sections; any other table as a section a row, each value behind its column's name."""
-    text = decoded(content)
+    """Convert records to sections; any other table to a paragraph per row, with `column: value` lines."""
+    text = decode(content)
     try:
         dialect: Any = csv.Sniffer().sniff(text[:10_000], delimiters=",;\t|")
     except csv.Error:
@@ -81,23 +81,23 @@ def from_csv(content: bytes) -> Text:
 
 
 def from_html(content: bytes) -> Text:
-    soup = _library("bs4", "beautifulsoup4").BeautifulSoup(content, "html.parser")
+    soup = _import("bs4", "beautifulsoup4").BeautifulSoup(content, "html.parser")
     for part in soup(["script", "style", "noscript", "template", "svg", "nav", "head"]):
-        # The title of the page is its heading where it has no other.
+        # The page title serves as heading if there is no other.
         part.replace_with(part.find("title").extract() if part.name == "head" and part.find("title") else "")
     title = soup.find("title")
     if title is not None:
         title.name = "h1" if soup.find(["h1", "h2"]) is None else "span"
         if title.name == "span":
             title.decompose()
-    convert = _library("markdownify", "markdownify").markdownify
+    convert = _import("markdownify", "markdownify").markdownify
     text = convert(str(soup), heading_style="ATX", strip=["a", "img"], table_infer_header=True)
     return re.sub(r"\n{3,}", "\n\n", text).strip(), []
 
 
 def from_pdf(content: bytes) -> Text:
-    """Each page is a section, so that an answer cites the page."""
-    pypdf = _library("pypdf", "pypdf")
+    """Convert each page to a section, so that answers cite the page."""
+    pypdf = _import("pypdf", "pypdf")
     try:
         reader = pypdf.PdfReader(io.BytesIO(content))
         if reader.is_encrypted and not reader.decrypt(""):
@@ -106,36 +106,40 @@ def from_pdf(content: bytes) -> Text:
         title = str((reader.metadata or {}).get("/Title") or "").strip()
     except NotReadError:
         raise
-    except Exception as fault:  # pypdf raises whatever its parser stumbles on
+    except Exception as fault:  # pypdf raises any exception on damaged files
         raise NotReadError(f"the file is no readable PDF ({type(fault).__name__}: {fault})") from fault
     if not any(pages):
         raise NotReadError("the PDF has no text (scanned pages?); make it searchable first")
     level = "#" if not title else "##"
-    # What looks like a heading on a page is its text.
+    # Lines that look like Markdown headings are text.
     sections = [f"{level} Page {number}\n\n{_without_headings(text)}" for number, text in enumerate(pages, 1) if text]
     return "\n\n".join([f"# {title}", *sections] if title else sections), []
 
 
 def from_docx(content: bytes) -> Text:
-    docx = _library("docx", "python-docx")
+    docx = _import("docx", "python-docx")
     try:
         document = docx.Document(io.BytesIO(content))
-        blocks = [_block(one) for one in document.iter_inner_content()]
-    except Exception as fault:  # a damaged archive is met in many ways
+        blocks = [_to_markdown(block) for block in document.iter_inner_content()]
+    except Exception as fault:  # a damaged archive raises many kinds
         raise NotReadError(f"the file is no readable Word document ({type(fault).__name__}: {fault})") from fault
     return "\n\n".join(block for block in blocks if block), []
 
 
-def decoded(content: bytes) -> str:
-    """Text in UTF-8, or in UTF-16 with its mark; line ends are `\\n`."""
+def decode(content: bytes) -> str:
+    """Decode UTF-8, or UTF-16 with a byte order mark, and normalise line ends to `\\n`.
+
+    Raises:
+        NotReadError: The content is binary, or in another encoding.
+    """
     wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     if b"\0" in content and not wide:
         raise NotReadError("the file is binary, expected text")
     try:
         text = content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as fault:
-        found = f"byte {fault.object[fault.start]:#04x} at {fault.start}"
-        raise NotReadError(f"the file is not UTF-8 ({found}); save it as UTF-8") from fault
+        position = f"byte {fault.object[fault.start]:#04x} at {fault.start}"
+        raise NotReadError(f"the file is not UTF-8 ({position}); save it as UTF-8") from fault
     return text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
 
 
@@ -152,10 +156,10 @@ FORMATS: dict[str, Callable[[bytes], Text]] = {
     ".pdf": from_pdf,
     ".docx": from_docx,
 }
-"""By suffix."""
+"""Converters by file suffix."""
 
 HEADING = re.compile(r"^ {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*$")
-"""A line of Markdown that is a heading: its marks, and its words."""
+"""A Markdown heading: its marks, and its text."""
 
 
 def _from_records(records: Sequence[Any], kind: str) -> Text:
@@ -167,7 +171,7 @@ def _from_records(records: Sequence[Any], kind: str) -> Text:
 
 
 def _record(record: Any) -> str:
-    """One record as Markdown; empty without a text. The headings of its text go below its title."""
+    """Convert a record to Markdown; empty if it has no text. Headings in the text are put below its title."""
     if not isinstance(record, dict):
         return ""
     title_field = next((key for key in TITLE_FIELDS if _is_text(record.get(key))), None)
@@ -181,7 +185,7 @@ def _record(record: Any) -> str:
     if first and " ".join((first[2] or "").split()) == title:
         return text
     top = any(heading and len(heading[1]) == 1 for heading in map(HEADING.match, lines))
-    # An H1 inside the text would end the title's section: every heading goes one level down.
+    # An H1 in the text would end the title's section: all headings move one level down.
     body = "\n".join(f"#{line.lstrip()}" if top and HEADING.match(line) else line for line in lines)
     return f"# {title}\n\n{body}"
 
@@ -194,12 +198,12 @@ def _without_headings(text: str) -> str:
     return re.sub(r"(?m)^( {0,3})#", r"\1\\#", text)
 
 
-def _block(one: Any) -> str:
-    """A paragraph or a table of a Word document."""
-    if hasattr(one, "rows"):
-        return _table([[" ".join(cell.text.split()) for cell in row.cells] for row in one.rows])
-    text = one.text.strip()
-    style = (one.style.name or "") if one.style is not None else ""
+def _to_markdown(block: Any) -> str:
+    """Convert a paragraph or table of a Word document."""
+    if hasattr(block, "rows"):
+        return _table([[" ".join(cell.text.split()) for cell in row.cells] for row in block.rows])
+    text = block.text.strip()
+    style = (block.style.name or "") if block.style is not None else ""
     level = re.fullmatch(r"(?:Heading|heading) (\d)", style)
     if not text or (not level and style != "Title"):
         return f"- {text}" if text and style.startswith("List") else _without_headings(text)
@@ -213,7 +217,7 @@ def _table(rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def _library(module: str, package: str) -> Any:
+def _import(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:

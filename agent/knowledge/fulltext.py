@@ -1,13 +1,12 @@
-"""The full-text index: one FTS5 table for each tenant, beside the chunks and changed in the same transactions.
+"""The full-text index: one FTS5 table per tenant, in the database of the chunks and changed in the same transactions.
 
-Scripts that put no spaces between words (Chinese, Japanese, Korean, Thai and their neighbours) are cut into
-overlapping pairs of characters and the characters themselves, as Lucene's CJK analyzer does on demand: no dictionary,
-and no word is missed because it is not in one. All else is left to FTS5's tokenizer, which knows Unicode, drops accents
-and reduces English words to stems.
+Scripts without spaces between words (Chinese, Japanese, Korean, Thai and their neighbours) are indexed as overlapping
+pairs of characters and as single characters, like Lucene's CJK analyzer: no dictionary is needed. All other text is
+left to FTS5's tokenizer, which removes accents and stems English words.
 
-A term that a query repeats counts more, as BM25 has it for long queries, and of a long query the most telling terms are
-looked up: those whose repetition times rarity is highest, wherever they stand and however they are inflected. Source:
-Robertson and Walker, "Okapi/Keenbow at TREC-8" (1999), for k3; the selection is that of Lucene's MoreLikeThis.
+Terms that a query repeats weigh more, as in BM25 for long queries. Of a long query only the most informative terms are
+looked up: those with the highest product of repetitions and rarity. Sources: Robertson and Walker, "Okapi/Keenbow at
+TREC-8" (1999), for k3; Lucene's MoreLikeThis for the selection.
 """
 
 from __future__ import annotations
@@ -18,69 +17,69 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import sqlalchemy as sa
 
-from agent.knowledge.schema import ShelfState, chunks_table, tenants_table
-from agent.text.tokens import _RUN, _TERM, _grams, normal
+from agent.knowledge.schema import StoreState, chunks_table, tenants_table
+from agent.text.tokens import UNSPACED, WORD, bigrams, normal
 
 VERSION = 2
-"""Of what `indexed` makes of a text: an index of another version is made anew."""
+"""Version of `segment`'s output; an index of another version is rebuilt."""
 
 TOKENIZER = "porter unicode61 remove_diacritics 2"
 
 MOST_TERMS = 64
-"""Of one query, the most telling ones."""
+"""Terms of a query that are looked up, the most informative ones."""
 
 MOST_COUNTED = 512
-"""Terms of one query, those it repeats most, that are looked at to find the most telling."""
+"""Terms of a query, those it repeats most, from which the most informative are selected."""
 
 MOST_POSTINGS = 20_000
-"""Chunks that one query's words are looked up in, the rarest words first: what bounds the time of a search."""
+"""Index entries read for a query, rarest terms first. Bounds the time of a search."""
 
 SCORED = 1_000
-"""Chunks, the best by words, whose score is known for what was found by meaning."""
+"""Best chunks by words that are scored, so that results of the vector search get a word score too."""
 
 REPEATED = 8.0
-"""BM25's k3: how soon it stops to matter that a query says a term once more."""
+"""BM25's k3: how fast further repetitions of a term in the query stop to matter."""
 
 HEADING_WEIGHT = 1.0
-"""Of a word in a heading, where one in the text weighs 1."""
+"""Weight of a word in a heading; a word in the text weighs 1."""
 
 Row = tuple[int, str, str]
 """A chunk's key, heading and text."""
 
 
-def indexed(text: str) -> str:
-    """The text as it is indexed: runs of characters without spaces as pairs and as single characters."""
-    return _RUN.sub(lambda run: f" {' '.join(_grams(run[0]))} ", normal(text))
+def segment(text: str) -> str:
+    """Return the text as it is indexed: runs of characters without spaces become pairs and single characters."""
+    return UNSPACED.sub(lambda run: f" {' '.join(_grams(run[0]))} ", normal(text))
 
 
 def match_terms(query: str) -> Counter[str]:
-    """What to look for, each an FTS5 expression, and how often the query says it, in its order."""
-    found: Counter[str] = Counter()
-    for part in _TERM.findall(normal(query)):
-        grams = _grams(part) if _RUN.fullmatch(part) else (part.lower(),)
-        found.update(f'"{gram}"' for gram in grams)
-    return found
+    """Return the terms of a query as FTS5 expressions, in order, with the number of repetitions."""
+    terms: Counter[str] = Counter()
+    for word in WORD.findall(normal(query)):
+        grams = _grams(word) if UNSPACED.fullmatch(word) else (word.lower(),)
+        terms.update(f'"{gram}"' for gram in grams)
+    return terms
 
 
 class WordIndex:
-    """One tenant's words. Every method works within a transaction of the caller's."""
+    """One tenant's full-text index. Every method works within a transaction of the caller's."""
 
     def __init__(self, tenant: int) -> None:
         self._tenant = tenant
         self._table = f"memory_words_{tenant}"
         self._counted: tuple[int, dict[str, int]] = (-1, {})
-        """Of a generation, in how many chunks a term is."""
+        """The generation, and the number of chunks per term in it."""
 
     def prepare(self, connection: sa.Connection) -> None:
-        """Make the index if it is missing or of another version."""
-        made = connection.scalar(sa.select(tenants_table.c.words).where(tenants_table.c.key == self._tenant))
-        if made != VERSION or not sa.inspect(connection).has_table(self._table):
-            self.fill(connection)
+        """Build the index if it is missing or of another version."""
+        version = connection.scalar(sa.select(tenants_table.c.words).where(tenants_table.c.key == self._tenant))
+        if version != VERSION or not sa.inspect(connection).has_table(self._table):
+            self.rebuild(connection)
 
-    def fill(self, connection: sa.Connection) -> None:
-        """Make the index anew."""
+    def rebuild(self, connection: sa.Connection) -> None:
+        """Rebuild the index from the chunks."""
         connection.exec_driver_sql(f"DROP TABLE IF EXISTS {self._table}")
-        # Without contents of its own: a chunk's text lies on the shelf once.
+        # Contentless: the text of a chunk is stored once, in its own table.
         connection.exec_driver_sql(
             f"CREATE VIRTUAL TABLE {self._table} USING fts5(heading, text, content='', tokenize='{TOKENIZER}')"
         )
@@ -95,19 +94,19 @@ class WordIndex:
     def add(self, connection: sa.Connection, rows: Sequence[Row]) -> None:
         if rows:
             connection.exec_driver_sql(
-                f"INSERT INTO {self._table} (rowid, heading, text) VALUES (?, ?, ?)", list(map(_segmented, rows))
+                f"INSERT INTO {self._table} (rowid, heading, text) VALUES (?, ?, ?)", list(map(_segment_row, rows))
             )
 
-    def take_out(self, connection: sa.Connection, rows: Sequence[Row]) -> None:
-        """Needs heading and text as they were added."""
+    def remove(self, connection: sa.Connection, rows: Sequence[Row]) -> None:
+        """Remove rows; heading and text must be as they were added."""
         if rows:
             connection.exec_driver_sql(
                 f"INSERT INTO {self._table} ({self._table}, rowid, heading, text) VALUES ('delete', ?, ?, ?)",
-                list(map(_segmented, rows)),
+                list(map(_segment_row, rows)),
             )
 
     def purge(self, connection: sa.Connection) -> None:
-        """Merge the index into one piece: words that were taken out stay in the older pieces until then."""
+        """Merge the index's segments: the older ones keep the words of removed rows until then."""
         connection.exec_driver_sql(f"INSERT INTO {self._table} ({self._table}) VALUES ('optimize')")
 
     def search(
@@ -115,123 +114,131 @@ class WordIndex:
         connection: sa.Connection,
         query: str,
         k: int,
-        state: ShelfState,
+        state: StoreState,
         documents: sa.Select[tuple[int]] | None,
         also: Callable[[], Collection[str]] | None = None,
     ) -> list[tuple[str, float]]:
-        """Ids of the k chunks that the query's words fit best, and how well (BM25, higher is better).
+        """Search the index.
 
-        With them those of `also` that are among the best `SCORED`; it is asked when all are scored. `documents` selects
-        the keys of those that are searched.
+        Args:
+            documents: Selects the keys of the documents to search.
+            also: Returns ids of chunks to add to the results if they are among the best `SCORED`. Called after scoring.
+
+        Returns:
+            Ids and BM25 scores (higher is better) of the k best chunks and of those of `also`, best first.
         """
-        asked = match_terms(query)
-        if len(asked) > MOST_TERMS:
-            asked = _by_stem(connection, asked)
-        expression = self._expression(connection, asked, state)
+        terms = match_terms(query)
+        if len(terms) > MOST_TERMS:
+            terms = _merge_by_stem(connection, terms)
+        expression = self._expression(connection, terms, state)
         if not expression:
             return []
         scores = self._scores(connection, expression, max(k, SCORED) if also else k, documents)
         columns = chunks_table.c
-        named = sa.select(columns.key, columns.id)
-        # These are the tenant's own; with a condition on the tenant SQLite reads all of its chunks.
-        parts = [named.where(columns.key.in_(list(scores)[:k]))]
+        select_ids = sa.select(columns.key, columns.id)
+        # No condition on the tenant, whose index these keys are from: with one, SQLite reads all of its chunks.
+        statements = [select_ids.where(columns.key.in_(list(scores)[:k]))]
         if also is not None:
-            parts.append(named.where(columns.tenant == self._tenant, columns.id.in_(also())))
-        names = {row.key: row.id for part in parts for row in connection.execute(part)}
-        found = [(name, scores[key]) for key, name in names.items() if key in scores]
-        return sorted(found, key=lambda hit: (-hit[1], hit[0]))
+            statements.append(select_ids.where(columns.tenant == self._tenant, columns.id.in_(also())))
+        ids = {row.key: row.id for statement in statements for row in connection.execute(statement)}
+        results = [(id, scores[key]) for key, id in ids.items() if key in scores]
+        return sorted(results, key=lambda result: (-result[1], result[0]))
 
     def _scores(
-        self, connection: sa.Connection, expression: str, most: int, documents: sa.Select[tuple[int]] | None
+        self, connection: sa.Connection, expression: str, limit: int, documents: sa.Select[tuple[int]] | None
     ) -> dict[int, float]:
-        """By key, the BM25 of the chunks that fit best, best first."""
+        """Return the BM25 of the best chunks by key, best first."""
         table = sa.table(self._table, sa.column("rowid", sa.Integer))
         score = sa.literal_column(f"-bm25({self._table}, {HEADING_WEIGHT}, 1.0)", sa.Float).label("score")
         statement = (
             sa.select(table.c.rowid, score)
             .where(sa.text(f"{self._table} MATCH :expression"))
             .order_by(sa.text("score DESC"))
-            .limit(most)
+            .limit(limit)
         )
         if documents is not None:
-            held = sa.select(chunks_table.c.key).where(chunks_table.c.document.in_(documents))
-            statement = statement.where(table.c.rowid.in_(held))
+            keys = sa.select(chunks_table.c.key).where(chunks_table.c.document.in_(documents))
+            statement = statement.where(table.c.rowid.in_(keys))
         return {int(key): float(score) for key, score in connection.execute(statement, {"expression": expression})}
 
-    def _expression(self, connection: sa.Connection, asked: Counter[str], state: ShelfState) -> str:
-        """The query for FTS5, in which a term stands as often as it counts; empty where nothing can be found."""
+    def _expression(self, connection: sa.Connection, terms: Counter[str], state: StoreState) -> str:
+        """Return the FTS5 query, in which a term is repeated by its weight; empty if nothing can match."""
         repeats = {
-            term: round((REPEATED + 1) * times / (REPEATED + times)) for term, times in asked.most_common(MOST_COUNTED)
+            term: round((REPEATED + 1) * times / (REPEATED + times)) for term, times in terms.most_common(MOST_COUNTED)
         }
         if len(repeats) > MOST_TERMS or state.chunks > MOST_POSTINGS:
             counts = self._counts(connection, repeats, state.generation)
-            repeats = _within(most_telling(repeats, counts, state.chunks), counts)
+            repeats = _limit_postings(select_terms(repeats, counts, state.chunks), counts)
         return " OR ".join(term for term, times in repeats.items() for _ in range(times))
 
     def _counts(self, connection: sa.Connection, terms: Collection[str], generation: int) -> Mapping[str, int]:
-        """In how many chunks terms are; counted once a generation."""
+        """Return the number of chunks per term, counted once per generation."""
         if self._counted[0] != generation:
             self._counted = generation, {}
-        known = self._counted[1]
+        counts = self._counted[1]
         for term in terms:
-            if term not in known:
-                known[term] = self._count(connection, term)
-        return known
+            if term not in counts:
+                counts[term] = self._count(connection, term)
+        return counts
 
     def _count(self, connection: sa.Connection, term: str) -> int:
-        """In how many chunks a term is, counted no further than the bound."""
-        counted = connection.exec_driver_sql(
+        """Count the chunks that contain a term, at most `MOST_POSTINGS` and one more."""
+        count = connection.exec_driver_sql(
             f"SELECT count(*) FROM (SELECT 1 FROM {self._table} WHERE {self._table} MATCH ? LIMIT ?)",
             (term, MOST_POSTINGS + 1),
         ).scalar()
-        return int(counted or 0)
+        return int(count or 0)
 
 
-def most_telling(repeats: Mapping[str, int], counts: Mapping[str, int], chunks: int) -> dict[str, int]:
-    """The terms that say most, `MOST_TERMS` at most: those found at all, by what they count times BM25's rarity."""
+def select_terms(repeats: Mapping[str, int], counts: Mapping[str, int], chunks: int) -> dict[str, int]:
+    """Return at most `MOST_TERMS` terms that occur, with the highest product of repetitions and BM25's rarity."""
 
     def weight(term: str) -> float:
         return repeats[term] * math.log1p(max(0.0, chunks - counts[term] + 0.5) / (counts[term] + 0.5))
 
-    found = sorted((term for term in repeats if counts[term]), key=weight, reverse=True)
-    return {term: repeats[term] for term in found[:MOST_TERMS]}
+    ranked = sorted((term for term in repeats if counts[term]), key=weight, reverse=True)
+    return {term: repeats[term] for term in ranked[:MOST_TERMS]}
 
 
-def _within(repeats: Mapping[str, int], counts: Mapping[str, int]) -> dict[str, int]:
-    """The rarest terms, as many as stay within the bound of postings together; of each at least one mention."""
+def _limit_postings(repeats: Mapping[str, int], counts: Mapping[str, int]) -> dict[str, int]:
+    """Return the rarest terms that together read at most `MOST_POSTINGS` entries, with fewer repetitions if needed."""
     room = MOST_POSTINGS
-    kept = {}
+    limited = {}
     for term in sorted(repeats, key=lambda term: counts[term]):
         times = min(repeats[term], room // counts[term])
         if not times:
             break
         room -= times * counts[term]
-        kept[term] = times
-    return kept
+        limited[term] = times
+    return limited
 
 
-def _by_stem(connection: sa.Connection, asked: Counter[str]) -> Counter[str]:
-    """The terms that FTS5's tokenizer takes for the same as one, the first of them, in the order of the query.
+def _merge_by_stem(connection: sa.Connection, terms: Counter[str]) -> Counter[str]:
+    """Merge terms with the same stem under the first of them, in the order of the query.
 
-    Only the tokenizer knows, so that it is asked, in temporary tables.
+    The stems come from FTS5's own tokenizer, by way of temporary tables.
     """
     run = connection.exec_driver_sql
     run(f"CREATE VIRTUAL TABLE temp.memory_asked USING fts5(term, tokenize='{TOKENIZER}')")
     run("CREATE VIRTUAL TABLE temp.memory_asked_stems USING fts5vocab('temp', 'memory_asked', 'instance')")
-    run("INSERT INTO temp.memory_asked (rowid, term) VALUES (?, ?)", list(enumerate(asked)))
+    run("INSERT INTO temp.memory_asked (rowid, term) VALUES (?, ?)", list(enumerate(terms)))
     stems: dict[int, str] = {}
     for place, stem in run("SELECT doc, term FROM temp.memory_asked_stems ORDER BY doc, offset"):
         stems[place] = f"{stems.get(place, '')} {stem}"
     run("DROP TABLE temp.memory_asked_stems")
     run("DROP TABLE temp.memory_asked")
     first: dict[str, str] = {}
-    found: Counter[str] = Counter()
-    for place, (term, times) in enumerate(asked.items()):
+    merged: Counter[str] = Counter()
+    for place, (term, times) in enumerate(terms.items()):
         if place in stems:
-            found[first.setdefault(stems[place], term)] += times
-    return found
+            merged[first.setdefault(stems[place], term)] += times
+    return merged
 
 
-def _segmented(row: Row) -> Row:
+def _grams(run: str) -> list[str]:
+    return [*bigrams(run), *run]
+
+
+def _segment_row(row: Row) -> Row:
     key, heading, text = row
-    return key, indexed(heading), indexed(text)
+    return key, segment(heading), segment(text)

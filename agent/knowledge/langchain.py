@@ -1,7 +1,7 @@
-"""The documents as langchain-core knows such things: embeddings, a vector store and a retriever.
+"""LangChain adapters: embeddings, a vector store and a retriever over the user's documents.
 
-For programs that are built on langchain; the agent itself uses `Memory`. Texts that are added here are documents of
-their own, kept whole: split them first. Searching is the memory's, by words and by meaning.
+For programs built on LangChain; the agent itself uses `Knowledge`. Each text added to the vector store becomes a
+document of one chunk: split long texts before. Searches go by words and by meaning, as in `Knowledge`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from langchain_core.vectorstores import VectorStore
 
 from agent.encoders.encoder import Encoder, Vectors
 from agent.knowledge.indexer import NewText
-from agent.knowledge.knowledge import Memory
+from agent.knowledge.knowledge import Knowledge
 from tools.context import Passage
 
 
 class RatchetEmbeddings(Embeddings):
-    """An encoder for langchain: lists of floats, of length one each."""
+    """An encoder as LangChain embeddings: unit vectors as lists of floats."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
@@ -37,10 +37,15 @@ class RatchetEmbeddings(Embeddings):
         return [float(value) for value in self.encoder.encode_queries([text])[0]]
 
 
-class EncoderOfEmbeddings:
-    """Embeddings of langchain as an encoder; `name` is kept with every vector, so a new model needs a new one."""
+class EmbeddingsEncoder:
+    """LangChain embeddings as an encoder."""
 
     def __init__(self, embeddings: Embeddings, *, name: str) -> None:
+        """Embed a probe text to find the dimensions.
+
+        Args:
+            name: Stored with every vector; another model needs another name.
+        """
         self._embeddings = embeddings
         self._name = name
         self._dimensions = len(embeddings.embed_query("a"))
@@ -56,22 +61,22 @@ class EncoderOfEmbeddings:
     def encode(self, texts: Sequence[str]) -> Vectors:
         if not texts:
             return np.zeros((0, self._dimensions), dtype=np.float32)
-        return _unit(self._embeddings.embed_documents(list(texts)))
+        return _normalise(self._embeddings.embed_documents(list(texts)))
 
     def encode_queries(self, texts: Sequence[str]) -> Vectors:
         if not texts:
             return np.zeros((0, self._dimensions), dtype=np.float32)
-        return _unit([self._embeddings.embed_query(text) for text in texts])
+        return _normalise([self._embeddings.embed_query(text) for text in texts])
 
-    def reads(self, text: str) -> float:
+    def coverage(self, text: str) -> float:
         return 1.0
 
 
 class RatchetVectorStore(VectorStore):
-    """A memory as a vector store. Metadata may be anything that JSON holds; a filter asks for values of it."""
+    """A LangChain vector store over a `Knowledge`. Metadata must be JSON; a filter compares its values."""
 
-    def __init__(self, memory: Memory, embeddings: Embeddings) -> None:
-        """`embeddings` are those that the memory's encoder stands for; see `open`."""
+    def __init__(self, memory: Knowledge, embeddings: Embeddings) -> None:
+        """Wrap a `Knowledge`; its encoder must be made of `embeddings`, as `open` does it."""
         self._memory = memory
         self._embeddings = embeddings
 
@@ -79,9 +84,14 @@ class RatchetVectorStore(VectorStore):
     def open(
         cls, folder: Path, embeddings: Embeddings, *, name: str = "langchain", **options: Any
     ) -> RatchetVectorStore:
-        """A store in a folder of its own. `options` are those of `Memory`, such as `tenant`."""
-        encoder = EncoderOfEmbeddings(embeddings, name=name)
-        return cls(Memory.open(folder / "ratchet.db", folder / "index", encoder, **options), embeddings)
+        """Open or create a store in a folder of its own.
+
+        Args:
+            name: Of the embeddings; see `EmbeddingsEncoder`.
+            options: Of `Knowledge`, such as `tenant`.
+        """
+        encoder = EmbeddingsEncoder(embeddings, name=name)
+        return cls(Knowledge.open(folder / "ratchet.db", folder / "index", encoder, **options), embeddings)
 
     @property
     def embeddings(self) -> Embeddings:
@@ -95,33 +105,35 @@ class RatchetVectorStore(VectorStore):
         ids: list[str] | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        every = list(texts)
-        notes = metadatas or [{} for _ in every]
-        names = [name or str(uuid.uuid4()) for name in ids] if ids else [str(uuid.uuid4()) for _ in every]
-        self._memory.add_texts([NewText(*one) for one in zip(names, every, notes, strict=True)])
+        contents = list(texts)
+        metadata = metadatas or [{} for _ in contents]
+        names = [name or str(uuid.uuid4()) for name in ids] if ids else [str(uuid.uuid4()) for _ in contents]
+        self._memory.add_texts([NewText(*fields) for fields in zip(names, contents, metadata, strict=True)])
         return names
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         return [
-            Document(id=one.name, page_content=one.text, metadata=dict(one.metadata)) for one in self._memory.texts(ids)
+            Document(id=text.name, page_content=text.text, metadata=dict(text.metadata))
+            for text in self._memory.texts(ids)
         ]
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:
-        """Ids that are not there are passed over; without ids, everything goes."""
-        self._memory.remove_all([one.name for one in self._memory.list(ids)])
+        """Delete texts; ids that are not stored are ignored. Without ids, delete everything."""
+        self._memory.remove_all([document.name for document in self._memory.documents(ids)])
         return True
 
     def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
         return [document for document, _ in self.similarity_search_with_score(query, k, **kwargs)]
 
     def similarity_search_with_score(self, query: str, k: int = 4, **kwargs: Any) -> list[tuple[Document, float]]:
-        """Documents, best first, each with its cosine; `filter` is a dictionary of metadata."""
-        found = self._memory.search(query, k, where=kwargs.get("filter"), join=False)
-        notes = {one.name: one.metadata for one in self._memory.list([passage.document for passage in found])}
+        """Return documents and their cosines, best first. `filter` is a dictionary of metadata."""
+        passages = self._memory.search(query, k, where=kwargs.get("filter"), join=False)
+        stored = self._memory.documents([passage.document for passage in passages])
+        metadata = {document.name: dict(document.metadata) for document in stored}
         return [
-            (Document(id=one.document, page_content=one.text, metadata=dict(notes[one.document])), one.score)
-            for one in found
-            if one.document in notes
+            (Document(id=name, page_content=passage.text, metadata=metadata[name]), passage.score)
+            for passage in passages
+            if (name := passage.document) in metadata
         ]
 
     def _select_relevance_score_fn(self) -> Any:
@@ -138,9 +150,13 @@ class RatchetVectorStore(VectorStore):
         folder: Path | str | None = None,
         **kwargs: Any,
     ) -> RatchetVectorStore:
-        """As langchain asks for it; `folder` is where it is kept, and is needed."""
+        """Create a store of these texts. LangChain's signature, but `folder` is required.
+
+        Raises:
+            ValueError: `folder` is missing.
+        """
         if folder is None:
-            raise ValueError("a RatchetVectorStore lies in a folder; pass folder=")
+            raise ValueError("a RatchetVectorStore needs a folder; pass folder=")
         store = cls.open(Path(folder), embedding, **kwargs)
         store.add_texts(texts, metadatas, ids=ids)
         return store
@@ -150,27 +166,27 @@ class RatchetVectorStore(VectorStore):
 
 
 class RatchetRetriever(BaseRetriever):
-    """Passages of the user's documents for a chain of langchain: their place in the metadata, to cite it."""
+    """A LangChain retriever over a `Knowledge`. The metadata of results has document and heading, for citations."""
 
     memory: Any
-    """A `Memory`."""
+    """A `Knowledge`."""
     k: int = 4
     where: dict[str, str] | None = None
-    """Metadata that the passages' documents must have."""
+    """Metadata that the documents must have."""
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, k: int | None = None
     ) -> list[Document]:
-        found = self.memory.search(query, self.k if k is None else k, where=self.where, join=False)
-        return [_as_document(passage) for passage in found]
+        passages = self.memory.search(query, self.k if k is None else k, where=self.where, join=False)
+        return [_to_document(passage) for passage in passages]
 
 
-def _as_document(passage: Passage) -> Document:
+def _to_document(passage: Passage) -> Document:
     place = {"document": passage.document, "heading": passage.heading, "score": passage.score}
     return Document(id=passage.id, page_content=passage.text, metadata=place)
 
 
-def _unit(rows: Sequence[Sequence[float]]) -> Vectors:
+def _normalise(rows: Sequence[Sequence[float]]) -> Vectors:
     matrix = np.asarray(rows, dtype=np.float32)
     lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
     return np.ascontiguousarray(matrix / np.maximum(lengths, 1e-12))

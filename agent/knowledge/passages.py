@@ -1,34 +1,37 @@
-"""The chunks that a search found become the passages that are shown."""
+"""Turns ranked chunks into passages: drops near-duplicates and joins chunks that follow each other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from agent.knowledge.chunking import Chunk
-from agent.knowledge.fusion import alike
+from agent.knowledge.fusion import is_near_duplicate
 from tools.context import Passage
 
 
-def gathered(ranked: Iterable[Chunk], k: int, *, join: bool) -> list[list[Chunk]]:
-    """The first k chunks, what says the same as a better one left out.
+def group_chunks(ranked: Iterable[Chunk], k: int, *, join: bool) -> list[list[Chunk]]:
+    """Return the first k chunks in groups, without near-duplicates of a better chunk.
 
-    With `join` those that follow each other in a section are together, in their order.
+    Args:
+        join: Group chunks that follow each other in a section, in document order. Otherwise each is its own group.
     """
-    found: list[list[Chunk]] = []
+    groups: list[list[Chunk]] = []
     for chunk in ranked:
-        beside = next((group for group in found if join and _adjoins(group, chunk)), None)
-        if beside is not None:
-            beside.append(chunk)
-            beside.sort(key=lambda one: one.ordinal)
-        elif not any(alike(chunk.embedded_text, one.embedded_text) for group in found for one in group):
-            found.append([chunk])
-        if sum(map(len, found)) == k:
+        adjacent = next((group for group in groups if join and _is_adjacent(group, chunk)), None)
+        if adjacent is not None:
+            adjacent.append(chunk)
+            adjacent.sort(key=lambda member: member.ordinal)
+        elif not any(
+            is_near_duplicate(chunk.embedded_text, other.embedded_text) for group in groups for other in group
+        ):
+            groups.append([chunk])
+        if sum(map(len, groups)) == k:
             break
-    return found
+    return groups
 
 
-def passage(group: Sequence[Chunk], cosines: Mapping[str, float]) -> Passage:
-    """Chunks of one section as one passage; its score is the highest of their cosines."""
+def to_passage(group: Sequence[Chunk], cosines: Mapping[str, float]) -> Passage:
+    """Join chunks of one section to a passage. Its score is the highest of their cosines."""
     return Passage(
         label=0,
         id="+".join(chunk.id for chunk in group),
@@ -39,8 +42,8 @@ def passage(group: Sequence[Chunk], cosines: Mapping[str, float]) -> Passage:
     )
 
 
-def _adjoins(group: Sequence[Chunk], chunk: Chunk) -> bool:
-    """Whether a chunk comes just before or behind these, under the same heading."""
+def _is_adjacent(group: Sequence[Chunk], chunk: Chunk) -> bool:
+    """Return whether a chunk comes right before or after the group, under the same heading."""
     first, last = group[0], group[-1]
-    here = (chunk.document, chunk.heading) == (first.document, first.heading)
-    return here and chunk.ordinal in (first.ordinal - 1, last.ordinal + 1)
+    is_same_section = (chunk.document, chunk.heading) == (first.document, first.heading)
+    return is_same_section and chunk.ordinal in (first.ordinal - 1, last.ordinal + 1)

@@ -1,6 +1,6 @@
-"""The index of vectors in a PostgreSQL database with the extension pgvector, for more than one machine.
+"""The vector index in a PostgreSQL database with the extension pgvector, for more than one machine.
 
-One table for each project and tenant. Table and stamp change in one transaction, so a crash leaves what was before.
+There is a table per project and tenant. Table and stamp change in one transaction, so a crash changes nothing.
 """
 
 from __future__ import annotations
@@ -14,17 +14,22 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from agent.encoders.encoder import Vectors
 from agent.errors import MemoryIndexError
-from agent.knowledge.vector_index import Hit, Part, Stamp
+from agent.knowledge.vector_index import Part, ScoredChunk, Stamp
 
 _BATCH = 500
 _STAMPS = "ratchet_index_stamps"
 
 
 class PgVectorIndex:
-    """Vectors in a table of their own; `name` is letters, digits and underscores."""
+    """A `VectorIndex` in a PostgreSQL table."""
 
     def __init__(self, address: str, name: str) -> None:
-        """`address` is a URL such as `postgresql://user:password@host/database`; a driver may be named in it."""
+        """Connect on first use.
+
+        Args:
+            address: A URL such as `postgresql://user:password@host/database`; it may name a driver.
+            name: Of the table; letters, digits and underscores.
+        """
         scheme, mark, rest = address.partition("://")
         self._url = address if "+" in scheme else f"{scheme}+psycopg{mark}{rest}"
         self._name = name
@@ -36,7 +41,7 @@ class PgVectorIndex:
             row = connection.execute(
                 sa.text(f"SELECT generation, chunks, encoder FROM {_STAMPS} WHERE name = :name"), {"name": self._name}
             ).one_or_none()
-            if row is None or not self._is_there(connection):
+            if row is None or not self._exists(connection):
                 return None
             counted = connection.scalar(sa.text(f"SELECT count(*) FROM {self._name}"))
             return Stamp(row.generation, row.chunks, row.encoder) if counted == row.chunks else None
@@ -45,40 +50,40 @@ class PgVectorIndex:
         with self._begin("rebuilt") as connection:
             self._prepare(connection)
             connection.execute(sa.text(f"DROP TABLE IF EXISTS {self._name}"))
-            made = False
+            exists = False
             for ids, vectors in parts:
-                if not made:
-                    self._make(connection, vectors.shape[1])
-                    made = True
+                if not exists:
+                    self._create_table(connection, vectors.shape[1])
+                    exists = True
                 self._add(connection, (ids, vectors))
-            if made:
-                self._make_index(connection)
+            if exists:
+                self._create_index(connection)
             self._stamp(connection, stamp)
 
     def apply(self, part: Part, removed: Sequence[str], stamp: Stamp) -> None:
         ids, vectors = part
         with self._begin("changed") as connection:
-            there = self._is_there(connection)
-            if not there and len(ids):
-                self._make(connection, vectors.shape[1])
-                self._make_index(connection)
-            if there and removed:
+            exists = self._exists(connection)
+            if not exists and len(ids):
+                self._create_table(connection, vectors.shape[1])
+                self._create_index(connection)
+            if exists and removed:
                 connection.execute(sa.text(f"DELETE FROM {self._name} WHERE id = ANY(:ids)"), {"ids": list(removed)})
             self._add(connection, part)
             self._stamp(connection, stamp)
 
-    def search(self, vector: Vectors, k: int) -> list[Hit]:
+    def search(self, vector: Vectors, k: int) -> list[ScoredChunk]:
         with self._begin("searched") as connection:
-            # The index looks at so many neighbours; with fewer than k it would return fewer.
+            # The number of neighbours that the index examines, which limits the number of results.
             connection.execute(sa.text(f"SET LOCAL hnsw.ef_search = {max(100, min(1000, 2 * k))}"))
             rows = connection.execute(
                 sa.text(
                     f"SELECT id, embedding <=> CAST(:vector AS vector) AS distance FROM {self._name} "
                     "ORDER BY distance LIMIT :k"
                 ),
-                {"vector": _written(vector), "k": k},
+                {"vector": _to_text(vector), "k": k},
             )
-            return [Hit(row.id, max(-1.0, min(1.0, 1.0 - float(row.distance)))) for row in rows]
+            return [ScoredChunk(row.id, max(-1.0, min(1.0, 1.0 - float(row.distance)))) for row in rows]
 
     def close(self) -> None:
         if self._engine is not None:
@@ -95,10 +100,10 @@ class PgVectorIndex:
         except ModuleNotFoundError as fault:
             raise MemoryIndexError(f"{fault.name} is not installed; pip install ratchet-loop[postgres]") from None
         except SQLAlchemyError as fault:
-            said = str(getattr(fault, "orig", None) or fault)
+            message = str(getattr(fault, "orig", None) or fault)
             raise MemoryIndexError(
-                f"the documents' index cannot be {done} ({said}); check [memory] server, and that the database has the "
-                "extension pgvector"
+                f"the documents' index cannot be {done} ({message}); check [memory] server, and that the database has "
+                "the extension pgvector"
             ) from fault
 
     def _prepare(self, connection: sa.Connection) -> None:
@@ -110,15 +115,15 @@ class PgVectorIndex:
             )
         )
 
-    def _make(self, connection: sa.Connection, dimensions: int) -> None:
+    def _create_table(self, connection: sa.Connection, dimensions: int) -> None:
         connection.execute(
             sa.text(f"CREATE TABLE {self._name} (id text PRIMARY KEY, embedding vector({int(dimensions)}) NOT NULL)")
         )
 
-    def _make_index(self, connection: sa.Connection) -> None:
+    def _create_index(self, connection: sa.Connection) -> None:
         connection.execute(sa.text(f"CREATE INDEX ON {self._name} USING hnsw (embedding vector_cosine_ops)"))
 
-    def _is_there(self, connection: sa.Connection) -> bool:
+    def _exists(self, connection: sa.Connection) -> bool:
         return connection.scalar(sa.text("SELECT to_regclass(:name)"), {"name": self._name}) is not None
 
     def _add(self, connection: sa.Connection, part: Part) -> None:
@@ -129,7 +134,7 @@ class PgVectorIndex:
         )
         for start in range(0, len(ids), _BATCH):
             rows: list[dict[str, Any]] = [
-                {"id": ids[place], "vector": _written(vectors[place])}
+                {"id": ids[place], "vector": _to_text(vectors[place])}
                 for place in range(start, min(start + _BATCH, len(ids)))
             ]
             connection.execute(statement, rows)
@@ -145,5 +150,5 @@ class PgVectorIndex:
         )
 
 
-def _written(vector: Vectors) -> str:
+def _to_text(vector: Vectors) -> str:
     return "[" + ",".join(f"{value:.9g}" for value in vector.tolist()) + "]"

@@ -1,4 +1,4 @@
-"""What is to be done so that the shelf holds what a folder holds now."""
+"""Compares a folder with the document store: what to embed, to keep and to remove."""
 
 from __future__ import annotations
 
@@ -6,53 +6,63 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.knowledge.document_store import StoredDocument, Trust
-from agent.knowledge.folders import Document, Reading, Skipped
+from agent.knowledge.folders import Document, FolderListing, Skipped
 from agent.knowledge.formats import EMPTY
+from agent.knowledge.schema import StoredDocument, Trust
 
 
 @dataclass(frozen=True)
-class Work:
-    """The difference between a folder and the shelf."""
+class FolderChanges:
+    """The difference between a folder and the document store."""
 
-    todo: tuple[Document, ...]
+    to_embed: tuple[Document, ...]
+    """New and changed documents."""
     unchanged: tuple[str, ...]
-    vanished: tuple[str, ...]
+    removed: tuple[str, ...]
+    """Stored documents whose file is gone."""
     skipped: tuple[Skipped, ...]
 
 
 def compare(
-    reading: Reading,
-    known: Mapping[str, StoredDocument],
+    listing: FolderListing,
+    stored: Mapping[str, StoredDocument],
     folder: Path,
     splitting: str,
-    foreign: set[str],
+    embedded_by_others: set[str],
     trust: Trust | None,
-) -> Work:
-    """What is to be embedded, what stays, what goes; asks the disk only whether old folders are there."""
-    todo: list[Document] = []
+) -> FolderChanges:
+    """Compare a folder's documents with the stored ones.
+
+    Reads from disk only to check whether a document's earlier folder still has it.
+
+    Args:
+        splitting: The current settings; documents split with others count as changed.
+        embedded_by_others: Names of documents with vectors from another encoder, which count as changed.
+        trust: If given, documents with another value count as changed.
+    """
+    to_embed: list[Document] = []
     unchanged: list[str] = []
-    skipped = list(reading.skipped)
-    for document in reading.documents:
-        before = known.get(document.name)
-        if before and before.folder != str(folder) and Path(before.folder, document.name).exists():
-            taken = f"a document of this name was added from {before.folder}; rename one or remove that one first"
-            skipped.append(Skipped(document.name, taken))
+    skipped = list(listing.skipped)
+    for document in listing.documents:
+        previous = stored.get(document.name)
+        if previous and previous.folder != str(folder) and Path(previous.folder, document.name).exists():
+            reason = f"a document of this name was added from {previous.folder}; rename one or remove that one first"
+            skipped.append(Skipped(document.name, reason))
         elif (
-            before
-            and (before.sha256, before.splitting) == (document.sha256, splitting)
-            and document.name not in foreign
-            and trust in (None, before.trust)
+            previous
+            and (previous.sha256, previous.splitting) == (document.sha256, splitting)
+            and document.name not in embedded_by_others
+            and trust in (None, previous.trust)
         ):
             unchanged.append(document.name)
         else:
-            todo.append(document)
-    held = {entry.name for entry in skipped if entry.reason != EMPTY}
-    present = {document.name for document in reading.documents} | held
-    unlisted = tuple(name for name in held if name.endswith("/"))
-    vanished = (
+            to_embed.append(document)
+    unread = {entry.name for entry in skipped if entry.reason != EMPTY}
+    present = {document.name for document in listing.documents} | unread
+    unlisted_folders = tuple(name for name in unread if name.endswith("/"))
+    removed = (
         name
-        for name, before in known.items()
-        if before.folder == str(folder) and name not in present and not name.startswith(unlisted)
+        for name, previous in stored.items()
+        if previous.folder == str(folder) and name not in present and not name.startswith(unlisted_folders)
     )
-    return Work(tuple(todo), tuple(unchanged), tuple(vanished), tuple(skipped))
+    return FolderChanges(tuple(to_embed), tuple(unchanged), tuple(removed), tuple(skipped))

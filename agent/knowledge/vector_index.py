@@ -1,9 +1,9 @@
-"""An index of vectors as a thing that can be thrown away: it is handed ids and vectors, and says whether it agrees.
+"""The vector index in Chroma, embedded or a server. It can be rebuilt from the document store at any time.
 
-Chroma, embedded or a server. One process at a time touches it, behind a lock that is held for an operation and not
-for a lifetime. A stamp in the collection says what it was made from; it is spoiled before a change and set after it,
-so a crash in between is seen. What is missing, broken or of another stamp is for the caller to rebuild. Not for a
-folder shared by two machines.
+One process at a time uses it, under a lock held for a single operation. A stamp in the collection identifies the state
+of the store that it agrees with; it is invalidated before a change and set after it, so that a crash in between is
+detected. The caller rebuilds an index that is missing, broken or out of date. Does not support a folder shared by two
+machines.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from agent.errors import MemoryIndexError
 COLLECTION = "chunks"
 
 Part = tuple[Sequence[str], Vectors]
-"""Ids of chunks and as many vectors [n, d]."""
-_SPOILED = -1
+"""Ids of n chunks and their vectors [n, d]."""
+_INVALID = -1
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """What an index was made from."""
+    """The state of the store that an index agrees with."""
 
     generation: int
     chunks: int
@@ -39,8 +39,8 @@ class Stamp:
 
 
 @dataclass(frozen=True)
-class Hit:
-    """A chunk near the query."""
+class ScoredChunk:
+    """A result of a vector search."""
 
     id: str
     score: float
@@ -48,14 +48,14 @@ class Hit:
 
 
 class IndexLock:
-    """A lock on a file, held against other processes and against other threads alike."""
+    """A file lock that excludes other processes and other threads."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     @contextmanager
-    def held(self, *, seconds: float) -> Iterator[bool]:
-        """Wait at most so long for the lock; gives whether it is held."""
+    def try_hold(self, *, seconds: float) -> Iterator[bool]:
+        """Wait at most `seconds` for the lock. Yields whether it is held."""
         descriptor = self._acquire(seconds)
         try:
             yield descriptor is not None
@@ -64,10 +64,10 @@ class IndexLock:
                 os.close(descriptor)
 
     @contextmanager
-    def required(self, *, seconds: float = 0.8) -> Iterator[None]:
-        """The same, but raises MemoryIndexError when another holds it."""
-        with self.held(seconds=seconds) as held:
-            if not held:
+    def hold(self, *, seconds: float = 0.8) -> Iterator[None]:
+        """Wait at most `seconds` for the lock. Raises MemoryIndexError if another process or thread holds it."""
+        with self.try_hold(seconds=seconds) as is_held:
+            if not is_held:
                 raise MemoryIndexError(
                     f"the documents' index is locked by PID {self._holder()}, which is changing it; "
                     "wait until it is done, or end it, and try again"
@@ -78,7 +78,7 @@ class IndexLock:
         import fcntl
 
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # A description of its own for each holder: that is what makes flock hold between threads too.
+        # Each holder opens the file anew: only so does flock exclude threads of the same process.
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         end = time.monotonic() + seconds
         while True:
@@ -104,88 +104,88 @@ class IndexLock:
 
 
 class VectorIndex(Protocol):
-    """Finds the nearest of the vectors it was handed. Every method needs the lock to be held.
+    """Searches vectors. Every method requires the caller to hold the `IndexLock`.
 
-    A failure of what lies behind it is raised as MemoryIndexError.
+    Failures of the library or server are raised as MemoryIndexError.
     """
 
     def open(self) -> Stamp | None:
-        """Open what is there. None when it is missing, broken or half written."""
+        """Open the index and return its stamp. None if it is missing, broken or incomplete."""
         ...
 
     def rebuild(self, parts: Iterable[Part], stamp: Stamp) -> None:
-        """Delete what is there and index these."""
+        """Replace the index by one of these vectors."""
         ...
 
     def apply(self, part: Part, removed: Sequence[str], stamp: Stamp) -> None:
-        """Take chunks in and out of an open index."""
+        """Add and remove chunks of an open index."""
         ...
 
-    def search(self, vector: Vectors, k: int) -> list[Hit]:
-        """The k nearest of an open index, best first."""
+    def search(self, vector: Vectors, k: int) -> list[ScoredChunk]:
+        """Return the k nearest chunks of an open index, best first."""
         ...
 
     def close(self) -> None: ...
 
 
 class _Collection:
-    """What an embedded Chroma and a Chroma server have in common."""
+    """The part that embedded Chroma and a Chroma server share."""
 
     def __init__(self) -> None:
         self._client: Any = None
         self._collection: Any = None
 
     def apply(self, part: Part, removed: Sequence[str], stamp: Stamp) -> None:
-        with _explained("changed"):
-            self._collection.modify(metadata=_metadata(stamp, _SPOILED))
+        with _translate_faults("changed"):
+            self._collection.modify(metadata=_metadata(stamp, _INVALID))
             size = self._batch()
             for start in range(0, len(removed), size):
                 self._collection.delete(ids=list(removed[start : start + size]))
             self._add(part)
             self._collection.modify(metadata=_metadata(stamp, stamp.generation))
 
-    def search(self, vector: Vectors, k: int) -> list[Hit]:
-        with _explained("searched"):
-            found = self._collection.query(query_embeddings=vector.reshape(1, -1), n_results=k, include=["distances"])
-        pairs = zip(found["ids"][0], found["distances"][0], strict=True)
-        return [Hit(key, max(-1.0, min(1.0, 1.0 - float(distance)))) for key, distance in pairs]
+    def search(self, vector: Vectors, k: int) -> list[ScoredChunk]:
+        with _translate_faults("searched"):
+            results = self._collection.query(query_embeddings=vector.reshape(1, -1), n_results=k, include=["distances"])
+        pairs = zip(results["ids"][0], results["distances"][0], strict=True)
+        return [ScoredChunk(key, max(-1.0, min(1.0, 1.0 - float(distance)))) for key, distance in pairs]
 
     def close(self) -> None:
         client, self._client, self._collection = self._client, None, None
         if client is not None:
             client.close()
 
-    def _opened(self, name: str) -> Stamp | None:
-        """The stamp of a collection, if it is whole."""
+    def _open_collection(self, name: str) -> Stamp | None:
+        """Open a collection and return its stamp; None if it is incomplete."""
         self._collection = self._client.get_collection(name, embedding_function=None)
-        notes = self._collection.metadata or {}
-        generation, encoder = notes.get("generation"), notes.get("encoder")
-        if not isinstance(generation, int) or generation == _SPOILED or not isinstance(encoder, str):
+        metadata = self._collection.metadata or {}
+        generation, encoder = metadata.get("generation"), metadata.get("encoder")
+        if not isinstance(generation, int) or generation == _INVALID or not isinstance(encoder, str):
             return None
-        stamp = Stamp(generation, int(notes.get("chunks", -1)), encoder)
-        return stamp if self._answers(stamp) else None
+        stamp = Stamp(generation, int(metadata.get("chunks", -1)), encoder)
+        return stamp if self._is_readable(stamp) else None
 
     def _fill(self, name: str, parts: Iterable[Part], stamp: Stamp) -> None:
-        """Make a collection. It is whole once its stamp says so."""
+        """Create a collection. It is complete once its stamp is valid."""
         self._collection = self._client.create_collection(
             name,
             embedding_function=None,
-            metadata=_metadata(stamp, _SPOILED),
+            metadata=_metadata(stamp, _INVALID),
             configuration={"hnsw": {"space": "cosine"}},
         )
         for part in parts:
             self._add(part)
         self._collection.modify(metadata=_metadata(stamp, stamp.generation))
 
-    def _answers(self, stamp: Stamp) -> bool:
-        """Whether the vectors themselves can be read: a stored one must find itself."""
+    def _is_readable(self, stamp: Stamp) -> bool:
+        """Return whether the vectors can be searched: a stored one must be its own nearest neighbour."""
         if self._collection.count() != stamp.chunks:
             return False
         if not stamp.chunks:
             return True
         vector = self._collection.get(limit=1, include=["embeddings"])["embeddings"][0]
-        hits = self.search(vector, min(5, stamp.chunks))
-        return len(hits) == min(5, stamp.chunks) and hits[0].score > 0.999
+        nearest = self.search(vector, min(5, stamp.chunks))
+        return len(nearest) == min(5, stamp.chunks) and nearest[0].score > 0.999
 
     def _add(self, part: Part) -> None:
         ids, vectors = part
@@ -198,7 +198,7 @@ class _Collection:
 
 
 class ChromaIndex(_Collection):
-    """An embedded Chroma collection in `folder`, which belongs to it: a rebuild deletes what is there."""
+    """An embedded Chroma collection. Owns `folder`: a rebuild deletes its contents."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -206,22 +206,22 @@ class ChromaIndex(_Collection):
 
     def open(self) -> Stamp | None:
         self.close()
-        made = [path.parent for path in self._folder.glob("*/chroma.sqlite3")]
-        if len(made) != 1:
+        folders = [path.parent for path in self._folder.glob("*/chroma.sqlite3")]
+        if len(folders) != 1:
             return None
         try:
-            with _explained("opened"):
-                self._connect(made[0])
-                return self._opened(COLLECTION)
+            with _translate_faults("opened"):
+                self._connect(folders[0])
+                return self._open_collection(COLLECTION)
         except MemoryIndexError:
             self.close()
             return None
 
     def rebuild(self, parts: Iterable[Part], stamp: Stamp) -> None:
         self.close()
-        with _explained("rebuilt"):
+        with _translate_faults("rebuilt"):
             shutil.rmtree(self._folder, ignore_errors=True)
-            # A new name each time: Chroma keeps what it has opened, or failed to open, by its path.
+            # A new name each time: Chroma caches what it opened, or failed to open, by path.
             folder = self._folder / uuid.uuid4().hex[:12]
             folder.mkdir(parents=True)
             self._connect(folder)
@@ -237,32 +237,32 @@ class ChromaIndex(_Collection):
 
 
 class ChromaServerIndex(_Collection):
-    """A collection of a Chroma server, by the name that this project gave it; a rebuild deletes it."""
+    """A collection of a Chroma server. Owns the collection: a rebuild deletes it."""
 
     def __init__(self, address: str, collection: str) -> None:
-        """`address` is such as `http://127.0.0.1:8000`."""
+        """Connect on first use. `address` is for example `http://127.0.0.1:8000`."""
         super().__init__()
         self._address = address
         self._name = collection
 
     def open(self) -> Stamp | None:
-        """None, too, when the server does not know the collection; raises when it does not answer."""
+        """Open the collection; None also if the server has none of this name. Raises MemoryIndexError if it is down."""
         self.close()
-        with _explained("reached", self._address):
+        with _translate_faults("reached", self._address):
             self._connect()
-            if not self._is_known():
+            if not self._exists():
                 return None
         try:
-            with _explained("opened"):
-                return self._opened(self._name)
+            with _translate_faults("opened"):
+                return self._open_collection(self._name)
         except MemoryIndexError:
             return None
 
     def rebuild(self, parts: Iterable[Part], stamp: Stamp) -> None:
         self.close()
-        with _explained("rebuilt", self._address):
+        with _translate_faults("rebuilt", self._address):
             self._connect()
-            if self._is_known():
+            if self._exists():
                 self._client.delete_collection(self._name)
             self._fill(self._name, parts, stamp)
 
@@ -279,8 +279,8 @@ class ChromaServerIndex(_Collection):
             settings=Settings(anonymized_telemetry=False),
         )
 
-    def _is_known(self) -> bool:
-        return self._name in {one.name for one in self._client.list_collections()}
+    def _exists(self) -> bool:
+        return self._name in {collection.name for collection in self._client.list_collections()}
 
 
 def _metadata(stamp: Stamp, generation: int) -> dict[str, int | str]:
@@ -288,8 +288,8 @@ def _metadata(stamp: Stamp, generation: int) -> dict[str, int | str]:
 
 
 @contextmanager
-def _explained(done: str, where: str = "") -> Iterator[None]:
-    """Chroma raises anything, a panic of its Rust part (no Exception) included."""
+def _translate_faults(done: str, where: str = "") -> Iterator[None]:
+    """Raise Chroma's faults as MemoryIndexError: any exception, and panics of its Rust part, which are no Exception."""
     try:
         yield
     except MemoryIndexError:

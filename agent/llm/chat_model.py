@@ -1,7 +1,7 @@
-"""The local model as a langchain-core chat model, and as the thing that proposes steps to the loop.
+"""The local model: a langchain-core chat model that also proposes the steps of the agent loop.
 
-A `LocalModel` is a light view of a shared engine: base weights are loaded once, and `on_adapter` gives a view
-of the same engine under another adapter. Text only: images and sound in messages are refused.
+A `LocalModel` is a light view of a shared engine: base weights are loaded once, and `on_adapter` returns a view of the
+same engine under another adapter. Text only: images and sound in messages raise PromptError.
 """
 
 from __future__ import annotations
@@ -28,26 +28,27 @@ from pydantic import ConfigDict, Field
 from agent.errors import ModelError, PromptError
 from agent.llm.engine.scheduler import Engine
 from agent.llm.engine.session import Generation, Request
-from agent.llm.engine.speculation import KEYS
-from agent.llm.prompt.first_call_prior import prior_of
+from agent.llm.engine.speculation import NGRAM_SIZES
+from agent.llm.prompt.first_call_prior import make_prior
 from agent.llm.prompt.json_grammar import canonical
 from agent.llm.prompt.langchain_messages import from_langchain
 from agent.llm.prompt.render import Frame, Message, Renderer, messages, step_message
-from agent.llm.prompt.step_grammar import ToolSpec, call_grammar, parse_step, step_grammar
-from agent.llm.prompt.truncation import fitted, prompt_limit
+from agent.llm.prompt.step_grammar import call_grammar, parse_step, step_grammar
+from agent.llm.prompt.tool_spec import ToolSpec
+from agent.llm.prompt.truncation import fit_to_limit, prompt_limit
 from agent.llm.step_model import Proposal
-from agent.llm.streaming import _decode, _Speaker, _until
+from agent.llm.streaming import StreamDecoder, decode_generation, text_before_stop
 from agent.records.run import Provenance, Step, Trajectory, Usage
 
 _CUT_OFF = {
     "cancelled": "cancelled",
     "length": "cut off by the token budget",
-    "late": "cut off by the budget of seconds",
+    "timeout": "cut off by the budget of seconds",
 }
 
 
 class LocalModel(BaseChatModel):
-    """A model on this machine. Build it with `LocalModel.load`."""
+    """A model on this machine; create it with `LocalModel.load`."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
 
@@ -80,7 +81,10 @@ class LocalModel(BaseChatModel):
         progress: Callable[[str], None] | None = None,
         **options: Any,
     ) -> LocalModel:
-        """Load a base by name, folder or hub id; see `weights.resolve_model`. Options are fields."""
+        """Load a base by name, folder or hub id (see `weights.load.resolve_model`).
+
+        The arguments are those of `weights.load.load_model` and `Engine`; `options` are fields of this class.
+        """
         from agent.llm.weights import load as weights
 
         folder = weights.resolve_model(name, models, progress=progress)
@@ -92,23 +96,26 @@ class LocalModel(BaseChatModel):
     def on_adapter(
         self, key: str | None, *, folder: Path | None = None, tensors_sha256: str | None = None
     ) -> LocalModel:
-        """The same engine under an adapter, loaded from `folder` if it is not there; None for the base."""
+        """Return a view of the same engine under an adapter, which `folder` loads if need be; None is the base.
+
+        Raises AdapterError for an adapter that is not loaded or does not fit the base, LivenessError for a wrong hash.
+        """
         if key is None:
             return self.model_copy(update={"adapter": None, "adapter_hash": None})
         if folder is not None:
             self.engine.load_adapter(key, folder, tensors_sha256=tensors_sha256)
-        found = self.engine.adapters.hash(key)
-        return self.model_copy(update={"adapter": key, "adapter_hash": found})
+        digest = self.engine.adapters.hash(key)
+        return self.model_copy(update={"adapter": key, "adapter_hash": digest})
 
-    def remember(self, steps: Iterable[Step]) -> None:
-        """Guess from steps that were taken before, or should have been; the newest last."""
-        before = self.renderer.header("assistant")[-max(KEYS) :]
+    def add_draft_steps(self, steps: Iterable[Step]) -> None:
+        """Draft tokens from approved steps of earlier runs, the newest last."""
+        before = self.renderer.header("assistant")[-max(NGRAM_SIZES) :]
         ends = (self.renderer.end_of_turn,)
         bodies = (step.token_ids or (*self.renderer.encode(step_message(step).text), *ends) for step in steps)
-        self.engine.remember(self.adapter, [(*before, *body) for body in bodies])
+        self.engine.add_draft_texts(self.adapter, [(*before, *body) for body in bodies])
 
     def close(self) -> None:
-        """End the engine that this view shares."""
+        """Close the engine, which other views may share."""
         self.engine.close()
 
     # -- steps for the loop ------------------------------------------------------------------------------
@@ -130,45 +137,45 @@ class LocalModel(BaseChatModel):
         cancelled: threading.Event,
         on_text: Callable[[str], None] | None = None,
     ) -> Proposal:
-        """The next step of a run: one generation under the step's grammar.
+        """Generate the next step of a run, under the step's grammar.
 
-        What outgrows the context is shortened, see `overflow`; where that is not enough, there is no step. Raises
-        PromptError for a task that is too long by itself.
+        A run that outgrows the context is truncated (see `prompt.truncation`); where that is not enough, the proposal
+        has no call. Raises PromptError for a task that is too long by itself.
         """
-        spoken = _Speaker(self.renderer, on_text)
-        shown = fitted(messages(trajectory, frame), prompt_limit(self.engine.context), self.renderer)
+        decoder = StreamDecoder(self.renderer, on_text)
+        conversation = fit_to_limit(messages(trajectory, frame), prompt_limit(self.engine.context), self.renderer)
         request = Request(
-            ids=self.renderer.prompt(shown),
-            end=self.renderer.end_of_turn,
+            ids=self.renderer.prompt(conversation),
+            end_of_turn=self.renderer.end_of_turn,
             max_new=max_tokens,
             grammar=step_grammar(frame.shape(trajectory.task, trajectory.steps)),
             temperature=temperature,
             seed=seed,
             adapter=self.adapter,
-            on_tokens=spoken.hear if on_text is not None else None,
+            on_tokens=decoder.add if on_text is not None else None,
             max_seconds=max_seconds,
-            prior=prior_of(trajectory.provenance.recalled) if not trajectory.steps else None,
+            prior=make_prior(trajectory.provenance.recalled) if not trajectory.steps else None,
         )
         try:
-            made = self.engine.generate(request, cancelled)
-        except PromptError as fault:
+            output = self.engine.generate(request, cancelled)
+        except PromptError as error:
             if not trajectory.steps:
                 raise
-            return Proposal(None, error=str(fault), end="length")
-        usage = Usage(made.prompt, made.cached, made.forced, made.sampled, made.guessed)
-        said = _decode(self.renderer, made)
-        if made.end != "stop":
+            return Proposal(None, error=str(error), finish_reason="length")
+        usage = Usage(output.prompt, output.cached, output.forced, output.sampled, output.drafted)
+        text = decode_generation(self.renderer, output)
+        if output.finish_reason != "stop":
             return Proposal(
                 None,
-                said=said,
-                error=_CUT_OFF[made.end],
-                end=made.end,
-                token_ids=made.ids,
+                text=text,
+                error=_CUT_OFF[output.finish_reason],
+                finish_reason=output.finish_reason,
+                token_ids=output.ids,
                 usage=usage,
-                seconds=made.seconds,
+                seconds=output.seconds,
             )
-        step = parse_step(said)
-        return Proposal(step.call, step.thought, step.plan, token_ids=made.ids, usage=usage, seconds=made.seconds)
+        step = parse_step(text)
+        return Proposal(step.call, step.thought, step.plan, token_ids=output.ids, usage=usage, seconds=output.seconds)
 
     # -- langchain-core ----------------------------------------------------------------------------------
 
@@ -198,7 +205,12 @@ class LocalModel(BaseChatModel):
     def bind_tools(
         self, tools: Sequence[Any], *, tool_choice: str | bool | dict[str, Any] | None = None, **kwargs: Any
     ) -> Runnable[Any, AIMessage]:
-        """Tools the model may call. `tool_choice`: "auto", "none", "any", "required", True or a name."""
+        """Bind tools that the model may call. Raises ValueError for an unknown `tool_choice`.
+
+        Args:
+            tools: anything that langchain-core can convert to a tool.
+            tool_choice: "auto", "none", "any", "required", True or the name of a tool.
+        """
         formatted = [convert_to_openai_tool(tool) for tool in tools]
         if isinstance(tool_choice, dict):
             tool_choice = tool_choice["function"]["name"]
@@ -214,14 +226,14 @@ class LocalModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        prepared = _Prepared(self, messages, stop, kwargs)
-        made = self.engine.generate(prepared.request(prepared.listener.hear), kwargs.get("cancelled"))
-        text, calls = prepared.read(made)
+        chat = _ChatRequest(self, messages, stop, kwargs)
+        output = self.engine.generate(chat.request(chat.decoder.add), kwargs.get("cancelled"))
+        text, calls = chat.parse(output)
         message = AIMessage(
             content=text,
             tool_calls=calls,
-            usage_metadata=_usage(made),
-            response_metadata=self._metadata(made),
+            usage_metadata=_usage(output),
+            response_metadata=self._metadata(output),
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
@@ -232,21 +244,21 @@ class LocalModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        prepared = _Prepared(self, messages, stop, kwargs)
+        chat = _ChatRequest(self, messages, stop, kwargs)
         pieces: SimpleQueue[str | Generation | BaseException] = SimpleQueue()
         cancelled: threading.Event | None = kwargs.get("cancelled")
-        gone = threading.Event()
-        prepared.listener.on_text = None if prepared.tools else pieces.put
+        abandoned = threading.Event()
+        chat.decoder.on_text = None if chat.tools else pieces.put
 
-        def hear(ids: Sequence[int]) -> bool:
-            return prepared.listener.hear(ids) and not gone.is_set()
+        def on_tokens(ids: Sequence[int]) -> bool:
+            return chat.decoder.add(ids) and not abandoned.is_set()
 
         def work() -> None:
             try:
-                # A caller's own event is only read: it may stand for more than this one answer.
-                pieces.put(self.engine.generate(prepared.request(hear), cancelled or gone))
-            except BaseException as fault:
-                pieces.put(fault)
+                # The caller's event is never set here: it may belong to more than this one answer.
+                pieces.put(self.engine.generate(chat.request(on_tokens), cancelled or abandoned))
+            except BaseException as error:
+                pieces.put(error)
 
         worker = threading.Thread(target=work, daemon=True)
         worker.start()
@@ -256,9 +268,7 @@ class LocalModel(BaseChatModel):
                 if isinstance(piece, BaseException):
                     raise piece
                 chunk = (
-                    self._last_chunk(prepared, piece)
-                    if isinstance(piece, Generation)
-                    else AIMessageChunk(content=piece)
+                    self._last_chunk(chat, piece) if isinstance(piece, Generation) else AIMessageChunk(content=piece)
                 )
                 generation = ChatGenerationChunk(message=chunk)
                 if run_manager is not None:
@@ -267,13 +277,13 @@ class LocalModel(BaseChatModel):
                 if isinstance(piece, Generation):
                     return
         finally:
-            # A reader that goes away frees its place.
-            gone.set()
+            # A reader that stops early frees its place in the engine.
+            abandoned.set()
             worker.join()
 
-    def _last_chunk(self, prepared: _Prepared, made: Generation) -> AIMessageChunk:
-        text, calls = prepared.read(made)
-        rest = text if prepared.tools else text[len(prepared.listener.given) :]
+    def _last_chunk(self, chat: _ChatRequest, output: Generation) -> AIMessageChunk:
+        text, calls = chat.parse(output)
+        rest = text if chat.tools else text[len(chat.decoder.emitted) :]
         chunks = [
             tool_call_chunk(name=call["name"], args=json.dumps(call["args"]), id=call["id"], index=place)
             for place, call in enumerate(calls)
@@ -281,23 +291,23 @@ class LocalModel(BaseChatModel):
         return AIMessageChunk(
             content=rest,
             tool_call_chunks=chunks,
-            usage_metadata=_usage(made),
-            response_metadata=self._metadata(made),
+            usage_metadata=_usage(output),
+            response_metadata=self._metadata(output),
             chunk_position="last",
         )
 
-    def _metadata(self, made: Generation) -> dict[str, Any]:
+    def _metadata(self, output: Generation) -> dict[str, Any]:
         return {
             "model_name": self.base,
             "model_provider": "ratchet",
             "adapter": self.adapter,
             "adapter_hash": self.adapter_hash,
-            "finish_reason": made.end,
+            "finish_reason": output.finish_reason,
         }
 
 
-class _Prepared:
-    """A conversation of langchain messages made ready for the engine."""
+class _ChatRequest:
+    """A conversation of langchain messages, prepared for the engine."""
 
     def __init__(
         self,
@@ -308,38 +318,38 @@ class _Prepared:
     ) -> None:
         if options.get("model") not in (None, model.base):
             raise ModelError(
-                f"asked for model {options['model']!r}, but this engine holds {model.base!r}; load the other one"
+                f"model {options['model']!r} was requested, but this engine has {model.base!r}; load the other one"
             )
         self.model = model
         choice = options.get("tool_choice")
-        self.tools = () if choice == "none" else tuple(_spec(tool) for tool in options.get("tools") or ())
+        self.tools = () if choice == "none" else tuple(_read_spec(tool) for tool in options.get("tools") or ())
         self.must_call = bool(choice) and choice not in ("auto", "none")
         if self.must_call and choice not in (True, "any", "required"):
             self.tools = tuple(tool for tool in self.tools if tool.name == choice)
-        self.stops = [one for one in stop or model.stop or () if one]
+        self.stops = [text for text in stop or model.stop or () if text]
         self.options = options
-        self.shown = _with_tools(from_langchain(conversation), self.tools, self.must_call)
-        self.listener = _Speaker(model.renderer, None, self.stops)
+        self.messages = _add_tools(from_langchain(conversation), self.tools, self.must_call)
+        self.decoder = StreamDecoder(model.renderer, None, self.stops)
 
-    def request(self, hear: Callable[[Sequence[int]], bool]) -> Request:
+    def request(self, on_tokens: Callable[[Sequence[int]], bool]) -> Request:
         model, options = self.model, self.options
         return Request(
-            ids=model.renderer.prompt(self.shown),
-            end=model.renderer.end_of_turn,
+            ids=model.renderer.prompt(self.messages),
+            end_of_turn=model.renderer.end_of_turn,
             max_new=int(options.get("max_tokens") or model.max_tokens),
             grammar=call_grammar(self.tools, text=not self.must_call) if self.tools else None,
             temperature=float(options.get("temperature", model.temperature)),
             top_p=float(options.get("top_p", model.top_p)),
             seed=int(options.get("seed", model.seed)),
             adapter=model.adapter,
-            on_tokens=hear,
+            on_tokens=on_tokens,
             max_seconds=None if options.get("timeout") is None else float(options["timeout"]),
         )
 
-    def read(self, made: Generation) -> tuple[str, list[MessageToolCall]]:
-        """The text of the answer, and the tool calls in it."""
-        text = _until(_decode(self.model.renderer, made), self.stops)[0]
-        if not self.tools or not text.startswith('{"tool":') or made.end != "stop":
+    def parse(self, output: Generation) -> tuple[str, list[MessageToolCall]]:
+        """Return the text of the answer and its tool calls, one of them empty."""
+        text = text_before_stop(decode_generation(self.model.renderer, output), self.stops)[0]
+        if not self.tools or not text.startswith('{"tool":') or output.finish_reason != "stop":
             return text, []
         try:
             call = parse_step(text).call
@@ -355,33 +365,33 @@ class _Prepared:
         ]
 
 
-def _spec(tool: Mapping[str, Any]) -> ToolSpec:
+def _read_spec(tool: Mapping[str, Any]) -> ToolSpec:
     function = tool["function"]
     empty = {"type": "object", "properties": {}}
     return ToolSpec(function["name"], function.get("description", ""), function.get("parameters") or empty)
 
 
-def _with_tools(shown: list[Message], tools: Sequence[ToolSpec], must_call: bool) -> list[Message]:
-    """The system message, with the tools told in it."""
+def _add_tools(conversation: list[Message], tools: Sequence[ToolSpec], must_call: bool) -> list[Message]:
+    """Describe the tools in the system message."""
     if not tools:
-        return shown
+        return conversation
     how = "Call a tool" if must_call else "Answer in plain text, or call a tool"
-    told = "\n".join(
+    description = "\n".join(
         [f'{how} by writing {{"tool":"name","args":{{...}}}}. Tools:']
         + [
             canonical({"name": tool.name, "description": tool.description, "parameters": tool.parameters})
             for tool in tools
         ]
     )
-    if shown and shown[0].role == "system":
-        return [Message("system", f"{shown[0].text}\n\n{told}"), *shown[1:]]
-    return [Message("system", told), *shown]
+    if conversation and conversation[0].role == "system":
+        return [Message("system", f"{conversation[0].text}\n\n{description}"), *conversation[1:]]
+    return [Message("system", description), *conversation]
 
 
-def _usage(made: Generation) -> UsageMetadata:
+def _usage(output: Generation) -> UsageMetadata:
     return UsageMetadata(
-        input_tokens=made.prompt,
-        output_tokens=len(made.ids),
-        total_tokens=made.prompt + len(made.ids),
-        input_token_details={"cache_read": made.cached},
+        input_tokens=output.prompt,
+        output_tokens=len(output.ids),
+        total_tokens=output.prompt + len(output.ids),
+        input_token_details={"cache_read": output.cached},
     )

@@ -1,4 +1,4 @@
-"""`ScriptedModel`: a chat model that says what it was told to, for tests and for trying things out."""
+"""`ScriptedModel`: a chat model that replies from a script, for tests and experiments."""
 
 from __future__ import annotations
 
@@ -17,25 +17,28 @@ from agent.errors import ModelError
 
 
 class ScriptedModel(BaseChatModel):
-    """Gives its replies one by one, whatever it is asked. Keeps the conversations it was shown in `asked`."""
+    """Returns its replies one by one, whatever the prompt. Raises ModelError after the last one."""
 
     replies: list[AIMessage]
-    _asked: list[list[BaseMessage]] = PrivateAttr(default_factory=list)
+    _conversations: list[list[BaseMessage]] = PrivateAttr(default_factory=list)
     _lock: Any = PrivateAttr(default_factory=threading.Lock)
 
     def __init__(self, replies: Sequence[AIMessage | str], **options: Any) -> None:
-        super().__init__(replies=[AIMessage(one) if isinstance(one, str) else one for one in replies], **options)
+        super().__init__(
+            replies=[AIMessage(reply) if isinstance(reply, str) else reply for reply in replies], **options
+        )
 
     @property
-    def asked(self) -> list[list[BaseMessage]]:
-        return self._asked
+    def conversations(self) -> list[list[BaseMessage]]:
+        """The messages of each call so far."""
+        return self._conversations
 
     @property
     def _llm_type(self) -> str:
         return "scripted"
 
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[Any, AIMessage]:
-        """Tools change nothing: the script is the script."""
+        """Return the model itself: tools do not change the script."""
         return super().bind()
 
     def _generate(
@@ -46,15 +49,15 @@ class ScriptedModel(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         with self._lock:
-            place = len(self._asked)
-            self._asked.append(list(messages))
+            place = len(self._conversations)
+            self._conversations.append(list(messages))
         if place >= len(self.replies):
-            raise ModelError(f"the script has {len(self.replies)} replies and was asked for one more; add it")
+            raise ModelError(f"the script has {len(self.replies)} replies and was called once more; add a reply")
         return ChatResult(generations=[ChatGeneration(message=self.replies[place])])
 
 
 def call(tool: str, /, *, thought: str = "", plan: Sequence[str] = (), **arguments: Any) -> AIMessage:
-    """A reply that calls a tool."""
+    """Return a reply that calls a tool."""
     text = "\n".join([f"Plan: {'; '.join(plan)}"] * bool(plan) + [thought] * bool(thought))
     return AIMessage(
         content=text, tool_calls=[{"name": tool, "args": arguments, "id": "scripted", "type": "tool_call"}]
@@ -62,5 +65,5 @@ def call(tool: str, /, *, thought: str = "", plan: Sequence[str] = (), **argumen
 
 
 def answer(text: str, *citations: int, thought: str = "") -> AIMessage:
-    """A reply that ends the run with an answer."""
+    """Return a reply that ends the run with an answer."""
     return call("answer", thought=thought, text=text, citations=list(citations))

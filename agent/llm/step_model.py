@@ -1,7 +1,7 @@
-"""The seam between the loop and a model: who proposes the next step.
+"""The interface between the agent loop and a model: `Stepper` proposes the next step.
 
-`LocalModel` proposes by itself, under the grammar. `ChatStepper` lets any other langchain-core chat model
-drive the agent: through its own tool calling where it has one, else by reading its text as a step.
+`LocalModel` implements it under a grammar. `ChatStepper` adapts any other langchain-core chat model: through its tool
+calling where it has one, else by parsing its text as a step.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ from langchain_core.messages import AIMessage
 
 from agent.llm.prompt.langchain_messages import plain_text, to_langchain
 from agent.llm.prompt.render import Frame
-from agent.llm.prompt.step_grammar import ParsedStep, ToolSpec, parse_step
+from agent.llm.prompt.step_grammar import ParsedStep, parse_step
+from agent.llm.prompt.tool_spec import ToolSpec
 from agent.records.run import Provenance, ToolCall, Trajectory, Usage
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a model wants to do next, or what it said instead."""
+    """The next step that a model proposes, or its output where that is not a step."""
 
     call: ToolCall | None
     thought: str = ""
     plan: tuple[str, ...] = ()
-    said: str = ""
+    text: str = ""
+    """The output that is not a step."""
     error: str | None = None
-    """Why `said` could not be read as a step."""
-    end: Literal["stop", "length", "late", "cancelled"] = "stop"
+    """Why `text` is not a step."""
+    finish_reason: Literal["stop", "length", "timeout", "cancelled"] = "stop"
     token_ids: tuple[int, ...] = ()
     usage: Usage = field(default_factory=Usage)
     seconds: float = 0.0
@@ -40,9 +42,11 @@ class Proposal:
 
 @runtime_checkable
 class Stepper(Protocol):
-    """Proposes steps. `ScriptedModel`, through `ChatStepper`, is the one for tests."""
+    """Proposes steps. For tests there is `ScriptedModel`, through `ChatStepper`."""
 
-    def provenance(self) -> Provenance: ...
+    def provenance(self) -> Provenance:
+        """Return which model and adapter propose."""
+        ...
 
     def propose(
         self,
@@ -55,16 +59,29 @@ class Stepper(Protocol):
         max_seconds: float,
         cancelled: threading.Event,
         on_text: Callable[[str], None] | None = None,
-    ) -> Proposal: ...
+    ) -> Proposal:
+        """Return the next step of a run.
+
+        Args:
+            trajectory: the run so far.
+            frame: its instructions and tools.
+            temperature: 0 decodes greedily.
+            seed: of the sampling.
+            max_tokens: the most tokens to generate.
+            max_seconds: the time limit of the generation.
+            cancelled: ends the generation when it is set.
+            on_text: receives the text as it is generated.
+        """
+        ...
 
 
 def as_stepper(model: BaseChatModel | Stepper) -> Stepper:
-    """The model itself where it proposes steps, else a `ChatStepper` around it."""
+    """Return the model itself where it is a `Stepper`, else a `ChatStepper` around it."""
     return model if isinstance(model, Stepper) else ChatStepper(model)
 
 
 class ChatStepper:
-    """Any langchain-core chat model as what drives the agent. Its text is checked, not constrained."""
+    """A stepper on any langchain-core chat model. Its output is checked, not constrained."""
 
     def __init__(self, model: BaseChatModel) -> None:
         self._model = model
@@ -85,7 +102,7 @@ class ChatStepper:
         cancelled: threading.Event,
         on_text: Callable[[str], None] | None = None,
     ) -> Proposal:
-        """Ask for the next step. How it samples, and how long it may take, are the chat model's own."""
+        """Return the next step. Sampling and time limits are those of the chat model, not of the arguments."""
         started = time.perf_counter()
         reply = cast(AIMessage, self._bound(frame).invoke(to_langchain(trajectory, frame)))
         seconds = time.perf_counter() - started
@@ -95,9 +112,9 @@ class ChatStepper:
         if on_text is not None and text:
             on_text(text)
         try:
-            step = _read(reply, text)
-        except ValueError as fault:
-            return Proposal(None, said=text, error=f"This is not a step: {fault}.", usage=usage, seconds=seconds)
+            step = _parse_reply(reply, text)
+        except ValueError as error:
+            return Proposal(None, text=text, error=f"This is not a step: {error}.", usage=usage, seconds=seconds)
         return Proposal(step.call, step.thought, step.plan, usage=usage, seconds=seconds)
 
     def _bound(self, frame: Frame) -> Any:
@@ -108,15 +125,15 @@ class ChatStepper:
 
 
 def read_plan(text: str) -> tuple[tuple[str, ...], str]:
-    """Plan and thought out of a chat model's text; the plan is a first line `Plan: a; b; c`."""
-    found = re.match(r"\s*Plan:\s*(.+?)(?:\n|$)", text)
-    if found is None:
+    """Split a chat model's text into plan and thought; the plan is a first line `Plan: a; b; c`."""
+    match = re.match(r"\s*Plan:\s*(.+?)(?:\n|$)", text)
+    if match is None:
         return (), text.strip()
-    items = tuple(item.strip() for item in found.group(1).split(";") if item.strip())
-    return items, text[found.end() :].strip()
+    items = tuple(item.strip() for item in match.group(1).split(";") if item.strip())
+    return items, text[match.end() :].strip()
 
 
-def _read(reply: AIMessage, text: str) -> ParsedStep:
+def _parse_reply(reply: AIMessage, text: str) -> ParsedStep:
     if reply.tool_calls:
         call = reply.tool_calls[0]
         plan, thought = read_plan(text)

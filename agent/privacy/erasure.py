@@ -1,10 +1,10 @@
-"""Forgets a person: finds what of the log and the documents is theirs, and takes it out so that nothing is left.
+"""Forgets a person: finds and removes their data in the log and the documents.
 
-A run is theirs when a fact's value is the ID, or when its task, facts, steps or feedback have the ID as a whole word,
-in capitals or not; so are its branches, and runs that were shown a passage of a document of theirs. A document is
-theirs when a value of its metadata is the ID; one that only names the ID is listed, for the user to decide. What was
-learnt from the runs is found by the tuner, behind `Tuned`. Not promised: that text without the ID is found, such as
-a masked address or a misspelt name; nor that weights forget, which only training without the text brings about.
+A run belongs to them when a value of its context is the ID, or when its task, context, steps or feedback have the ID as
+a whole word, in any case; so do its branches, and runs that found a passage of a document of theirs. A document belongs
+to them when a value of its metadata is the ID; one that only names the ID is listed, for the user to decide. Datasets
+and adapters made from the runs are found by the tuner, through `TrainingData`. Does not find text without the ID, such
+as a masked address or a misspelt name, and does not change weights: only training without the text does.
 """
 
 from __future__ import annotations
@@ -17,133 +17,133 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from agent.config.project import Home
-from agent.knowledge.document_store import Shelf, StoredDocument
-from agent.knowledge.schema import tenant_names
+from agent.knowledge.document_store import DocumentStore
+from agent.knowledge.schema import StoredDocument, tenant_names
 from agent.privacy.subject import Subject
 from agent.records.feedback import Arbitration, Correction, OutputCorrection, Rating
 from agent.records.run import Recalled, Step, Trajectory
 from agent.storage.database import open_engine
 from agent.storage.store import Store
 from agent.storage.tables import Forgetting
-from agent.text.normalise import plain
+from agent.text.normalise import normalise_task
 
 if TYPE_CHECKING:
-    from agent.knowledge.knowledge import Memory
+    from agent.knowledge.knowledge import Knowledge
 
 Reason = Literal["fact", "task", "step", "feedback", "passage", "branch"]
-"""Where the ID stands in a run. `passage`: the run was shown one of a document that is the subject's. `branch`: it
-shares its task with a run that is."""
+"""Where a run has the ID. `passage`: the run found a passage of a document that belongs to the subject. `branch`: it
+shares its task with a run of the subject."""
 
 Feedback = Rating | Correction | OutputCorrection | Arbitration
 
 Place = Literal["owner", "metadata", "name", "text"]
-"""Where the ID stands in a document. `owner`: a value of its metadata is the ID, so that it is the subject's."""
+"""Where a document has the ID. `owner`: a value of its metadata is the ID, so that it belongs to the subject."""
 
 _DOCUMENTS = 200
-"""Documents whose text is looked through at once."""
+"""Documents whose text is searched at once."""
 
 
 @dataclass(frozen=True)
-class FoundRuns:
-    """What of the log is the subject's."""
+class RunMatches:
+    """The runs of the subject, and what they left in other runs."""
 
     runs: Mapping[str, Reason]
     texts: frozenset[str] = frozenset()
-    """What these runs' tasks are shown as where they are recalled, less what a run that stays says as well."""
+    """Texts of these runs' tasks as recall shows them, except those that a remaining run has as well."""
     recalled: Mapping[str, tuple[Recalled, ...]] = field(default_factory=dict)
-    """Runs that stay and were shown such a text, and what is left of what they were shown."""
+    """Remaining runs that were given such a text, with the recalled tasks that they keep."""
 
 
 @dataclass(frozen=True)
-class FoundDocument:
-    """A document that is the subject's, or names the ID."""
+class DocumentMatch:
+    """A document that belongs to the subject, or names the ID."""
 
     tenant: str
     name: str
     folder: str
-    """Where it was added from; while its file is there, the next `docs sync` adds it again."""
+    """The folder it was added from; while its file exists, the next `docs sync` adds it again."""
     place: Place
 
 
 @dataclass(frozen=True)
 class Traces:
-    """What to look for in what was made of the runs."""
+    """What to look for in the data made from the runs."""
 
     subject: Subject
     runs: frozenset[str]
     texts: frozenset[str]
-    """As in `FoundRuns`."""
+    """As in `RunMatches.texts`."""
     earlier: tuple[Forgetting, ...]
-    """What was forgotten before; what an interruption left of it goes too."""
+    """Earlier deletions; what an interruption left of them is removed too."""
     documents: frozenset[str] = frozenset()
-    """Names of documents that are the subject's own: a dataset may show them where no run was."""
+    """Names of the subject's documents: a dataset may contain them without a run of the subject."""
 
 
 @dataclass(frozen=True)
-class LearntDataset:
+class DatasetTrace:
     """A dataset folder with text of the subject."""
 
     name: str
     examples: tuple[str, ...]
-    """Runs of the subject's it has examples of; none where it only shows their words beside others."""
+    """Runs of the subject that it has examples of; none where their text is only context of other examples."""
     runs: tuple[str, ...]
-    """All runs it has examples of."""
+    """All runs that it has examples of."""
 
 
 @dataclass(frozen=True)
-class LearntAdapter:
-    """An adapter that was trained on what is forgotten, may have been, or has pages that name the ID."""
+class AdapterTrace:
+    """An adapter that was or may have been trained on erased data, or has pages that name the ID."""
 
     id: str
     state: str
     served: bool
     runs: int
-    """Runs that are forgotten now, of which it or an adapter it goes back to has learnt."""
+    """Number of runs to erase that it, or an adapter it goes back to, was trained on."""
     earlier: int
-    """The same for runs that were forgotten before."""
+    """The same for runs that were erased before."""
     through: tuple[str, ...]
-    """The adapters it has that from: itself, its parents, what it is merged of."""
+    """The adapters that were trained on them: itself, its parents, the parts of a merge."""
     unknown: bool
-    """A dataset or an adapter that it goes back to is gone, so that there may be more."""
+    """Whether a dataset or an adapter that it goes back to is missing, so that there may be more."""
     pages: tuple[str, ...]
-    """Files of its sealed folder that name the ID. They stay unless it is asked for."""
+    """Files of its sealed folder that name the ID; removed only with `pages`."""
 
 
 @dataclass(frozen=True)
-class LearntTask:
-    """A version of a trained classic task that learnt of what is forgotten, may have, or has text that names the ID."""
+class TaskTrace:
+    """A version of a trained task that was or may have been trained on erased data, or has text that names the ID."""
 
     folder: Path
     id: str
     tools: tuple[str, ...]
-    """Names of the agent's tools that ask the task."""
+    """Names of the agent's tools that call the task."""
     served: bool
     """Whether the task's name stands for this version."""
     runs: int
-    """Runs that are forgotten now, of which it learnt a corrected output, itself or where it goes on from."""
+    """Number of runs to erase with a corrected output that it, or its parent, was trained on."""
     earlier: int
-    """The same for runs that were forgotten before."""
+    """The same for runs that were erased before."""
     data: tuple[Path, ...]
-    """Files it was trained on that name the ID. They are the user's own and stay."""
+    """Files it was trained on that name the ID. They belong to the user and are not removed."""
     unknown: bool
-    """It does not say what it was trained on, or that is gone, so that there may be more."""
+    """Whether its training data is not recorded or missing, so that there may be more."""
     pages: tuple[str, ...]
-    """Files of its sealed folder that name the ID. They stay unless it is asked for."""
+    """Files of its sealed folder that name the ID; removed only with `pages`."""
 
 
 @dataclass(frozen=True)
-class Learnt:
-    """What was made of the runs."""
+class TrainingTraces:
+    """The data made from the runs: datasets, adapters, trained tasks and other files."""
 
-    datasets: tuple[LearntDataset, ...] = ()
+    datasets: tuple[DatasetTrace, ...] = ()
     files: tuple[Path, ...] = ()
-    """Files and folders that hold text, or cannot be gone on with: of tunings and of evaluations."""
-    adapters: tuple[LearntAdapter, ...] = ()
-    tasks: tuple[LearntTask, ...] = ()
+    """Files and folders of tunings and evaluations that contain text, or cannot be resumed any more."""
+    adapters: tuple[AdapterTrace, ...] = ()
+    tasks: tuple[TaskTrace, ...] = ()
     commands: tuple[str, ...] = ()
-    """What serves and trains without the forgotten runs."""
+    """Commands that serve and train without the erased runs."""
     suite: Path | None = None
-    """The held-out suite, where it names the ID. It is the user's own file and stays."""
+    """The held-out suite, where it names the ID. It belongs to the user and is not removed."""
 
     @property
     def pages(self) -> bool:
@@ -151,46 +151,48 @@ class Learnt:
         return any(one.pages for one in self.adapters) or any(one.pages for one in self.tasks)
 
 
-class Tuned(Protocol):
-    """What the tuner knows of. `tuner.privacy.erasure.Made` is the one there is."""
+class TrainingData(Protocol):
+    """Finds and removes what was made from runs; implemented in `tuner.privacy.erasure`."""
 
     def alone(self) -> AbstractContextManager[None]:
-        """While no tuning runs, and none begins."""
+        """Return a context in which no tuning runs or begins."""
         ...
 
-    def find(self, traces: Traces) -> Learnt: ...
+    def find(self, traces: Traces) -> TrainingTraces: ...
 
-    def remove(self, learnt: Learnt, *, pages: bool) -> None:
-        """Delete datasets and files; with `pages`, those of sealed folders too, which are sealed anew."""
+    def remove(self, learnt: TrainingTraces, *, pages: bool) -> None:
+        """Delete datasets and files; with `pages`, those in sealed folders too, which are sealed again."""
         ...
 
 
 @dataclass(frozen=True)
-class Found:
-    """All that was found. Nothing is touched yet."""
+class ErasurePlan:
+    """All data of a person that was found. Nothing is removed yet."""
 
-    runs: FoundRuns
+    runs: RunMatches
     workspaces: tuple[Path, ...]
-    documents: tuple[FoundDocument, ...]
-    """Those that go."""
-    mentions: tuple[FoundDocument, ...]
-    """Those that stay, and name the ID."""
-    learnt: Learnt
+    documents: tuple[DocumentMatch, ...]
+    """Documents to remove."""
+    mentions: tuple[DocumentMatch, ...]
+    """Documents that remain and name the ID."""
+    learnt: TrainingTraces
 
     def goes(self, *, pages: bool) -> bool:
-        """Whether there is anything to remove."""
+        """Return whether there is anything to remove."""
         sealed = pages and self.learnt.pages
         held = (self.runs.runs, self.runs.recalled, self.workspaces, self.documents)
         return sealed or any(held) or bool(self.learnt.datasets or self.learnt.files)
 
 
-def find(home: Home, subject: Subject, tuned: Tuned, *, documents: bool = False, own_tenant: str = "") -> Found:
-    """Look for everything that is the subject's; with `documents`, those that only name the ID go too.
+def find(
+    home: Home, subject: Subject, tuned: TrainingData, *, documents: bool = False, own_tenant: str = ""
+) -> ErasurePlan:
+    """Find all data of a person; with `documents`, documents that only name the ID are removed too.
 
-    `own_tenant` is the one whose documents the runs were shown.
+    `own_tenant` is the tenant whose documents the runs search.
     """
-    runs, earlier = FoundRuns({}), tuple[Forgetting, ...]()
-    every: list[FoundDocument] = []
+    runs, earlier = RunMatches({}), tuple[Forgetting, ...]()
+    every: list[DocumentMatch] = []
     owned: set[str] = set()
     if home.database.is_file():
         every = list(_find_documents(home.database, subject))
@@ -199,7 +201,7 @@ def find(home: Home, subject: Subject, tuned: Tuned, *, documents: bool = False,
             runs, earlier = find_runs(store, subject, owned), store.forgettings()
     goes = [one for one in every if documents or one.place == "owner"]
     traces = Traces(subject, frozenset(runs.runs), runs.texts, earlier, frozenset(owned))
-    return Found(
+    return ErasurePlan(
         runs=runs,
         workspaces=tuple(_workspaces(home, [*runs.runs, *(run for one in earlier for run in one.runs)])),
         documents=tuple(goes),
@@ -210,16 +212,16 @@ def find(home: Home, subject: Subject, tuned: Tuned, *, documents: bool = False,
 
 def forget(
     home: Home,
-    found: Found,
-    tuned: Tuned,
+    found: ErasurePlan,
+    tuned: TrainingData,
     *,
-    open_memory: Callable[[str], Memory],
+    open_memory: Callable[[str], Knowledge],
     at: str,
     pages: bool = False,
 ) -> bool:
-    """Remove what was found. False where another process kept the database's log from being emptied.
+    """Remove what was found. Returns False where another process kept the database's log from being emptied.
 
-    The log goes first, with the record of it: what is interrupted behind that is found again and removed by the next
+    The log goes first, with the record of it: what is interrupted after that is found again and removed by the next
     call, for datasets and workspaces are known by their runs. `open_memory` opens a tenant's documents.
     """
     record = Forgetting(
@@ -245,14 +247,14 @@ def forget(
 # -- runs ----------------------------------------------------------------------------------------------------
 
 
-def find_runs(store: Store, subject: Subject, owned: Collection[str] = ()) -> FoundRuns:
+def find_runs(store: Store, subject: Subject, owned: Collection[str] = ()) -> RunMatches:
     """What of the log is the subject's; `owned` are names of documents that are."""
     said: dict[str, list[Feedback]] = {}
     every: list[Feedback] = [
-        *store.ratings(),
-        *store.corrections(),
-        *store.output_corrections(),
-        *store.arbitrations(),
+        *store.feedback.ratings(),
+        *store.feedback.corrections(),
+        *store.feedback.output_corrections(),
+        *store.feedback.arbitrations(),
     ]
     for one in every:
         said.setdefault(one.run, []).append(one)
@@ -276,18 +278,18 @@ def find_runs(store: Store, subject: Subject, owned: Collection[str] = ()) -> Fo
             matched[trajectory.id] = reason
         if trajectory.branch is not None:
             branches[trajectory.id] = trajectory.branch.run
-        shown[trajectory.id] = plain(trajectory.task.text)
+        shown[trajectory.id] = normalise_task(trajectory.task.text)
         if trajectory.provenance.recalled:
             recalled[trajectory.id] = trajectory.provenance.recalled
     runs = with_branches(matched, list(shown), branches)
     texts = {shown[run] for run in runs} - {text for run, text in shown.items() if run not in runs}
     left = {
-        run: tuple(one for one in were_shown if one.run not in runs and not is_shown(subject, texts, one))
+        run: tuple(one for one in were_shown if one.run not in runs and not is_recalled_text(subject, texts, one))
         for run, were_shown in recalled.items()
         if run not in runs
     }
     changed = {run: kept for run, kept in left.items() if kept != recalled[run]}
-    return FoundRuns(runs, frozenset(texts), changed)
+    return RunMatches(runs, frozenset(texts), changed)
 
 
 def reason_of(
@@ -298,7 +300,7 @@ def reason_of(
     intents: Sequence[Step] = (),
     owned: Collection[str] = (),
 ) -> Reason | None:
-    """Why a run is the subject's; None when it is not. Who gave feedback is not looked at: that is no text of it."""
+    """Return where a run has the ID; None where it has not. Names of reviewers do not count."""
     task = trajectory.task
     if any(map(subject.equals, task.facts.values())):
         return "fact"
@@ -312,7 +314,7 @@ def reason_of(
 
 
 def with_branches(matched: Mapping[str, Reason], runs: Sequence[str], branches: Mapping[str, str]) -> dict[str, Reason]:
-    """The matched runs and all that share their task: what they left, and what left them. In the order of `runs`."""
+    """Return the matched runs with their branches and parents, in the order of `runs`."""
 
     def root(run: str) -> str:
         seen = {run}
@@ -325,8 +327,8 @@ def with_branches(matched: Mapping[str, Reason], runs: Sequence[str], branches: 
     return {run: matched.get(run, "branch") for run in runs if root(run) in roots}
 
 
-def is_shown(subject: Subject, texts: Collection[str], recalled: Recalled) -> bool:
-    """Whether a solved task that a run was shown is one of these, or names the ID."""
+def is_recalled_text(subject: Subject, texts: Collection[str], recalled: Recalled) -> bool:
+    """Return whether a recalled task is one of these texts, or names the ID."""
     return recalled.text in texts or subject.is_in([recalled.text, recalled.plan])
 
 
@@ -347,7 +349,7 @@ def _texts_of_feedback(feedback: Feedback) -> list[Any]:
 def _workspaces(home: Home, runs: Sequence[str]) -> Iterator[Path]:
     for run in dict.fromkeys(runs):
         folder = home.workspaces / run
-        # A caller may have chosen the id: nothing outside is ever removed.
+        # The caller may choose the id: nothing outside the workspaces is ever removed.
         if folder.is_dir() and not folder.is_symlink() and folder.resolve().parent == home.workspaces.resolve():
             yield folder
 
@@ -355,12 +357,12 @@ def _workspaces(home: Home, runs: Sequence[str]) -> Iterator[Path]:
 # -- documents -----------------------------------------------------------------------------------------------
 
 
-def _find_documents(database: Path, subject: Subject) -> Iterator[FoundDocument]:
-    """The documents of every tenant that have the ID anywhere."""
+def _find_documents(database: Path, subject: Subject) -> Iterator[DocumentMatch]:
+    """Yield the documents of every tenant that have the ID."""
     engine = open_engine(database)
     try:
         for tenant in tenant_names(engine):
-            shelf = Shelf(engine, tenant=tenant)
+            shelf = DocumentStore(engine, tenant=tenant)
             documents = shelf.documents()
             for start in range(0, len(documents), _DOCUMENTS):
                 part = documents[start : start + _DOCUMENTS]
@@ -372,13 +374,13 @@ def _find_documents(database: Path, subject: Subject) -> Iterator[FoundDocument]
                 for one in part:
                     place = place_in(subject, one, in_text=one.name in named)
                     if place is not None:
-                        yield FoundDocument(tenant, one.name, one.folder, place)
+                        yield DocumentMatch(tenant, one.name, one.folder, place)
     finally:
         engine.dispose()
 
 
 def place_in(subject: Subject, document: StoredDocument, *, in_text: bool) -> Place | None:
-    """Where a document has the ID; None when it has not."""
+    """Return where a document has the ID; None where it has not."""
     if any(map(subject.equals, document.metadata.values())):
         return "owner"
     if subject.is_in(document.metadata):

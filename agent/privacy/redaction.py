@@ -1,9 +1,8 @@
-"""Keeps secrets and personal data out of the log, while tools still get them.
+"""Masks secrets and personal data in the log, while tools still get the values.
 
-A `Scrubber` belongs to one run: it puts `<email_1>` for an address, and the address back when a tool is
-called. It finds what has a shape: keys and tokens, passwords with a label, card numbers, IBANs, e-mail
-addresses, phone numbers. It errs toward leaving text alone. Names and street addresses are not found, and
-it is no protection from a model that spells a secret in pieces.
+The `Scrubber` of a run replaces an address with `<email_1>`, and puts the address back when a tool is called. It finds
+keys and tokens, passwords with a label, card numbers, IBANs, e-mail addresses and phone numbers by their form, and in
+doubt leaves text as it is. It does not find names and street addresses, nor a secret that a model writes in pieces.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ _Span = tuple[int, int, str]
 
 
 def has_placeholder(text: str) -> bool:
-    """Whether something in a text was masked."""
+    """Return whether a text has a placeholder."""
     return _PLACEHOLDER.search(text) is not None
 
 
 def placeholders(text: str) -> tuple[str, ...]:
-    """Return the placeholders in a text, each once, in the order of the text."""
+    """Return the distinct placeholders of a text, in its order."""
     return tuple(dict.fromkeys(_PLACEHOLDER.findall(text)))
 
 
 class Scrubber:
-    """Masks the texts of one run and of the feedback on it; a value has the same placeholder throughout.
+    """Masks the texts of a run and of the feedback on it; a value has the same placeholder in all of them.
 
-    For several threads: feedback may come while the run goes on.
+    Safe to use from several threads: feedback may come while the run is in progress.
     """
 
     def __init__(self) -> None:
@@ -41,19 +40,19 @@ class Scrubber:
 
     @property
     def values(self) -> dict[str, str]:
-        """Placeholder to value, for whoever must resume the run; to be kept out of the log."""
+        """Placeholders with their values. Not for the log."""
         with self._lock:
             return dict(self._values)
 
     def reserve(self, text: str) -> None:
-        """Take the placeholders of a text as in use, so that no other value is given one of them."""
+        """Reserve the placeholders of a text, so that no value is given one of them."""
         with self._lock:
             self._taken.update(_PLACEHOLDER.findall(text))
 
     def mask(self, text: str) -> str:
-        """The text with placeholders. Masking twice changes nothing more; `unmask` gives the text back."""
+        """Return the text with placeholders. Masking is idempotent; `unmask` reverses it."""
         with self._lock:
-            # A placeholder that stood in the text before is no value of ours; its name is not given out.
+            # A placeholder that the text has already stands for no value of ours.
             self.reserve(text)
             while True:
                 masked = self._mask_once(text)
@@ -62,9 +61,9 @@ class Scrubber:
                 text = masked
 
     def mask_values(self, value: Any) -> Any:
-        """Return a JSON value with its texts masked; keys and numbers stay. `unmask` gives it back.
+        """Return a JSON value with its texts masked; keys and numbers stay. `unmask` reverses it.
 
-        A text that is, as a whole, a value of this run has its placeholder even where nothing around it tells.
+        A text that is a masked value of this run gets its placeholder also without the words around it.
         """
         if isinstance(value, str):
             with self._lock:
@@ -76,7 +75,7 @@ class Scrubber:
         return value
 
     def unmask(self, value: Any) -> Any:
-        """A JSON value with the values put back into its texts; unknown placeholders and keys stay."""
+        """Return a JSON value with the values put back; unknown placeholders stay."""
         if isinstance(value, str):
             values = self.values
             return _PLACEHOLDER.sub(lambda found: values.get(found.group(), found.group()), value)
@@ -103,7 +102,7 @@ class Scrubber:
         return "".join([*pieces, text[end:]])
 
     def _spans(self, text: str) -> list[_Span]:
-        """What to mask, in the order of the text; where two overlap, the finder that comes first wins."""
+        """The spans to mask, in the order of the text; of two that overlap, that of the earlier finder."""
         spans: list[_Span] = []
         for finder in (*_FINDERS, self._find_known):
             for start, stop, kind in finder(text):
@@ -112,7 +111,7 @@ class Scrubber:
         return sorted(spans)
 
     def _find_known(self, text: str) -> Iterator[_Span]:
-        """Passwords and some phone numbers show by their label alone; a long one met before is found without it."""
+        """Passwords and some phone numbers are found by their label, and again without it where they are long."""
         for value, placeholder in self._placeholders.items():
             kind = placeholder[1:].partition("_")[0]
             if len(value) >= _KNOWN_LENGTH and kind in ("key", "phone"):

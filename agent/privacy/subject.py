@@ -1,4 +1,4 @@
-"""TODO: agent/privacy/subject.py"""
+"""The person whose data is searched for: matching an id, an address or a name in texts and values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agent.errors import RatchetError
 
 @dataclass(frozen=True)
 class Subject:
-    """Whom it is about: an id, an e-mail address or a name."""
+    """A person, by an id, an e-mail address or a name."""
 
     id: str
 
@@ -23,13 +23,13 @@ class Subject:
             raise RatchetError(f"the subject {self.id!r} has no letter and no digit; give an id, an address or a name")
 
     def equals(self, value: Any) -> bool:
-        """Whether a value is the ID, or a list holds it."""
+        """Return whether a value, or an item of a list, is the ID."""
         if isinstance(value, list | tuple):
             return any(map(self.equals, value))
         return _normal(str(value)).casefold().split() == _normal(self.id).casefold().split()
 
     def is_in(self, value: Any) -> bool:
-        """Whether a text, or a text or number anywhere in a JSON value, has the ID as a whole word."""
+        """Return whether a text or number anywhere in a JSON value contains the ID as a whole word."""
         if isinstance(value, str):
             return self._pattern.search(_normal(value)) is not None
         if isinstance(value, Mapping):
@@ -42,10 +42,10 @@ class Subject:
     def _pattern(self) -> re.Pattern[str]:
         words = r"\s+".join(map(re.escape, _normal(self.id).split()))
         # jane@shop.example is neither mary.jane@shop.example nor jane@shop.example.org.
-        before, behind = (r"(?<!\w[.+%-])", r"(?![.-]\w)") if "@" in self.id else ("", "")
-        return re.compile(rf"(?<!\w){before}{words}(?!\w){behind}", re.IGNORECASE)
+        before, after = (r"(?<!\w[.+%-])", r"(?![.-]\w)") if "@" in self.id else ("", "")
+        return re.compile(rf"(?<!\w){before}{words}(?!\w){after}", re.IGNORECASE)
 
 
 def _normal(text: str) -> str:
-    """One spelling of letters that have two."""
+    """The composed form of letters that have two spellings."""
     return unicodedata.normalize("NFC", text)

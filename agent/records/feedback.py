@@ -1,4 +1,4 @@
-"""TODO: agent/records/feedback.py"""
+"""Records of feedback: ratings, corrections of steps and of outputs, and the kind of a correction."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any, Literal
 from agent.records.run import Part, Step, ToolCall
 
 Kind = Literal["fact", "habit", "exception"]
-"""Where a correction belongs: a fact in the documents, a habit in the weights, an exception in memory."""
+"""What a correction shows: a habit is trained and recalled; a fact is a knowledge gap, neither trained nor recalled; an
+exception is recalled alone."""
 
 
 @dataclass(frozen=True)
@@ -26,23 +27,23 @@ class Rating:
 
 @dataclass(frozen=True)
 class Correction:
-    """What a person says a step should have been. Appended, never written over; the newest counts."""
+    """The step that a reviewer wants in place of one of a run. The newest of a step counts."""
 
     id: str
     run: str
     step: int
-    """Index into the run's steps, from 0."""
+    """Index of the step, from 0."""
     call: ToolCall
     thought: str
-    """Empty where the reviewer gave none: what is not corrected is no target."""
+    """Empty where the reviewer gave none; then the step's own is not trained."""
     plan: tuple[str, ...]
-    """Empty where the reviewer gave none, or the step is not to hold one."""
+    """Empty where the reviewer gave none, or the step has no place for one."""
     reviewer: str
     reason: str
     at: str
     only_given: bool = False
-    """Whether `thought` and `plan` hold only what the reviewer gave. False for records from before this was kept: there
-    they may be the step's own."""
+    """Whether `thought` and `plan` hold only what the reviewer gave. False in records of older versions, which copied
+    those of the step."""
 
     def without_copies(self, was: Step) -> Correction:
         """Return the correction without a thought or plan that an older version copied from the step as it was.
@@ -59,14 +60,14 @@ class Correction:
         )
 
     def as_step(self) -> Step:
-        """The step as the reviewer would have had it; what followed from the old one is not in it."""
+        """Return the corrected step, without an observation."""
         return Step(self.call, thought=self.thought, plan=self.plan, author="correction")
 
     def as_target(self, was: Step) -> Step:
-        """Return the step as it is trained, in the place of the step as it was.
+        """Return the corrected step as a training target.
 
-        A model is served with its own plan and thought in front of a call. So where the reviewer gave none, the step's
-        own stay in front of the corrected call, as context.
+        The model generates its plan and thought before the call. Where the reviewer gave none, those of the original
+        step stay before the corrected call, as context.
         """
         given = self.without_copies(was)
         return replace(
@@ -77,7 +78,7 @@ class Correction:
         )
 
     def parts_not_given(self, was: Step) -> tuple[Part, ...]:
-        """Name the parts that the step had and the reviewer did not give."""
+        """Return the parts that the step had and the reviewer did not give."""
         given = self.without_copies(was)
         parts: list[Part] = []
         if was.plan and not given.plan:
@@ -89,9 +90,9 @@ class Correction:
 
 @dataclass(frozen=True)
 class OutputCorrection:
-    """What a person says a trained task should have given. Appended, never written over; the newest counts.
+    """The output that a reviewer wants of a trained task that a step called. The newest of a step counts.
 
-    The step stays as it is: the call was right. The task learns from it, and not the model.
+    The task is trained on it, not the language model: the call itself was right.
     """
 
     id: str
@@ -99,7 +100,7 @@ class OutputCorrection:
     step: int
     tool: str
     output: Mapping[str, Any]
-    """As the tool gives it, without scores."""
+    """In the form of the tool's result, without scores."""
     reviewer: str
     reason: str
     at: str
@@ -107,10 +108,7 @@ class OutputCorrection:
 
 @dataclass(frozen=True)
 class Arbitration:
-    """Where a correction belongs, and who decided it. Appended, never written over.
-
-    A reviewer goes before the rule; of what each said the newest counts.
-    """
+    """The kind that a reviewer gave a correction. The newest of a correction counts."""
 
     id: str
     run: str
@@ -119,9 +117,9 @@ class Arbitration:
     """Its id."""
     kind: Kind
     by: Literal["rule", "reviewer"]
+    """"rule" in records of older versions; those are ignored."""
     reviewer: str
-    """Empty for the rule."""
     reason: str
     at: str
     superseded_by: str | None = None
-    """Said by the rule alone: the id of a newer correction that says something else of the same."""
+    """Set in records by "rule" only."""

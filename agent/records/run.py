@@ -1,7 +1,6 @@
-"""The record: what a task was, what the agent did about it, and what people said of that.
+"""The record of a run: its task, its steps, what produced it, and its outcome.
 
-Plain frozen data with a versioned JSON form. Ids and times are arguments; nothing here reads a clock,
-a file or the environment. Reading back a newer version is refused, never guessed at.
+Frozen data with a versioned JSON form. Ids and times are arguments. A record of a newer version is not read.
 """
 
 from __future__ import annotations
@@ -16,16 +15,15 @@ from agent.errors import RecordError
 from tools.context import Passage
 
 RECORD_VERSION = 3
-"""3 marks steps whose effect is not known; 2 names the runs that recalled tasks came from and how answers were checked.
-1 and 2 are read as well."""
+"""Version 2 added the runs of recalled tasks and the check of answers, 3 steps with an unknown effect; all are read."""
 
 
 Part = Literal["plan", "thought"]
-"""What a step may hold beside its call."""
+"""A part of a step besides its call."""
 
 
 class Outcome(StrEnum):
-    """Why a run ended. A closed set: a run without one is still going, or was cut off and can be resumed."""
+    """Why a run ended. A run without an outcome is in progress, or was interrupted and can be resumed."""
 
     ANSWERED = "answered"
     FAILED = "failed"
@@ -39,6 +37,7 @@ class Outcome(StrEnum):
 
     @property
     def meaning(self) -> str:
+        """The outcome in words."""
         return _MEANINGS[self]
 
 
@@ -49,7 +48,7 @@ _MEANINGS = {
     Outcome.OUT_OF_TOKENS: "the budget of tokens, or the model's context, was used up before an answer",
     Outcome.OUT_OF_TIME: "the budget of seconds was used up before an answer",
     Outcome.LOOPING: "the same call gave the same result three times",
-    Outcome.REFUSED: "the agent declined and handed the task to a person",
+    Outcome.REFUSED: "the agent escalated the task to a person",
     Outcome.CANCELLED: "a person or program stopped the run",
     Outcome.CRASHED: "our own code failed; the error is recorded",
 }
@@ -57,17 +56,17 @@ _MEANINGS = {
 
 @dataclass(frozen=True)
 class Task:
-    """What the agent is asked."""
+    """A request to the agent."""
 
     id: str
     text: str
     facts: Mapping[str, str] = field(default_factory=dict)
-    """What the caller knows of the sender and vouches for, such as the signed-in customer's id."""
+    """The task context: what the caller knows and vouches for, such as the id of the signed-in customer."""
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One call of one tool, arguments as JSON."""
+    """A call of a tool, with JSON arguments."""
 
     name: str
     arguments: Mapping[str, Any]
@@ -75,17 +74,17 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of one step."""
+    """Token counts of a step."""
 
     prompt: int = 0
-    """All tokens in front of the step, cached or not."""
+    """All tokens before the step, cached or not."""
     cached: int = 0
-    """Of `prompt`, those whose keys and values were already there."""
+    """Of `prompt`, those whose keys and values were cached."""
     forced: int = 0
-    """Tokens the grammar left no choice about."""
+    """Tokens that were the only ones the grammar admits."""
     sampled: int = 0
     guessed: int = 0
-    """Of those forced and sampled, how many were guessed beforehand and asked for no pass of their own."""
+    """Of those forced and sampled, accepted draft tokens, which took no pass of their own."""
 
     @property
     def total(self) -> int:
@@ -94,103 +93,102 @@ class Usage:
 
 @dataclass(frozen=True)
 class Evidence:
-    """A sentence that a run was shown, and where it stands."""
+    """A sentence of the run's observations, and where it stands."""
 
     text: str
     label: int | None = None
-    """Of the passage it stands in; None for what a tool said."""
+    """Label of the passage it stands in; None for another result of a tool."""
     document: str = ""
     heading: str = ""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A sentence of an answer, held against what the run was shown."""
+    """A sentence of an answer, checked against the run's observations."""
 
     text: str
     supported: bool
     score: float
     """How well it is supported, 0 to 1."""
     evidence: tuple[Evidence, ...] = ()
-    """What supports it, one sentence or two; empty where nothing does."""
+    """One or two sentences that support it; empty where none does."""
 
 
 @dataclass(frozen=True)
 class Grounding:
-    """What came of checking an answer, and what whoever asked is given in its place."""
+    """The result of checking an answer, and the reply that the caller gets."""
 
     mode: Literal["mark", "withhold"]
     sentences: tuple[Checked, ...]
     reply: str
-    """What is given: the answer with its unsupported sentences marked, or without them."""
+    """The answer with its unsupported sentences marked, or without them."""
 
     @property
     def withheld(self) -> tuple[str, ...]:
-        """The sentences that were left out."""
+        """The sentences that the reply leaves out."""
         return tuple(one.text for one in self.sentences if self.mode == "withhold" and not one.supported)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One act: what the model said, and what came back."""
+    """What the model generated, and the observation that followed."""
 
     call: ToolCall | None
-    """None when what the model said could not be read; then `said` has it and `error` says why."""
+    """None when the output could not be parsed; then `said` has the output and `error` the reason."""
     observation: str = ""
     thought: str = ""
     plan: tuple[str, ...] = ()
-    """Given on the first step and again after a step that failed; empty otherwise."""
+    """Generated for the first step and again after a step that failed; empty otherwise."""
     error: str | None = None
-    """Set when the tool refused, raised an exception, or the step could not be read; the model is shown this text."""
+    """Set when the tool refused the call or raised an exception, or the step could not be parsed; the model gets it."""
     notice: str | None = None
-    """Said to the model behind the observation, such as that it repeats itself."""
+    """For the model, after the observation: for example that it repeats itself."""
     said: str = ""
-    """The raw text of a step that could not be read."""
+    """The output of a step that could not be parsed."""
     token_ids: tuple[int, ...] = ()
-    """The ids the model sampled or was forced to, end of turn included; empty for a step it did not say."""
+    """Of the model's output, end of turn included; empty for a step that the model did not generate."""
     passages: tuple[Passage, ...] = ()
-    """Passages first shown by this step."""
+    """Passages that this step was the first to find."""
     usage: Usage = Usage()
     model_seconds: float = 0.0
     tool_seconds: float = 0.0
     author: Literal["model", "correction"] = "model"
     grounding: Grounding | None = None
-    """Of an answer that was checked; `call` has it as the model gave it."""
+    """Set for an answer that was checked; `call` has the answer as the model generated it."""
     effect_unknown: bool = False
-    """Whether a tool that has an effect raised an exception or was interrupted, so that it may have taken effect."""
+    """Whether a tool with an effect raised an exception or was interrupted, so that it may have taken effect."""
     context_parts: tuple[Part, ...] = ()
-    """Of a corrected step as it is trained: the parts that the model said and the reviewer did not give. They stand in
-    front of the call, as they are served, and are no target."""
+    """In a corrected step that is trained: the parts that the reviewer did not give. They are context, not targets."""
 
     @property
     def withheld(self) -> tuple[str, ...]:
-        """Sentences of the model's own that whoever asked was not given."""
+        """Sentences of the answer that the caller did not get."""
         return () if self.grounding is None else self.grounding.withheld
 
 
 @dataclass(frozen=True)
 class Recalled:
-    """A solved task like this one that the model was shown: what was asked, and how it began."""
+    """A solved task like the run's own, with its first call, that the run was given."""
 
     text: str
     """Shortened and without its numbers."""
     tool: str
-    """The first tool that was called."""
+    """The tool of the first call."""
     plan: tuple[str, ...] = ()
     run: str = ""
-    """Where it comes from; empty in records from before this was kept. The model is not shown it."""
+    """Its run; empty in records of version 1. Not in the prompt."""
     choices: tuple[tuple[str, str], ...] = ()
-    """Name and value of each argument of the call that is a choice among texts."""
+    """Name and value of each argument that the tool's schema lists values for."""
     share: float = 0.0
-    """How likely memory takes the task to begin so, 0 to 1: what the model's own odds are multiplied with. 0 where
-    memory only shows."""
+    """Estimated probability of this first call, 0 to 1, with which the model's own is multiplied. 0 where recall is
+    text in the prompt."""
     shown: bool = True
     """Whether the prompt has it."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What produced a trajectory."""
+    """What produced a run."""
 
     base: str = ""
     base_revision: str = ""
@@ -202,12 +200,12 @@ class Provenance:
     seed: int = 0
     temperature: float = 0.0
     recalled: tuple[Recalled, ...] = ()
-    """The solved tasks it was shown, the one most like its own last."""
+    """The solved tasks that the run was given, the likeliest last."""
 
 
 @dataclass(frozen=True)
 class Branch:
-    """Where a run left another: it shares that run's steps before `step`."""
+    """The run that a branch comes from; the branch shares its steps before `step`."""
 
     run: str
     step: int
@@ -215,7 +213,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One run, from its task to its outcome."""
+    """A run, from its task to its outcome."""
 
     id: str
     task: Task
@@ -225,13 +223,13 @@ class Trajectory:
     steps: tuple[Step, ...] = ()
     outcome: Outcome | None = None
     error: str | None = None
-    """Our own failure, when `outcome` is crashed."""
+    """The traceback of our own failure, when `outcome` is crashed."""
     ended_at: str | None = None
     branch: Branch | None = None
 
     @property
     def answer(self) -> str | None:
-        """The answer as whoever asked was given it, or None without one."""
+        """The answer that the caller got; None without one."""
         if self.outcome is not Outcome.ANSWERED or not self.steps or self.steps[-1].call is None:
             return None
         grounding = self.steps[-1].grounding
@@ -241,12 +239,12 @@ class Trajectory:
 
     @property
     def passages(self) -> tuple[Passage, ...]:
-        """Every passage shown in the run, in the order of their labels."""
+        """Every passage that the run has found, in the order of their labels."""
         return tuple(passage for step in self.steps for passage in step.passages)
 
     @property
     def citations(self) -> tuple[Passage, ...]:
-        """The passages the answer cites, in its order; where some is withheld, those that the rest stands on."""
+        """The passages that the answer cites, in its order; if a sentence is withheld, those that support the rest."""
         if not self.steps or self.steps[-1].call is None:
             return ()
         labels = self.steps[-1].call.arguments.get("citations") or ()
@@ -258,19 +256,21 @@ class Trajectory:
 
     @property
     def tokens(self) -> int:
+        """Tokens of all steps, without cached ones."""
         return sum(step.usage.total for step in self.steps)
 
     def with_step(self, step: Step) -> Trajectory:
+        """Return the run with a further step."""
         return replace(self, steps=(*self.steps, step))
 
 
 def to_json(trajectory: Trajectory) -> str:
-    """One line of JSON; `from_json` gives back an equal trajectory."""
+    """Write a run as one line of JSON; `from_json` returns an equal one."""
     return json.dumps({"version": RECORD_VERSION, **asdict(trajectory)}, ensure_ascii=False, separators=(",", ":"))
 
 
 def from_json(text: str) -> Trajectory:
-    """Read what `to_json` wrote. Raises RecordError on anything else, a newer version included."""
+    """Read what `to_json` wrote. Raises RecordError for anything else, and for a newer version."""
     try:
         data = json.loads(text)
         version = data.pop("version")
@@ -327,7 +327,7 @@ def _grounding_from_dict(data: Mapping[str, Any] | None) -> Grounding | None:
 
 
 def _provenance_from_dict(data: Mapping[str, Any]) -> Provenance:
-    # Records from before there was recall have none.
+    # The oldest records have none.
     recalled = tuple(
         Recalled(**{**one, "plan": tuple(one["plan"]), "choices": tuple(map(tuple, one.get("choices", ())))})
         for one in data.get("recalled", ())

@@ -1,8 +1,8 @@
-"""What a sealed adapter folder is: what may lie in it, and the manifest that its files must agree with.
+"""Sealed adapter folders: the files they may contain, and the manifest with the hashes of the files.
 
-A folder is whole when its manifest is there, for that is written last; it is safe when it holds nothing but
-plain PEFT weights, JSON and a report. No torch here. Not promised: protection from someone who may write to
-the folder and seal it anew.
+A folder with a manifest is complete, because the manifest is written last; it is safe when it contains nothing but
+plain PEFT weights, JSON and a report. Imports no torch. Does not protect from someone who may write to the folder and
+seal it again.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from agent.util.atomic_files import write_whole
 
 MANIFEST_VERSION = 1
 LORA, VIRTUAL, FULL = "LORA", ("PROMPT_TUNING", "PREFIX_TUNING"), "LN_TUNING"
-"""The kinds of adapter that are served, as PEFT spells them. LN_TUNING acts with a copy of whole modules in place of
-the base's, which is how the outcome of full fine-tuning is kept."""
+"""The kinds of adapters that are served, as PEFT names them. LN_TUNING replaces whole modules of the base, which is how
+the result of full fine-tuning is stored."""
 CONFIG, WEIGHTS, MANIFEST, TASK, CARD, REPORT = (
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -33,14 +33,14 @@ CONFIG, WEIGHTS, MANIFEST, TASK, CARD, REPORT = (
     "README.md",
     "report",
 )
-"""`task.json` lies in the folder of a classic task alone, and says what its head is for."""
+"""`task.json` is in folders of classic tasks only, and describes the head."""
 REPORT_SUFFIXES = (".json", ".md", ".html", ".png", ".svg")
-"""What a file in `report/` may be; it is shown to people and never loaded."""
+"""Allowed in `report/`; these files are for people and never loaded."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a sealed folder holds and where it came from."""
+    """The content of a sealed folder and its origin."""
 
     id: str
     base: str
@@ -49,7 +49,7 @@ class Manifest:
     parent: str | None
     """The adapter that training started from; None for the bare base."""
     tuning: str
-    """Id of the tuning that made it."""
+    """Id of the tuning that trained it."""
     created_at: str
     code_version: str
     tensors_sha256: str
@@ -57,7 +57,7 @@ class Manifest:
     files: Mapping[str, str]
     """Path inside the folder to SHA-256, the manifest itself left out."""
     merged: Mapping[str, float] = field(default_factory=dict)
-    """The adapters it is the weighted sum of, by id, and their weights; empty for one that was trained."""
+    """Ids and weights of the adapters that it is the sum of; empty for a trained adapter."""
     version: int = MANIFEST_VERSION
 
 
@@ -74,7 +74,7 @@ def seal(
     code_version: str,
     merged: Mapping[str, float] | None = None,
 ) -> Manifest:
-    """Check an adapter folder and write its manifest, last of all. Raises AdapterError when unsafe."""
+    """Check an adapter folder and write its manifest last. Raises AdapterError for an unsafe folder."""
     files = _list_files(folder)
     for name in (CONFIG, WEIGHTS):
         if name not in files:
@@ -98,9 +98,10 @@ def seal(
 
 
 def add_documents(folder: Path, documents: Mapping[str, bytes]) -> Manifest:
-    """Put report files or a new model card into a sealed folder, which verifies at every moment between.
+    """Add report files or a new model card to a sealed folder, which verifies at every moment.
 
-    For one writer at a time."""
+    For one writer at a time.
+    """
     for name in documents:
         _check_name(folder, name)
         if not _is_document(name):
@@ -118,9 +119,10 @@ def add_documents(folder: Path, documents: Mapping[str, bytes]) -> Manifest:
 
 
 def remove_documents(folder: Path, names: Sequence[str]) -> Manifest:
-    """Take report files or the model card out of a sealed folder, which verifies at every moment between.
+    """Remove report files or the model card from a sealed folder, which verifies at every moment.
 
-    For one writer at a time."""
+    For one writer at a time.
+    """
     for name in names:
         if not _is_document(name):
             raise AdapterError(f"{name} cannot be taken out of sealed adapter {folder}; only {CARD} and {REPORT}/ can")
@@ -133,10 +135,10 @@ def remove_documents(folder: Path, names: Sequence[str]) -> Manifest:
 
 
 def verify(folder: Path) -> Manifest:
-    """The manifest of a folder that is whole and safe. Raises AdapterError, naming the file, for any other.
+    """Return the manifest of a complete and safe folder. Raises AdapterError, naming the file, for any other.
 
-    Weights, configuration and every file the manifest names must have the hashes it gives. A document (model
-    card, report) may be there without being named: it is shown to people, never loaded.
+    Weights, configuration and every other file of the manifest must have the hashes in it. A model card or report may
+    be missing in the manifest: it is for people and never loaded.
     """
     files = _list_files(folder)
     manifest = _read_manifest(folder, files)

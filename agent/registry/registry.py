@@ -1,8 +1,7 @@
 """The registry of adapters: the state of each, and which one is served.
 
-`Registry.active` gives a sealed folder whose hashes hold, or the base. No torch here. Not promised:
-protection from someone who may write to the registry itself, and locks between machines; `fcntl` locks hold
-on one.
+`Registry.active` returns a sealed folder that verifies, or the base. Imports no torch. Does not protect from someone
+who may write to the registry, and does not lock between machines: `fcntl` locks work on one.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _SETTLED_NANOSECONDS = 100_000_000
 
 
 class State(StrEnum):
-    """Where an adapter stands."""
+    """The state of an adapter."""
 
     TRAINED = "trained"
     GATED = "gated"
@@ -42,16 +41,16 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.GATED: frozenset({State.CANARY, State.ACTIVE, State.REJECTED}),
     State.CANARY: frozenset({State.ACTIVE, State.REJECTED}),
     State.ACTIVE: frozenset({State.RETIRED}),
-    # Active again by a rollback alone; to be promoted once more it passes the gate once more.
+    # Active again by a rollback only; a new promotion needs a new gate.
     State.RETIRED: frozenset({State.ACTIVE, State.GATED}),
     State.REJECTED: frozenset(),
 }
-"""What may follow each state. At most one adapter is active and at most one is the canary."""
+"""Allowed transitions. At most one adapter is active and at most one is the canary."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter as the registry knows it."""
+    """An entry of the registry."""
 
     id: str
     state: State
@@ -63,7 +62,7 @@ class Adapter:
     config_sha256: str
     added_at: str
     merged: tuple[str, ...] = ()
-    """Ids of the adapters it is the weighted sum of."""
+    """Ids of the adapters that it is the weighted sum of."""
 
 
 @dataclass(frozen=True)
@@ -80,22 +79,22 @@ class Change:
 
 @dataclass(frozen=True)
 class Serving:
-    """What is to be served now."""
+    """The adapter to serve now."""
 
     adapter: Adapter | None
     """None is the base."""
     warning: str | None = None
-    """Why it is not the adapter the registry calls active, when it is not."""
+    """Set when it is not the active adapter: the reason."""
 
 
 class Registry:
-    """The adapters of one home, the state of each, and every transition there was.
+    """The adapters of a home, their states, and the history of all transitions.
 
-    Kept in `registry.json` beside the adapter folders. Threads and processes may share it.
+    Stored in `registry.json` beside the adapter folders. Threads and processes may share it.
     """
 
     def __init__(self, folder: Path, *, listed_by: str = "ratchet adapters") -> None:
-        """`listed_by` is the command that a user is told to look them up with."""
+        """`listed_by` is the command that error messages name for listing the adapters."""
         self.folder = folder
         self._listed_by = listed_by
         self._path = folder / "registry.json"
@@ -104,7 +103,7 @@ class Registry:
         self._mutex = threading.Lock()
 
     def add(self, adapter_folder: Path, *, reason: str = "trained") -> Adapter:
-        """Verify a sealed folder and take it in as trained. It must lie in the registry's own folder."""
+        """Verify a sealed folder and add it as trained. It must be in the registry's folder."""
         manifest = verify(adapter_folder)
         if adapter_folder.resolve() != (self.folder / manifest.id).resolve():
             raise AdapterError(
@@ -130,30 +129,30 @@ class Registry:
         return adapter
 
     def get(self, id: str) -> Adapter:
-        """By its id, or by a beginning no other has."""
+        """Return the adapter with this id, or with a unique beginning of it. Raises AdapterError for others."""
         return _find(self._book(), id, self._listed_by)
 
     def list(self) -> tuple[Adapter, ...]:
-        """In the order they were added."""
+        """Return all adapters in the order they were added."""
         return tuple(self._book().adapters.values())
 
     def history(self) -> tuple[Change, ...]:
-        """Every transition, oldest first."""
+        """Return every transition, oldest first."""
         return tuple(self._book().history)
 
     def active(self) -> Adapter | None:
-        """The adapter to serve, its hashes checked; None is the base. `serving` tells of a fall-back too."""
+        """Return the adapter to serve, verified; None is the base. `serving` returns the warning too."""
         return self.serving().adapter
 
     def canary(self) -> Adapter | None:
-        """The adapter on trial, its hashes checked; None when there is none, or it is broken."""
+        """Return the canary, verified; None when there is none or it does not verify."""
         trial = next((one for one in self.list() if one.state is State.CANARY), None)
         return trial if trial and self._fault(trial) is None else None
 
     def serving(self) -> Serving:
-        """The active adapter; when it does not verify, the one before it that does, or the base, and why.
+        """Return the active adapter; when it does not verify, the newest earlier one that does, or the base.
 
-        Cheap enough to ask before each task: files are hashed again only when their size or times changed.
+        Cheap enough for each task: files are hashed again only when their size or times changed.
         """
         book = self._book()
         faults: list[str] = []
@@ -168,13 +167,13 @@ class Registry:
         return Serving(None, _warning(faults, "the base"))
 
     def line(self) -> tuple[Adapter, ...]:
-        """What is served, then what each rollback would come to; behind the last one that is the base."""
+        """Return what is served, then what each rollback would serve; after the last that is the base."""
         book = self._book()
         adapters = (book.adapters[id] for id in reversed(book.line))
         return tuple(one for one in adapters if one.state in (State.ACTIVE, State.RETIRED) and self._fault(one) is None)
 
     def transition(self, id: str, to: State, reason: str, at: str) -> Adapter:
-        """Move an adapter on. To active is `promote`; from active is `rollback` or another's promotion."""
+        """Change the state of an adapter. `promote` and `rollback` change which one is active."""
         if to is State.ACTIVE:
             return self.promote(id, reason, at)
         with self._writing() as book:
@@ -188,7 +187,7 @@ class Registry:
             return _move(book, adapter, to, reason, at)
 
     def promote(self, id: str, reason: str, at: str) -> Adapter:
-        """Make a gated or canary adapter the one that is served; the one before it is retired."""
+        """Serve a gated or canary adapter, and retire the one that was active."""
         with self._writing() as book:
             adapter = _find(book, id, self._listed_by)
             _check_transition(adapter, State.ACTIVE)
@@ -204,10 +203,9 @@ class Registry:
             return _move(book, adapter, State.ACTIVE, reason, at)
 
     def rollback(self, reason: str, at: str) -> Adapter | None:
-        """Retire the active adapter and serve what was served before it; None when that is the base.
+        """Retire the active adapter and serve the one before it; None when that is the base.
 
-        An earlier one that was rejected since, or no longer verifies, is passed over. Rolling back again goes
-        further back, never forth to what was rolled back.
+        Earlier adapters that were rejected or do not verify are skipped. A second rollback goes further back.
         """
         with self._writing() as book:
             current = _active(book)
@@ -223,7 +221,7 @@ class Registry:
             return None
 
     def reject(self, id: str, reason: str, at: str) -> Adapter:
-        """Never serve this one. For an adapter that is trained, gated or the canary."""
+        """Reject a trained, gated or canary adapter for good."""
         return self.transition(id, State.REJECTED, reason, at)
 
     def _book(self) -> _Book:
@@ -251,7 +249,7 @@ class Registry:
             write_whole(self._path, _book_json(book), self.folder / ".registry.json.new")
 
     def _fault(self, adapter: Adapter) -> str | None:
-        """What is wrong with an adapter's folder; hashes are computed only for files that changed."""
+        """Return the fault of an adapter's folder. Hashes are computed only for changed files."""
         try:
             mark = _marks(adapter.folder)
         except OSError as fault:
@@ -268,7 +266,7 @@ class Registry:
 
 @dataclass
 class _Book:
-    """What `registry.json` holds. `line` is what was made active, oldest first, less what was rolled back."""
+    """The content of `registry.json`. `line` has what was made active, oldest first, without what was rolled back."""
 
     adapters: dict[str, Adapter]
     line: list[str]

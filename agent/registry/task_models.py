@@ -1,27 +1,30 @@
-"""Where the trained classic tasks of a project lie, and which version of each is served. No torch.
+"""The trained classic tasks of a project, and the served version of each. Imports no torch.
 
-A task is the sealed folder that a training wrote. What is trained on from it lies beside, in `NAME.versions/`, with a
-registry that says which one is served; the base of that registry is the folder itself.
+A task is the sealed folder that a training wrote. Versions trained from it are beside it in `NAME.versions/`, with a
+registry whose base is the folder itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from agent.config.project import Project
 from agent.errors import AdapterError
 from agent.registry.artifact import TASK
 from agent.registry.registry import Registry, Serving
+
+if TYPE_CHECKING:
+    from agent.config.project import Project
 
 VERSIONS = ".versions"
 LISTED_BY = "ratchet task list"
 
 
 def find_task(project: Project, name: str) -> Path:
-    """The folder of a task: that of a tool in `[tools] tasks`, a path, or a name in the project's home.
+    """Return the folder of a task: a tool in `[tools] tasks`, a path, or a name in the project's home.
 
-    Raises AdapterError that says where was looked, and what there is.
+    Raises AdapterError, naming the places and the existing tasks, when there is none.
     """
     named = project.settings.tools.tasks.get(name)
     # What the settings name is found whatever folder the command is called in.
@@ -39,13 +42,13 @@ def find_task(project: Project, name: str) -> Path:
 
 
 def home_tasks(project: Project) -> list[Path]:
-    """The tasks of a project's home, by name."""
+    """Return the task folders of a project's home, sorted by name."""
     home = project.home.tasks
     return sorted(one.parent for one in home.glob(f"*/{TASK}")) if home.is_dir() else []
 
 
 def project_tasks(project: Project) -> Mapping[Path, tuple[str, ...]]:
-    """Every task of the home, and those that tools are named for; with the names of these tools."""
+    """Return every task of the home and of the settings, each with the names of its tools."""
     found: dict[Path, tuple[str, ...]] = {one.resolve(): () for one in home_tasks(project)}
     for tool, name in project.settings.tools.tasks.items():
         if (folder := _first(*_places(project, name))) is not None:
@@ -54,18 +57,18 @@ def project_tasks(project: Project) -> Mapping[Path, tuple[str, ...]]:
 
 
 def versions(folder: Path) -> Registry:
-    """What was trained on from a task."""
+    """Return the registry of the versions trained from a task."""
     folder = folder.resolve()
     return Registry(folder.with_name(folder.name + VERSIONS), listed_by=LISTED_BY)
 
 
 def serving(folder: Path) -> Serving:
-    """The version that is served of a task; None is the folder itself."""
+    """Return the served version of a task; None is the folder itself."""
     return versions(folder).serving()
 
 
 def served_folder(folder: Path) -> Path:
-    """The folder that a task's name stands for now."""
+    """Return the folder of the served version."""
     found = serving(folder).adapter
     return folder if found is None else found.folder
 

@@ -1,4 +1,4 @@
-"""What the loop decides without a model: when a run must stop, and when it repeats itself. Pure."""
+"""The limits of a run: its budget, repeated calls, and steps that cannot be parsed. Pure functions."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from agent.records.run import Outcome, Step, Trajectory
 
 REPEATED = "You made this same call before and got the same result. Do something else, or answer."
 UNREADABLE_IN_A_ROW = 3
-"""Steps that cannot be read, one after the other, before a run has failed."""
+"""Consecutive steps that cannot be parsed, after which a run has failed."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a run may use before it is ended."""
+    """What a run may use before it ends."""
 
     steps: int = 8
     tokens: int = 8000
-    """Tokens read anew, forced or sampled, over all steps."""
+    """Uncached, forced and sampled tokens of all steps."""
     seconds: float = 300.0
 
 
-def used_up(trajectory: Trajectory, budget: Budget, seconds: float) -> Outcome | None:
-    """The outcome a run ends with before its next step, or None while there is room."""
+def exceeded_budget(trajectory: Trajectory, budget: Budget, seconds: float) -> Outcome | None:
+    """Return the outcome of a run whose budget does not allow a further step; None where it does."""
     if len(trajectory.steps) >= budget.steps:
         return Outcome.OUT_OF_STEPS
     if trajectory.tokens >= budget.tokens:
@@ -33,8 +33,8 @@ def used_up(trajectory: Trajectory, budget: Budget, seconds: float) -> Outcome |
     return None
 
 
-def repeats(steps: Sequence[Step], latest: Step) -> int:
-    """How often the latest step's call has given the same result before."""
+def count_repeats(steps: Sequence[Step], latest: Step) -> int:
+    """Return how often the call of the latest step gave the same result before."""
     return sum(
         step.call is not None
         and step.call == latest.call
@@ -44,6 +44,6 @@ def repeats(steps: Sequence[Step], latest: Step) -> int:
 
 
 def has_failed(steps: Sequence[Step]) -> bool:
-    """Whether the last steps could all not be read."""
+    """Return whether none of the last `UNREADABLE_IN_A_ROW` steps could be parsed."""
     last = steps[-UNREADABLE_IN_A_ROW:]
     return len(last) == UNREADABLE_IN_A_ROW and all(step.call is None for step in last)

@@ -1,8 +1,8 @@
-"""The plan-act loop: propose a step, do it, write it down, until an answer or a named outcome.
+"""The plan-act loop: propose a step, perform it, record it, until an answer or another outcome.
 
-Synchronous; a service runs it in a thread. The model's mistakes (a step that cannot be read, wrong arguments,
-a tool's refusal) go back to the model, and so does whatever a tool raises: the step is recorded with its error and the
-run goes on. Only failures of our own (model, renderer, store) end the run as crashed, with the error in the record.
+Synchronous; the service runs it in a thread. The model's mistakes (a step that cannot be parsed, wrong arguments, a
+call that a tool refuses) and all exceptions of tools are recorded in the step and shown to the model, and the run goes
+on. Only failures of our own (model, renderer, store) end the run as crashed, with the error in the record.
 """
 
 from __future__ import annotations
@@ -24,10 +24,18 @@ from agent.llm.prompt.render import Frame, tool_version
 from agent.llm.step_model import Proposal, Stepper, as_stepper
 from agent.privacy.redaction import Scrubber
 from agent.records.run import Outcome, Provenance, Recalled, Step, Task, ToolCall, Trajectory
-from agent.run.answers import _ends, _grounding, _not_quoted, _not_shown, _without_words
-from agent.run.limits import REPEATED, has_failed, repeats, used_up
-from agent.run.state import Event, Options, Recorder, Run, Unrecorded, _mask
-from agent.run.tools import _is_ctrl_c, _tool_error, _without_surrogates, call_tool, effect_of, make_frame, shortened
+from agent.run.answers import check_grounding, citation_fault, ending_outcome, quote_fault, without_answer
+from agent.run.limits import REPEATED, count_repeats, exceeded_budget, has_failed
+from agent.run.state import Event, Options, Recorder, Run, Unrecorded
+from agent.run.tools import (
+    call_tool,
+    describe_exception,
+    effect_of,
+    is_ctrl_c,
+    make_frame,
+    replace_surrogates,
+    truncate_observation,
+)
 from agent.util.ids import new_id, timestamp
 from tools.context import Passage
 
@@ -48,12 +56,24 @@ def run(
     on_event: Callable[[Event], None] | None = None,
     encoder: Callable[[], Encoder] | None = None,
 ) -> Trajectory:
-    """Do a task: plan, act, observe, until an answer or another outcome. Never raises on the model's account.
+    """Do a task, until an answer or another outcome. Mistakes of the model raise nothing.
 
-    `tools` must hold one whose call ends the run, such as `tools.basics.answer`. `cancelled` ends the run within a
-    step. `recall` is asked once, with the task as it is logged. `on_event` is called in this thread, for the
-    model's text in the engine's; where answers are withheld, neither text nor an answer comes before it was checked.
-    Checking one asks for `encoder`.
+    Args:
+        task: what is to be done.
+        model: proposes the steps.
+        tools: one of them must end the run, as `tools.basics.answer` does.
+        options: the budget and the form of a step.
+        run_id: None for a new id.
+        recorder: receives each step before the next begins; None records nothing.
+        scrubber: masks secrets and personal data in the record; None masks nothing.
+        recall: called once, with the masked task; returns the solved tasks for the prompt.
+        cancelled: ends the run within a step.
+        on_event: called in this thread, and for the model's text in that of the engine. Where `options.grounded` is
+            "withhold", an answer is in no event before it was checked.
+        encoder: called when an answer is checked.
+
+    Raises:
+        ValueError: answers are to be checked and there is no encoder.
     """
     options = options or Options()
     if options.grounded != "off" and encoder is None:
@@ -63,29 +83,29 @@ def run(
     stepper = as_stepper(model)
     frame = make_frame(tools, options)
     masked = task if scrubber is None else _masked_task(task, scrubber)
-    made_by = provenance_of(stepper, frame, options)
+    provenance = provenance_of(stepper, frame, options)
     if recall is not None:
-        made_by = replace(made_by, recalled=tuple(recall(masked)))
-    trajectory = Trajectory(run_id or new_id(), masked, made_by, started_at=timestamp())
-    going = Run(
-        trajectory,
-        stepper,
-        {tool.name: tool for tool in tools},
-        frame,
-        options,
-        recorder or Unrecorded(),
-        scrubber,
-        cancelled or threading.Event(),
-        on_event or (lambda event: None),
-        encoder,
+        provenance = replace(provenance, recalled=tuple(recall(masked)))
+    trajectory = Trajectory(run_id or new_id(), masked, provenance, started_at=timestamp())
+    state = Run(
+        trajectory=trajectory,
+        stepper=stepper,
+        tools={tool.name: tool for tool in tools},
+        frame=frame,
+        options=options,
+        recorder=recorder or Unrecorded(),
+        scrubber=scrubber,
+        cancelled=cancelled or threading.Event(),
+        on_event=on_event or (lambda event: None),
+        encoder=encoder,
     )
-    going.recorder.begin(trajectory)
-    going.tell("started")
-    return advance(going)
+    state.recorder.begin(trajectory)
+    state.notify("started")
+    return advance(state)
 
 
 def stream(task: Task, model: BaseChatModel | Stepper, tools: Sequence[BaseTool], **rest: Any) -> Iterator[Event]:
-    """`run` as a stream of its events, the last of them `ended`. A reader that stops early cancels it."""
+    """Run a task and yield its events, the last of which is `ended`. Closing the iterator cancels the run."""
     events: SimpleQueue[Event | BaseException | None] = SimpleQueue()
     cancelled: threading.Event = rest.pop("cancelled", None) or threading.Event()
 
@@ -108,80 +128,86 @@ def stream(task: Task, model: BaseChatModel | Stepper, tools: Sequence[BaseTool]
         worker.join()
 
 
-def advance(going: Run, first: Step | None = None) -> Trajectory:
-    """Take steps until the run ends; it may hold steps already, and `first` is one to do before all else."""
+def advance(state: Run, first: Step | None = None) -> Trajectory:
+    """Take steps until the run ends, beginning with the proposed step `first` if it is given."""
     outcome: Outcome | None = None
     error = None
     try:
-        outcome = ended_by_last(going) if first is None else perform(going, first)
+        outcome = outcome_of_last_step(state) if first is None else perform(state, first)
         while outcome is None:
-            outcome = used_up(going.trajectory, going.options.budget, time.monotonic() - going.started)
-            if going.cancelled.is_set():
+            outcome = exceeded_budget(state.trajectory, state.options.budget, time.monotonic() - state.started)
+            if state.cancelled.is_set():
                 outcome = Outcome.CANCELLED
             if outcome is None:
-                outcome = take_step(going)
+                outcome = take_step(state)
     except Exception:
-        outcome, error = Outcome.CRASHED, _mask(going, traceback.format_exc(limit=-6))
+        outcome, error = Outcome.CRASHED, state.mask(traceback.format_exc(limit=-6))
     ended_at = timestamp()
-    going.recorder.end(going.trajectory.id, outcome, ended_at, error)
-    going.trajectory = replace(going.trajectory, outcome=outcome, ended_at=ended_at, error=error)
-    going.tell("ended")
-    return going.trajectory
+    state.recorder.end(state.trajectory.id, outcome, ended_at, error)
+    state.trajectory = replace(state.trajectory, outcome=outcome, ended_at=ended_at, error=error)
+    state.notify("ended")
+    return state.trajectory
 
 
-def take_step(going: Run) -> Outcome | None:
-    """One step: propose, do, write down. Returns the outcome if the run ends with it."""
-    trajectory = going.trajectory
-    budget = going.options.budget
-    proposal = going.stepper.propose(
+def take_step(state: Run) -> Outcome | None:
+    """Propose, perform and record a step. Returns the outcome if the run ends with it."""
+    trajectory = state.trajectory
+    budget = state.options.budget
+    proposal = state.stepper.propose(
         trajectory,
-        going.frame,
-        temperature=going.options.temperature,
-        seed=going.options.seed + len(trajectory.steps),
+        state.frame,
+        temperature=state.options.temperature,
+        seed=state.options.seed + len(trajectory.steps),
         max_tokens=max(1, budget.tokens - trajectory.tokens),
-        max_seconds=budget.seconds - (time.monotonic() - going.started),
-        cancelled=going.cancelled,
-        on_text=None if going.withholds else lambda text: going.tell("text", text=text),
+        max_seconds=budget.seconds - (time.monotonic() - state.started),
+        cancelled=state.cancelled,
+        on_text=None if state.withholds else lambda text: state.notify("text", text=text),
     )
-    if proposal.end == "cancelled":
+    if proposal.finish_reason == "cancelled":
         return Outcome.CANCELLED
-    if proposal.end == "length":
+    if proposal.finish_reason == "length":
         return Outcome.OUT_OF_TOKENS
-    if proposal.end == "late":
+    if proposal.finish_reason == "timeout":
         return Outcome.OUT_OF_TIME
-    return perform(going, _as_step(going, proposal))
+    return perform(state, _as_step(state, proposal))
 
 
-def perform(going: Run, step: Step) -> Outcome | None:
-    """Do a proposed step and write it down. Before a tool that has an effect runs, the intent is durable."""
-    index = len(going.trajectory.steps)
+def perform(state: Run, step: Step) -> Outcome | None:
+    """Perform and record a proposed step. Before a tool with an effect runs, the intent is durable."""
+    index = len(state.trajectory.steps)
     if step.call is None:
-        _write(going, index, step)
-        return ended_by_last(going)
-    if effect_of(going.tools.get(step.call.name)) != "read":
-        going.recorder.intend(going.trajectory.id, index, step)
-    going.tell("proposed", step=_without_words(going, step))
-    done = _observe(going, step)
-    if repeats(going.trajectory.steps, done) and (_ends(going, step.call) is None or done.error is not None):
-        done = replace(done, notice=REPEATED)
-    _write(going, index, done)
-    return ended_by_last(going)
+        _record(state, index, step)
+        return outcome_of_last_step(state)
+    if effect_of(state.tools.get(step.call.name)) != "read":
+        state.recorder.intend(state.trajectory.id, index, step)
+    state.notify("proposed", step=without_answer(state, step))
+    observed = _observe(state, step)
+    if count_repeats(state.trajectory.steps, observed) and (
+        ending_outcome(state, step.call) is None or observed.error is not None
+    ):
+        observed = replace(observed, notice=REPEATED)
+    _record(state, index, observed)
+    return outcome_of_last_step(state)
 
 
-def ended_by_last(going: Run) -> Outcome | None:
-    """The outcome the last recorded step brings: a run may be cut off between that step and its end."""
-    if not going.trajectory.steps:
+def outcome_of_last_step(state: Run) -> Outcome | None:
+    """Return the outcome that the last recorded step brings; None where the run goes on.
+
+    A run may be interrupted between that step and its end.
+    """
+    if not state.trajectory.steps:
         return None
-    *before, last = going.trajectory.steps
+    *before, last = state.trajectory.steps
     if last.call is None:
-        return Outcome.FAILED if has_failed(going.trajectory.steps) else None
-    ends = _ends(going, last.call)
+        return Outcome.FAILED if has_failed(state.trajectory.steps) else None
+    ends = ending_outcome(state, last.call)
     if ends is not None and last.error is None:
         return Outcome(ends)
-    return Outcome.LOOPING if repeats(before, last) >= 2 else None
+    return Outcome.LOOPING if count_repeats(before, last) >= 2 else None
 
 
 def provenance_of(stepper: Stepper, frame: Frame, options: Options) -> Provenance:
+    """Return what produces a run, without recalled tasks."""
     return replace(
         stepper.provenance(),
         prompt_version=frame.version,
@@ -191,59 +217,59 @@ def provenance_of(stepper: Stepper, frame: Frame, options: Options) -> Provenanc
     )
 
 
-def _as_step(going: Run, proposal: Proposal) -> Step:
+def _as_step(state: Run, proposal: Proposal) -> Step:
     return Step(
         proposal.call,
         thought=proposal.thought,
         plan=proposal.plan,
         error=proposal.error,
-        said=proposal.said,
+        said=proposal.text,
         token_ids=proposal.token_ids,
         usage=proposal.usage,
         model_seconds=proposal.seconds,
     )
 
 
-def _observe(going: Run, step: Step) -> Step:
-    """The step with what its tool gave back, or with why it refused."""
+def _observe(state: Run, step: Step) -> Step:
+    """Return the step with the result of its tool, or with the error."""
     assert step.call is not None
     started = time.perf_counter()
-    tool = going.tools.get(step.call.name)
+    tool = state.tools.get(step.call.name)
     passages: tuple[Passage, ...] = ()
     observation, error, effect_unknown = "", None, False
     if tool is None:
-        error = f"There is no tool {step.call.name!r}. Tools: {', '.join(going.tools)}."
-    elif (error := _not_shown(going, step.call) or _not_quoted(going, step.call)) is None:
-        arguments = step.call.arguments if going.scrubber is None else going.scrubber.unmask(dict(step.call.arguments))
+        error = f"There is no tool {step.call.name!r}. Tools: {', '.join(state.tools)}."
+    elif (error := citation_fault(state, step.call) or quote_fault(state, step.call)) is None:
+        arguments = step.call.arguments if state.scrubber is None else state.scrubber.unmask(dict(step.call.arguments))
         try:
             observation, passages = call_tool(tool, ToolCall(step.call.name, arguments))
         # Whatever a tool raises is the tool's fault: sys.exit and the cancellation of its own tasks as well.
         except BaseException as fault:
-            if _is_ctrl_c(fault):
+            if is_ctrl_c(fault):
                 raise
-            error, effect_unknown = _tool_error(going, tool, fault)
+            error, effect_unknown = describe_exception(state, tool, fault)
             if _log.isEnabledFor(logging.DEBUG):
-                trace = _mask(going, traceback.format_exc())
-                _log.debug("run %s, step %d: %s", going.trajectory.id, len(going.trajectory.steps), trace)
-    observation = _mask(going, shortened(_without_surrogates(observation)))
-    if going.scrubber is not None:
-        passages = tuple(replace(one, text=going.scrubber.mask(one.text)) for one in passages)
+                trace = state.mask(traceback.format_exc())
+                _log.debug("run %s, step %d: %s", state.trajectory.id, len(state.trajectory.steps), trace)
+    observation = state.mask(truncate_observation(replace_surrogates(observation)))
+    if state.scrubber is not None:
+        passages = tuple(replace(passage, text=state.scrubber.mask(passage.text)) for passage in passages)
     seconds = time.perf_counter() - started
     return replace(
         step,
         observation=observation,
-        error=None if error is None else _mask(going, shortened(_without_surrogates(error))),
+        error=None if error is None else state.mask(truncate_observation(replace_surrogates(error))),
         passages=passages,
         tool_seconds=seconds,
         effect_unknown=effect_unknown,
-        grounding=None if error is not None else _grounding(going, step),
+        grounding=None if error is not None else check_grounding(state, step),
     )
 
 
-def _write(going: Run, index: int, step: Step) -> None:
-    going.recorder.add_step(going.trajectory.id, index, step)
-    going.trajectory = going.trajectory.with_step(step)
-    going.tell("observed", step=step)
+def _record(state: Run, index: int, step: Step) -> None:
+    state.recorder.add_step(state.trajectory.id, index, step)
+    state.trajectory = state.trajectory.with_step(step)
+    state.notify("observed", step=step)
 
 
 def _masked_task(task: Task, scrubber: Scrubber) -> Task:

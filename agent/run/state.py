@@ -1,4 +1,4 @@
-"""TODO: agent/run/state.py"""
+"""The state of a run in progress, its options, its events, and the protocol of what records it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from langchain_core.tools import BaseTool
 
@@ -20,22 +20,24 @@ from agent.run.limits import Budget
 
 DEFAULT_INSTRUCTIONS = "You are a helpful agent. Use the tools to do the task, then answer."
 
+EventKind = Literal["started", "text", "proposed", "observed", "ended"]
+
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened in a run, for whoever watches."""
+    """Something that happened in a run, for an observer."""
 
-    kind: Literal["started", "text", "proposed", "observed", "ended"]
+    kind: EventKind
     trajectory: Trajectory
     """The run so far."""
     text: str = ""
-    """A piece of what the model is saying, for `text`."""
+    """A piece of the model's output, for `text`."""
     step: Step | None = None
     """For `proposed`, before the tool ran, and `observed`, after it."""
 
 
 class Recorder(Protocol):
-    """Keeps a run as it goes. `agent.storage.store.Store` is one; `Unrecorded` keeps nothing."""
+    """Records a run step by step. Implemented by `agent.storage.store.Store` and by `Unrecorded`."""
 
     def begin(self, trajectory: Trajectory) -> None: ...
     def intend(self, run_id: str, index: int, step: Step) -> None: ...
@@ -44,7 +46,7 @@ class Recorder(Protocol):
 
 
 class Unrecorded:
-    """A recorder that keeps nothing: the trajectory that `run` returns is all there is."""
+    """A recorder that keeps nothing; `run` still returns the trajectory."""
 
     def begin(self, trajectory: Trajectory) -> None:
         pass
@@ -70,12 +72,12 @@ class Options:
     thought: bool = True
     instructions: str = DEFAULT_INSTRUCTIONS
     grounded: Mode = "off"
-    """Whether the sentences of an answer that nothing shown supports are marked, or withheld."""
+    """Whether sentences of an answer without support in the observations are marked, or withheld."""
 
 
 @dataclass
 class Run:
-    """A run in the making: what it works with, and how far it is."""
+    """The state of a run in progress, and what it works with."""
 
     trajectory: Trajectory
     stepper: Stepper
@@ -87,17 +89,18 @@ class Run:
     cancelled: threading.Event = field(default_factory=threading.Event)
     on_event: Callable[[Event], None] = lambda event: None
     encoder: Callable[[], Encoder] | None = None
-    """Called when an answer is to be checked and words alone do not tell."""
+    """Called when an answer is checked and its words alone do not decide."""
     started: float = field(default_factory=time.monotonic)
 
-    def tell(self, kind: Any, *, text: str = "", step: Step | None = None) -> None:
+    def notify(self, kind: EventKind, *, text: str = "", step: Step | None = None) -> None:
+        """Send an event of the run so far."""
         self.on_event(Event(kind, self.trajectory, text, step))
+
+    def mask(self, text: str) -> str:
+        """Replace secrets and personal data in a text by the run's placeholders."""
+        return text if self.scrubber is None else self.scrubber.mask(text)
 
     @property
     def withholds(self) -> bool:
-        """Whether nobody may see an answer before it was checked."""
+        """Whether an answer is hidden until it was checked."""
         return self.options.grounded == "withhold"
-
-
-def _mask(going: Run, text: str) -> str:
-    return text if going.scrubber is None else going.scrubber.mask(text)

@@ -1,4 +1,4 @@
-"""TODO: agent/run/tools.py"""
+"""Calls of tools: their effect, their result as text, and the message the model gets for an exception."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ from pydantic import ValidationError
 from agent.llm.prompt.render import Frame
 from agent.llm.prompt.tool_spec import describe
 from agent.records.run import ToolCall
-from agent.run.state import Options, Run, _mask
+from agent.run.state import Options, Run
 from tools.context import Passage
 
 MAX_OBSERVATION = 2400
-"""Characters of a tool's result that the model is shown; the rest is cut, saying so."""
+"""Characters of a tool's result in the prompt; a note replaces the rest."""
 
 
 def make_frame(tools: Sequence[BaseTool], options: Options) -> Frame:
-    """What the model is told of these tools, in their order."""
+    """Return the instructions and the specifications of these tools, in their order."""
     return Frame(options.instructions, tuple(describe(tool) for tool in tools), options.plan, options.thought)
 
 
 def effect_of(tool: BaseTool | None) -> str:
-    """What a call of this tool touches: `read` nothing, `workspace`, or `world`, also of a tool that does not say."""
+    """Return what a call of this tool changes: "read" for nothing, "workspace", or "world".
+
+    A tool without this metadata has the effect "world".
+    """
     return "read" if tool is None else str((tool.metadata or {}).get("effect", "world"))
 
 
@@ -51,31 +54,31 @@ def call_tool(tool: BaseTool, call: ToolCall) -> tuple[str, tuple[Passage, ...]]
     if _WITHOUT_TEXT.fullmatch(message.text):
         kind = message.text[1:].partition(" ")[0]
         raise ResultError(f"{call.name} returned a {kind} object, which has no text to show; return a text.")
-    found = message.artifact if isinstance(message.artifact, list) else []
-    return message.text, tuple(one for one in found if isinstance(one, Passage))
+    artifacts = message.artifact if isinstance(message.artifact, list) else []
+    return message.text, tuple(artifact for artifact in artifacts if isinstance(artifact, Passage))
 
 
-def shortened(text: str) -> str:
-    """What a tool said, as long as the model is shown of it."""
+def truncate_observation(text: str) -> str:
+    """Cut a result to `MAX_OBSERVATION` characters, with a note."""
     if len(text) <= MAX_OBSERVATION:
         return text
     return f"{text[:MAX_OBSERVATION]} [cut: {len(text) - MAX_OBSERVATION} more characters]"
 
 
 MAX_EXCEPTION = 300
-"""Characters of an exception's message that the model is shown."""
+"""Characters of an exception's message in the prompt."""
 
 
 EFFECT_UNKNOWN = "Whether it took effect is not known; check before you call it again."
-"""What the model is told when a tool that has an effect raised an exception."""
+"""Added to the error of a tool that has an effect and raised an exception."""
 
 
 class ResultError(ToolException):
-    """A tool ran and returned what cannot be shown to the model."""
+    """A tool ran, and its result has no text for the prompt."""
 
 
-def _tool_error(going: Run, tool: BaseTool, fault: BaseException) -> tuple[str, bool]:
-    """What the model is shown of an exception out of a tool, and whether the call may have taken effect."""
+def describe_exception(state: Run, tool: BaseTool, fault: BaseException) -> tuple[str, bool]:
+    """Return the error text for the model, and whether the call may have taken effect."""
     has_effect = effect_of(tool) != "read"
     if isinstance(fault, ResultError):
         return f"{fault} {EFFECT_UNKNOWN}" if has_effect else str(fault), has_effect
@@ -84,7 +87,7 @@ def _tool_error(going: Run, tool: BaseTool, fault: BaseException) -> tuple[str, 
     if isinstance(fault, ValidationError) and _is_of_arguments(tool, fault):
         return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in fault.errors()), False
     # Masked before it is cut: of half an address nothing would be masked.
-    message = _mask(going, " ".join(str(fault).split()))
+    message = state.mask(" ".join(str(fault).split()))
     if len(message) > MAX_EXCEPTION:
         message = f"{message[:MAX_EXCEPTION]}…"
     raised = f"{tool.name} raised {type(fault).__name__}" + (f": {message.rstrip('.')}." if message else ".")
@@ -96,8 +99,8 @@ def _is_of_arguments(tool: BaseTool, fault: ValidationError) -> bool:
     return fault.title == getattr(tool.get_input_schema(), "__name__", None)
 
 
-def _is_ctrl_c(fault: BaseException) -> bool:
-    """Whether the user interrupts the program; signals reach the main thread alone."""
+def is_ctrl_c(fault: BaseException) -> bool:
+    """Return whether the user interrupts the program; only the main thread receives signals."""
     return isinstance(fault, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
 
 
@@ -123,6 +126,6 @@ _WITHOUT_TEXT = re.compile(r"<[^\n]{1,300} at 0x[0-9a-fA-F]+>")
 """How Python writes an object that has no text, such as a coroutine or a generator."""
 
 
-def _without_surrogates(text: str) -> str:
-    """The text with what cannot be written as UTF-8, such as half of a file name's character, replaced."""
+def replace_surrogates(text: str) -> str:
+    """Replace what cannot be encoded in UTF-8, such as half of a file name's character."""
     return text.encode("utf-8", "replace").decode("utf-8")

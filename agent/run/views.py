@@ -1,7 +1,4 @@
-"""Runs as plain JSON for whoever asks from outside, the same from the command line and over HTTP.
-
-These forms are for reading; the record itself is written by `agent.records.run` alone.
-"""
+"""Runs as plain JSON for the command line and HTTP. The record itself is written by `agent.records.run`."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def result_view(trajectory: Trajectory) -> dict[str, Any]:
-    """How a run came out."""
+    """Return the outcome of a run: answer, citations, check, and counts."""
     return {
         "id": trajectory.id,
         "outcome": trajectory.outcome,
@@ -42,7 +39,7 @@ def run_view(
     ratings: Sequence[Rating] = (),
     outputs: Sequence[OutputCorrection] = (),
 ) -> dict[str, Any]:
-    """The whole run, with what people said of it."""
+    """Return the whole run with the feedback on it."""
     record: dict[str, Any] = json.loads(to_json(trajectory))
     return {
         **record,
@@ -60,7 +57,7 @@ def summary_view(summary: RunSummary) -> dict[str, Any]:
 
 
 def event_view(event: Event) -> dict[str, Any]:
-    """Something that happened in a run; the step's token ids and texts of passages are left to the record."""
+    """Return an event of a run, without token ids and texts of passages."""
     view: dict[str, Any] = {"kind": event.kind, "run": event.trajectory.id}
     if event.kind == "text":
         view["text"] = event.text
@@ -74,13 +71,13 @@ def citation_view(passage: Passage) -> dict[str, Any]:
 
 
 def grounding_view(trajectory: Trajectory) -> dict[str, Any] | None:
-    """What the answer's sentences rest on, and which were withheld; None where it was not checked."""
-    found = trajectory.steps[-1].grounding if trajectory.steps else None
-    return None if found is None else _grounding_view(found)
+    """Return the check of the answer's sentences; None where it was not checked."""
+    grounding = trajectory.steps[-1].grounding if trajectory.steps else None
+    return None if grounding is None else _grounding_view(grounding)
 
 
 def last_words(trajectory: Trajectory) -> str | None:
-    """The answer as it is given, or why the run was handed over; None for a run that ended otherwise."""
+    """Return the answer as the caller got it, or the reason of an escalation; None for another outcome."""
     if trajectory.outcome not in ("answered", "refused") or not trajectory.steps:
         return None
     if trajectory.outcome is Outcome.ANSWERED and trajectory.steps[-1].grounding is not None:
@@ -91,20 +88,21 @@ def last_words(trajectory: Trajectory) -> str | None:
     return str(words)
 
 
-def _grounding_view(found: Grounding) -> dict[str, Any]:
+def _grounding_view(grounding: Grounding) -> dict[str, Any]:
     return {
-        "mode": found.mode,
+        "mode": grounding.mode,
         "sentences": [
-            {**asdict(one), "withheld": found.mode == "withhold" and not one.supported} for one in found.sentences
+            {**asdict(one), "withheld": grounding.mode == "withhold" and not one.supported}
+            for one in grounding.sentences
         ],
     }
 
 
 def _step_view(step: Step, *, observed: bool) -> dict[str, Any]:
     if step.grounding is not None and step.call is not None:
-        # Whoever watches a run is told what whoever asked is given.
-        said = replace(step.call, arguments={**step.call.arguments, "text": step.grounding.reply})
-        step = replace(step, call=said, observation=step.grounding.reply)
+        # An observer of the run sees the same answer as the caller.
+        reply = replace(step.call, arguments={**step.call.arguments, "text": step.grounding.reply})
+        step = replace(step, call=reply, observation=step.grounding.reply)
     view: dict[str, Any] = {
         "plan": list(step.plan),
         "thought": step.thought,

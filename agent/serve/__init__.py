@@ -1,1 +1,4 @@
-"""Faces of the agent towards other programs: HTTP and the resident runtime behind it."""
+"""The HTTP service: requests, replies, and who is answered.
+
+What a run or a correction does is decided in `agent.runtime` and `agent.feedback.service`.
+"""

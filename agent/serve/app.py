@@ -1,21 +1,19 @@
-"""The HTTP service: tasks in, runs out, feedback on them, over one runtime that is shared by all requests.
+"""The HTTP service: tasks, runs and feedback over one runtime that all requests share.
 
-A run goes on in a thread; when its caller hangs up it is cancelled, and kept. Loopback and no key is the
-default: then only programs of this machine are answered, and no web page on behalf of its reader. One
-process; accounts, rate limits and TLS are left to a proxy in front.
+A run continues in a thread; when its caller disconnects it is cancelled, and its record stays. The default is
+loopback without a key: only programs on this machine are answered, and no web page on behalf of its reader. The
+service is one process; accounts, rate limits and TLS belong in a proxy in front of it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import anyio
 from starlette.applications import Starlette
@@ -26,65 +24,78 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from agent.errors import BusyError, RatchetError, SettingsError, StoreError
-from agent.feedback.validation import make_arbitration, make_correction, make_output_correction, make_rating
+from agent.feedback import service
 from agent.records.run import Task, Trajectory
 from agent.run.state import Event
-from agent.run.tools import make_frame
 from agent.run.views import event_view, result_view, run_view, summary_view
 from agent.runtime import Runtime
-from agent.serve.body import _body
-from agent.serve.guard import _Guard
-from agent.serve.replies import FAILED, _http_error, _known_error, _sse, _unknown_error
+from agent.serve.body import read_body
+from agent.serve.guard import Guard
+from agent.serve.replies import (
+    FAILED,
+    format_event,
+    reply_to_http_error,
+    reply_to_known_error,
+    reply_to_unknown_error,
+)
 from agent.util.hosts import is_loopback
-from agent.util.ids import new_id, timestamp
+from agent.util.ids import new_id
+from agent.util.logs import get_logger
 
 MAX_RUNS = 64
-"""Runs at once; further ones wait."""
+"""Most runs at the same time; more of them wait."""
 MAX_WAITING = 256
-"""Runs that may wait; further ones are refused."""
+"""Most waiting runs; more of them are answered with 503."""
 QUIET_SECONDS = 15.0
-"""A stream without events says something this often, so that nobody in between closes it."""
+"""A stream without events sends a comment this often, so that no proxy closes it."""
 
 
 T = TypeVar("T")
 
-_log = logging.getLogger("ratchet.serve")
+_log = get_logger("serve")
 
 
 def create_app(
     runtime: Runtime, *, key: str | None, max_runs: int = MAX_RUNS, max_waiting: int = MAX_WAITING
 ) -> Starlette:
-    """The service of a runtime, which stays the caller's. With a key, it is asked for as a bearer token."""
-    service = _Service(runtime, max_runs, max_waiting)
+    """Return the service of a runtime, which the caller closes.
+
+    Args:
+        runtime: Shared by all requests.
+        key: Callers send it as a bearer token; None answers only programs on this machine.
+        max_runs: Most runs at the same time.
+        max_waiting: Most runs that wait for their turn.
+    """
+    endpoints = _Service(runtime, max_runs, max_waiting)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            service.cancel_all()
+            endpoints.cancel_all()
 
     routes = [
-        Route("/v1/runs", service.start, methods=["POST"]),
-        Route("/v1/runs", service.list_runs, methods=["GET"]),
-        Route("/v1/runs/{id}", service.get_run, methods=["GET"]),
-        Route("/v1/runs/{id}/ratings", service.rate, methods=["POST"]),
-        Route("/v1/runs/{id}/corrections", service.correct, methods=["POST"]),
-        Route("/v1/adapter", service.adapter, methods=["GET"]),
+        Route("/v1/runs", endpoints.start, methods=["POST"]),
+        Route("/v1/runs", endpoints.list_runs, methods=["GET"]),
+        Route("/v1/runs/{id}", endpoints.get_run, methods=["GET"]),
+        Route("/v1/runs/{id}/ratings", endpoints.rate, methods=["POST"]),
+        Route("/v1/runs/{id}/corrections", endpoints.correct, methods=["POST"]),
+        Route("/v1/adapter", endpoints.adapter, methods=["GET"]),
         Route("/healthz", _health, methods=["GET"]),
     ]
     handlers: Mapping[Any, Callable[[Request, Any], Response]] = {
-        HTTPException: _http_error,
-        RatchetError: _known_error,
-        Exception: _unknown_error,
+        HTTPException: reply_to_http_error,
+        RatchetError: reply_to_known_error,
+        Exception: reply_to_unknown_error,
     }
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
-    app.add_middleware(_Guard, key=key)
+    app.add_middleware(Guard, key=key)
     return app
 
 
 def check_bind(host: str, key: str | None) -> None:
-    """Refuse to be open to other machines without a key. Raises SettingsError."""
+    """Check that a service without a key listens on loopback. Raises SettingsError."""
     if key is None and not is_loopback(host):
         raise SettingsError(
             "serve", [f"{host} is open to other machines; set [serve] key_file, or listen on 127.0.0.1"]
@@ -92,13 +103,13 @@ def check_bind(host: str, key: str | None) -> None:
 
 
 def read_key(path: Path) -> str:
-    """The key callers must send. Raises SettingsError when the file holds none."""
+    """Return the key that callers must send. Raises SettingsError when the file has none."""
     try:
         key = path.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as fault:
         raise SettingsError("serve", [f"key_file {path} cannot be read ({fault}); write a key into it"]) from None
     if not key or not key.isascii() or len(key.split()) != 1:
-        raise SettingsError("serve", [f"key_file {path} must hold one word of ASCII letters, digits and signs"])
+        raise SettingsError("serve", [f"key_file {path} must contain one word of ASCII letters, digits and signs"])
     return key
 
 
@@ -117,20 +128,20 @@ class _Service:
             cancelled.set()
 
     async def start(self, request: Request) -> Any:
-        body = await _body(request, {"task": str}, {"facts": dict, "stream": bool, "adapter": str})
+        body = await read_body(request, {"task": str}, {"facts": dict, "stream": bool, "adapter": str})
         facts = body.get("facts", {})
         if not body["task"].strip():
-            raise HTTPException(400, "task is empty; say what is to be done")
+            raise HTTPException(400, "task is empty; expected a text")
         if not all(isinstance(value, str) for value in facts.values()):
             raise HTTPException(400, "facts must be an object of texts")
         if len(self._running) >= self._max_runs + self._max_waiting:
-            raise BusyError(f"{self._max_runs} runs are going and {self._max_waiting} wait; try again later")
+            raise BusyError(f"{self._max_runs} runs are in progress and {self._max_waiting} wait; try again later")
         run_id = new_id()
         do = partial(self._do, Task(run_id, body["task"], facts), body.get("adapter"))
         if body.get("stream", False):
             return _EventStream(self, do)
         cancelled = threading.Event()
-        finished: Trajectory = await self._watched(request.receive, partial(do, cancelled, None), cancelled)
+        finished: Trajectory = await self.do_until_disconnect(request.receive, partial(do, cancelled, None), cancelled)
         return JSONResponse(result_view(finished))
 
     async def list_runs(self, request: Request) -> Response:
@@ -138,30 +149,30 @@ class _Service:
         if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:6]) <= 1000:
             raise HTTPException(400, f"limit is {text!r}; expected 1 to 1000")
         unfinished = request.query_params.get("unfinished", "false") == "true"
-        found = await _threaded(self._runtime.store.runs, int(text), unfinished)
-        return JSONResponse({"runs": [summary_view(one) for one in found]})
+        summaries = await _in_thread(self._runtime.store.runs, int(text), unfinished)
+        return JSONResponse({"runs": [summary_view(summary) for summary in summaries]})
 
     async def get_run(self, request: Request) -> Response:
         store = self._runtime.store
 
         def read() -> dict[str, Any]:
             trajectory = self._find(request.path_params["id"])
-            outputs = store.output_corrections(trajectory.id)
-            return run_view(trajectory, store.corrections(trajectory.id), store.ratings(trajectory.id), outputs)
+            outputs = store.feedback.output_corrections(trajectory.id)
+            return run_view(
+                trajectory, store.feedback.corrections(trajectory.id), store.feedback.ratings(trajectory.id), outputs
+            )
 
-        return JSONResponse(await _threaded(read))
+        return JSONResponse(await _in_thread(read))
 
     async def rate(self, request: Request) -> Response:
-        body = await _body(request, {"verdict": str, "reviewer": str}, {"reason": str})
+        body = await read_body(request, {"verdict": str, "reviewer": str}, {"reason": str})
 
         def append() -> dict[str, Any]:
-            trajectory = self._find(request.path_params["id"])
-            scrubber = self._runtime.scrubber_of(trajectory)
-            rating = make_rating(trajectory, **body, scrubber=scrubber, id=uuid4().hex, at=timestamp())
-            self._runtime.store.rate(rating)
+            run = self._find(request.path_params["id"]).id
+            rating = service.rate(self._runtime, run, **body)
             return {"id": rating.id, "run": rating.run}
 
-        return JSONResponse(await _threaded(append), 201)
+        return JSONResponse(await _in_thread(append), 201)
 
     async def correct(self, request: Request) -> Response:
         optional = {
@@ -175,74 +186,44 @@ class _Service:
             "reason": str,
             "kind": str,
         }
-        body = await _body(request, {"step": int, "reviewer": str}, optional)
+        body = await read_body(request, {"step": int, "reviewer": str}, optional)
         if "output" in body:
             return await self._correct_output(request.path_params["id"], body)
-        kind = body.pop("kind", None)
         if not all(isinstance(item, str) for item in body.get("plan", [])):
             raise HTTPException(400, "plan must be a list of texts")
 
         def append() -> dict[str, Any]:
-            trajectory = self._find(request.path_params["id"])
-            scrubber = self._runtime.scrubber_of(trajectory)
-            with self._runtime.checking_tools(trajectory.task) as tools:
-                correction = make_correction(
-                    trajectory,
-                    tools=tools,
-                    frame=make_frame(tools, self._runtime.options),
-                    scrubber=scrubber,
-                    **body,
-                    id=uuid4().hex,
-                    at=timestamp(),
-                )
-            belongs = (
-                None
-                if kind is None
-                else make_arbitration(
-                    correction,
-                    kind,
-                    scrubber=scrubber,
-                    reviewer=correction.reviewer,
-                    reason=correction.reason,
-                    id=uuid4().hex,
-                    at=correction.at,
-                )
-            )
-            self._runtime.store.correct(correction)
-            if belongs is not None:
-                self._runtime.store.arbitrate(belongs)
+            run = self._find(request.path_params["id"]).id
+            correction = service.correct(self._runtime, run, **body)
             return {"id": correction.id, "run": correction.run, "step": correction.step}
 
-        return JSONResponse(await _threaded(append), 201)
+        return JSONResponse(await _in_thread(append), 201)
 
     async def _correct_output(self, run: str, body: dict[str, Any]) -> Response:
-        """What a trained task should have given, in place of what the step should have been."""
+        """Correct the output of a trained task that the step called."""
         others = body.keys() - {"output", "step", "reviewer", "reason"}
         if others:
-            raise HTTPException(400, f"output goes without {', '.join(sorted(others))}; give one or the other")
+            raise HTTPException(
+                400, f"output cannot be combined with {', '.join(sorted(others))}; give one or the other"
+            )
 
         def append() -> dict[str, Any]:
-            trajectory = self._find(run)
-            correction = make_output_correction(
-                trajectory,
+            correction = service.correct_output(
+                self._runtime,
+                self._find(run).id,
                 body["step"],
                 body["output"],
-                right_output=self._runtime.tasks.right_output,
-                scrubber=self._runtime.scrubber_of(trajectory),
                 reviewer=body["reviewer"],
                 reason=body.get("reason", ""),
-                id=uuid4().hex,
-                at=timestamp(),
             )
-            self._runtime.store.correct_output(correction)
             return {"id": correction.id, "run": correction.run, "step": correction.step}
 
-        return JSONResponse(await _threaded(append), 201)
+        return JSONResponse(await _in_thread(append), 201)
 
     async def adapter(self, request: Request) -> Response:
-        """What the next run will use, and what the model holds in memory now."""
+        """Reply with the adapter of the next run, and with what is loaded now."""
 
-        def look() -> dict[str, Any]:
+        def read() -> dict[str, Any]:
             entry = self._runtime.serving()
             served = None if entry is None else {"id": entry.id, "tensors_sha256": entry.tensors_sha256}
             return {
@@ -252,7 +233,7 @@ class _Service:
                 "warnings": self._runtime.warnings,
             }
 
-        return JSONResponse(await _threaded(look))
+        return JSONResponse(await _in_thread(read))
 
     def _find(self, name: str) -> Trajectory:
         store = self._runtime.store
@@ -269,12 +250,13 @@ class _Service:
         cancelled: threading.Event,
         on_event: Callable[[Event], None] | None,
     ) -> Trajectory:
-        chosen: dict[str, Any] = {} if adapter is None else {"adapter": None if adapter == "base" else adapter}
-        done = self._runtime.run(task, run_id=task.id, cancelled=cancelled, on_event=on_event, **chosen)
-        return self._runtime.reveal(done)
+        options: dict[str, Any] = {} if adapter is None else {"adapter": None if adapter == "base" else adapter}
+        trajectory = self._runtime.run(task, run_id=task.id, cancelled=cancelled, on_event=on_event, **options)
+        _log.info("run %s ended: %s", trajectory.id, trajectory.outcome)
+        return self._runtime.reveal(trajectory)
 
-    async def _watched(self, receive: Receive, work: Callable[[], T], cancelled: threading.Event) -> T:
-        """Do the work in a thread; a caller who hangs up, or the end of the service, cancels it."""
+    async def do_until_disconnect(self, receive: Receive, work: Callable[[], T], cancelled: threading.Event) -> T:
+        """Do the work in a thread; a caller that disconnects, or the end of the service, cancels it."""
         if self._limiter is None:
             self._limiter = anyio.CapacityLimiter(self._max_runs)
 
@@ -285,13 +267,13 @@ class _Service:
 
         self._running.add(cancelled)
         fault: Exception | None = None
-        made: list[T] = []
+        results: list[T] = []
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(watch)
                 try:
-                    contained = partial(_contained, work)
-                    made.append(
+                    contained = partial(_without_exit, work)
+                    results.append(
                         await anyio.to_thread.run_sync(contained, limiter=self._limiter, abandon_on_cancel=True)
                     )
                 except Exception as raised:  # outside of the group, which would wrap it
@@ -302,7 +284,7 @@ class _Service:
             self._running.discard(cancelled)
         if fault is not None:
             raise fault
-        return made[0]
+        return results[0]
 
 
 class _EventStream:
@@ -320,19 +302,19 @@ class _EventStream:
         def put(data: bytes | None) -> None:
             loop.call_soon_threadsafe(events.put_nowait, data)
 
-        def tell(event: Event) -> None:
-            if event.kind != "ended":  # told below, with what was scrubbed put back
-                put(_sse(event.kind, event_view(event)))
+        def report(event: Event) -> None:
+            if event.kind != "ended":  # sent below, with masked values put back
+                put(format_event(event.kind, event_view(event)))
 
         async def work() -> None:
             try:
-                done = await self._service._watched(receive, partial(self._do, cancelled, tell), cancelled)
-                put(_sse("ended", event_view(Event("ended", done))))
+                done = await self._service.do_until_disconnect(receive, partial(self._do, cancelled, report), cancelled)
+                put(format_event("ended", event_view(Event("ended", done))))
             except RatchetError as fault:
-                put(_sse("error", {"kind": "error", "error": str(fault)}))
+                put(format_event("error", {"kind": "error", "error": str(fault)}))
             except Exception:
                 _log.exception("a streamed run failed")
-                put(_sse("error", {"kind": "error", "error": FAILED}))
+                put(format_event("error", {"kind": "error", "error": FAILED}))
             finally:
                 put(None)
 
@@ -341,7 +323,7 @@ class _EventStream:
         async with anyio.create_task_group() as group:
             group.start_soon(work)
             while True:
-                data: bytes | None = b": still at it\n\n"
+                data: bytes | None = b": still running\n\n"
                 with anyio.move_on_after(QUIET_SECONDS):
                     data = await events.get()
                 if data is None:
@@ -354,12 +336,12 @@ async def _health(request: Request) -> Response:
     return JSONResponse({"status": "ok"})
 
 
-async def _threaded(work: Callable[..., T], *arguments: Any) -> T:
-    return await anyio.to_thread.run_sync(_contained, work, *arguments)
+async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:
+    return await anyio.to_thread.run_sync(_without_exit, work, *arguments)
 
 
-def _contained(work: Callable[..., T], *arguments: Any) -> T:
-    """Do work in a thread. What a user's code raises to end its program, or a task, must not end the service."""
+def _without_exit(work: Callable[..., T], *arguments: Any) -> T:
+    """Do the work; an exception that ends a program, such as SystemExit in a tool, becomes a RuntimeError."""
     try:
         return work(*arguments)
     except Exception:

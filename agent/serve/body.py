@@ -1,4 +1,4 @@
-"""TODO: agent/serve/body.py"""
+"""Reads the JSON body of a request."""
 
 from __future__ import annotations
 
@@ -10,11 +10,20 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 MAX_BODY = 1_000_000
-"""Bytes of a request's body."""
+"""Most bytes of a request's body."""
 
 
-async def _body(request: Request, required: Mapping[str, type], optional: Mapping[str, type]) -> dict[str, Any]:
-    """The request's JSON object, its keys checked."""
+async def read_body(request: Request, required: Mapping[str, type], optional: Mapping[str, type]) -> dict[str, Any]:
+    """Return the JSON object of a request, with its keys checked.
+
+    Args:
+        request: The request, whose body was not read yet.
+        required: The type of each key that must be there.
+        optional: The type of each key that may be there.
+
+    Raises:
+        HTTPException: 413 for a body that is too long, 400 for any other fault.
+    """
     raw = b""
     async for chunk in request.stream():
         raw += chunk
@@ -34,6 +43,6 @@ async def _body(request: Request, required: Mapping[str, type], optional: Mappin
         keys = ", ".join(
             f"{name} ({kind.__name__}{'' if name in required else ', optional'})" for name, kind in kinds.items()
         )
-        found = f"unknown {unknown[0]}" if unknown else f"missing {absent[0]}" if absent else f"wrong {wrong[0]}"
-        raise HTTPException(400, f"{found}; expected {keys}")
+        problem = f"unknown {unknown[0]}" if unknown else f"missing {absent[0]}" if absent else f"wrong {wrong[0]}"
+        raise HTTPException(400, f"{problem}; expected {keys}")
     return body

@@ -1,4 +1,4 @@
-"""TODO: agent/serve/guard.py"""
+"""Decides which requests are answered: those with the key, or, without a key, those from this machine."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import hmac
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from agent.serve.replies import _error
+from agent.serve.replies import error_reply
 from agent.util.hosts import is_loopback, is_loopback_origin, read_host
 
 
-class _Guard:
-    """Asks for the key; where there is none, answers to loopback names and JSON alone."""
+class Guard:
+    """Checks the key; without one, accepts only loopback names. Both accept only JSON bodies."""
 
     def __init__(self, app: ASGIApp, key: str | None) -> None:
         self._app = app
@@ -34,26 +34,26 @@ class _Guard:
         elif scope["path"] != "/healthz":
             expected, sent = b"Bearer " + self._key.encode(), headers.get(b"authorization", b"")
             if not hmac.compare_digest(expected, sent):
-                return _error(401, "send the key as `Authorization: Bearer KEY`", {"WWW-Authenticate": "Bearer"})
+                return error_reply(401, "send the key as `Authorization: Bearer KEY`", {"WWW-Authenticate": "Bearer"})
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
         if scope["method"] == "POST" and kind != b"application/json":
-            return _error(415, "send JSON, with Content-Type: application/json")
+            return error_reply(415, "send JSON, with Content-Type: application/json")
         return None
 
 
 def _not_of_this_machine(scope: Scope) -> Response | None:
-    """What is answered to a request that a web page elsewhere may have brought about; None for any other.
+    """Return the error reply to a request that a web page of another host may have caused; None for any other.
 
-    A page that has its own name lead here (DNS rebinding) must not speak for whoever reads it.
+    Without it, a page could point its own name at this machine (DNS rebinding) and act for its reader.
     """
     hosts = [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"host"]
     named = read_host(hosts[0]) if len(hosts) == 1 else None
     if named is None:
         found = ", ".join(map(repr, hosts)) or "none"
-        return _error(400, f"the Host header is {found}; expected one, as host or host:port")
+        return error_reply(400, f"the Host header is {found}; expected one, as host or host:port")
     if not is_loopback(named):
-        return _error(421, f"host {hosts[0]!r} is not of this machine; use 127.0.0.1, or set a key")
+        return error_reply(421, f"host {hosts[0]!r} is not of this machine; use 127.0.0.1, or set a key")
     for origin in (value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"origin"):
         if not is_loopback_origin(origin):
-            return _error(403, f"the page's origin {origin!r} is not of this machine; set a key")
+            return error_reply(403, f"the page's origin {origin!r} is not of this machine; set a key")
     return None

@@ -1,7 +1,7 @@
-"""The SQLite file that store and memory share: opened, read, written, scoured, its tables versioned.
+"""The SQLite file of the runs and the documents: transactions, schema versions, and removal of deleted data.
 
-A transaction that was committed is on the disk. Threads and processes of one machine may share the file; a
-folder shared by two machines is not supported, for SQLite's locks do not reach that far.
+A committed transaction is on the disk. Threads and processes of one machine may share the file; a folder shared by two
+machines is not supported, because SQLite's locks do not work there.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _versions = sa.Table(
 
 
 def open_engine(path: Path) -> sa.Engine:
-    """A SQLAlchemy engine on a SQLite file: WAL, synchronous=FULL, foreign keys, a wait for other writers.
+    """Open a SQLAlchemy engine on a SQLite file, with WAL, synchronous=FULL, foreign keys and a busy timeout.
 
-    The file and its folder are made when missing. Write within `writing`, read within `reading`.
+    A missing file is created with its folder. Write within `writing`, read within `reading`.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def open_engine(path: Path) -> sa.Engine:
 
 @contextmanager
 def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """One transaction that takes the write lock at once, so that what it reads holds until it commits."""
+    """A transaction that takes the write lock at once, so that what it reads does not change before it commits."""
     with _explained(engine), engine.connect() as connection:
         connection.execution_options(**{_WRITE: True})
         with connection.begin():
@@ -67,24 +67,24 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 @contextmanager
 def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """One transaction that sees one state of the database and keeps no writer waiting."""
+    """A transaction that sees one state of the database and does not block writers."""
     with _explained(engine), engine.connect() as connection:
         yield connection
 
 
 @contextmanager
 def erasing(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """`writing`, with what is deleted overwritten by zeros. `scour` does the rest."""
+    """`writing`, in which deleted data is overwritten with zeros. Call `scour` afterwards."""
     with writing(engine) as connection:
         connection.exec_driver_sql("PRAGMA secure_delete=ON")
         yield connection
 
 
 def scour(engine: sa.Engine) -> bool:
-    """Write the file anew and empty the write-ahead log, so that nothing of what was deleted is left in either.
+    """Rewrite the file and empty the write-ahead log, so that neither has deleted data.
 
-    Pages that were split before may hold stale copies, which no deletion reaches. Takes as much disk again for a
-    while. False where another process was reading all the time, so that the log could not be emptied.
+    Pages that were split may hold stale copies, which a deletion does not reach. Needs the size of the file again on
+    the disk. Returns False where a reader in another process kept the log from being emptied.
     """
     with _explained(engine), engine.connect() as connection:
         connection.execution_options(**{_NO_TRANSACTION: True})
@@ -94,7 +94,7 @@ def scour(engine: sa.Engine) -> bool:
 
 
 def parts_of(items: Sequence[T], size: int = 500) -> list[Sequence[T]]:
-    """Items in parts that a statement can hold: SQLite binds a limited number of values."""
+    """Split items into parts: SQLite binds a limited number of values per statement."""
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
@@ -106,9 +106,17 @@ def prepare_schema(
     version: int,
     upgrade: Callable[[sa.Connection, int], None] | None = None,
 ) -> None:
-    """Make the tables of one part of the database, or refuse those a newer version made.
+    """Create the tables of a part of the database.
 
-    `upgrade` is called with the version of older ones, within the same transaction.
+    Args:
+        engine: the database.
+        tables: what to create.
+        part: the name under which the version is recorded.
+        version: the version of these tables.
+        upgrade: called with the version of older tables, within the same transaction.
+
+    Raises:
+        StoreError: the tables have a newer version.
     """
     with writing(engine) as connection:
         _versions.create(connection, checkfirst=True)

@@ -1,4 +1,4 @@
-"""TODO: agent/storage/tables.py"""
+"""The tables of runs and feedback, and the look-ups in them that the whole store needs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ LAST = "last"
 """The name that stands for the newest run."""
 
 
-_tables = sa.MetaData()
+METADATA = sa.MetaData()
 
 
-# Texts people and models wrote are kept as ASCII JSON: SQLite cannot hold a lone surrogate, JSON can.
-_runs = sa.Table(
+runs = sa.Table(
     "runs",
-    _tables,
+    METADATA,
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("id", sa.Text, nullable=False, unique=True),
     sa.Column("version", sa.Integer, nullable=False),
@@ -38,9 +37,9 @@ _runs = sa.Table(
 )
 
 
-_steps = sa.Table(
+steps = sa.Table(
     "steps",
-    _tables,
+    METADATA,
     sa.Column("run", sa.Text, sa.ForeignKey("runs.id"), primary_key=True),
     sa.Column("position", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("step", sa.Text, nullable=False),
@@ -49,9 +48,9 @@ _steps = sa.Table(
 )
 
 
-_intents = sa.Table(
+intents = sa.Table(
     "intents",
-    _tables,
+    METADATA,
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("run", sa.Text, sa.ForeignKey("runs.id"), nullable=False),
     sa.Column("position", sa.Integer, nullable=False),
@@ -61,9 +60,9 @@ _intents = sa.Table(
 )
 
 
-_feedback = sa.Table(
+feedback = sa.Table(
     "feedback",
-    _tables,
+    METADATA,
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("id", sa.Text, nullable=False, unique=True),
     sa.Column("run", sa.Text, sa.ForeignKey("runs.id"), nullable=False),
@@ -75,52 +74,58 @@ _feedback = sa.Table(
 )
 
 
-_forgettings = sa.Table(
+forgettings = sa.Table(
     "forgettings",
-    _tables,
+    METADATA,
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("mark", sa.Integer, nullable=False),
     sa.Column("record", sa.Text, nullable=False),
     sqlite_autoincrement=True,
 )
-"""`mark` is a number of the feedback's own sequence, so that who looks for what is new sees it."""
+"""`mark` is a number of the sequence of feedback, so that a reader that looks for new feedback sees it."""
 
 
 @dataclass(frozen=True)
 class Forgetting:
-    """That a person's text was removed: neither what it said nor whose it was."""
+    """A record that a person's data was removed, without the data and without the person."""
 
     at: str
     runs: tuple[str, ...]
     documents: int
-    """How many were to go."""
+    """The number of documents that were removed."""
     datasets: Mapping[str, tuple[str, ...]]
-    """The folders of datasets that were to go, and the runs each had examples of: so it can still be told what an
-    adapter was trained on."""
+    """Folders of the removed datasets, each with the runs of its examples, to trace what an adapter was trained on."""
 
 
-def _resolve(connection: sa.Connection, run_id: str) -> str:
+def resolve_run(connection: sa.Connection, run_id: str) -> str:
+    """Return the whole id of a run named by its id, by a unique beginning of it, or by `last`.
+
+    Raises:
+        StoreError: no run, or more than one, has that name.
+    """
     if run_id == LAST:
-        newest = connection.scalar(sa.select(_runs.c.id).order_by(_runs.c.number.desc()).limit(1))
+        newest = connection.scalar(sa.select(runs.c.id).order_by(runs.c.number.desc()).limit(1))
         if newest is None:
             raise StoreError("there are no runs yet; start one with `ratchet run`")
         return str(newest)
-    if connection.scalar(sa.select(_runs.c.id).where(_runs.c.id == run_id)) is not None:
+    if connection.scalar(sa.select(runs.c.id).where(runs.c.id == run_id)) is not None:
         return run_id
-    beginning = sa.func.substr(_runs.c.id, 1, len(run_id)) == run_id
-    query = sa.select(_runs.c.id).where(beginning).order_by(_runs.c.number.desc()).limit(6)
-    found = list(connection.scalars(query)) if run_id else []
-    if len(found) == 1:
-        return str(found[0])
-    if found:
-        raise StoreError(f"{run_id!r} begins several runs ({', '.join(found[:5])}); give more of the id")
+    beginning = sa.func.substr(runs.c.id, 1, len(run_id)) == run_id
+    query = sa.select(runs.c.id).where(beginning).order_by(runs.c.number.desc()).limit(6)
+    matching = list(connection.scalars(query)) if run_id else []
+    if len(matching) == 1:
+        return str(matching[0])
+    if matching:
+        raise StoreError(f"{run_id!r} begins several runs ({', '.join(matching[:5])}); give more of the id")
     raise StoreError(f"there is no run {run_id!r}; `ratchet log` lists the runs there are")
 
 
-def _next_index(connection: sa.Connection, run: str) -> int:
-    query = sa.select(sa.func.coalesce(sa.func.max(_steps.c.position) + 1, 0)).where(_steps.c.run == run)
+def next_index(connection: sa.Connection, run: str) -> int:
+    """Return the index of the step that a run's next step gets."""
+    query = sa.select(sa.func.coalesce(sa.func.max(steps.c.position) + 1, 0)).where(steps.c.run == run)
     return int(connection.scalar(query) or 0)
 
 
-def _dump(data: object) -> str:
+def dump_json(data: object) -> str:
+    """Write compact ASCII JSON: SQLite cannot hold a lone surrogate, JSON can."""
     return json.dumps(data, separators=(",", ":"))

@@ -1,53 +1,54 @@
-"""Texts cut into sentences, English and Chinese alike, in one place: what is quoted is what an answer is checked by.
+"""Splits text into sentences, English and Chinese alike. Quoting and checking answers use the same split.
 
-A sentence ends at `.`, `!` or `?` before a space, or at the full-width ones, with the quotation marks and brackets that
-close it. Known are a few abbreviations; behind any other the sentence is cut.
+A sentence ends at `.`, `!` or `?` before whitespace, or at a full-width mark, together with the closing quotation marks
+and brackets. A few abbreviations are known; after any other the text is split.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 _BLOCK = re.compile(r"\n\s*\n|\n(?=\s*(?:[-*+|#>]|\d+[.)])\s)")
-"""Between paragraphs, and before an element of a list or a line of a table."""
+"""Between paragraphs, and before a list item or a table row."""
 _MARK = re.compile(r"(?:[-*+>]|#{1,6})\s+")
-"""What makes a line an element of a list, a heading or a quotation."""
+"""Starts a list item, a heading or a block quotation."""
 _CLOSING = r"\"'\u201d\u2019"
 _END = re.compile(rf"[.!?]+([{_CLOSING})\]]*)(?=\s)|[\u3002\uff01\uff1f]+[{_CLOSING}\u300d\u300f\uff09\u3011]*")
-_SHORTENED = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Mt|vs|approx|e\.g|i\.e)|\b[A-Z]\.[A-Z])\.$")
-_NUMBERED = re.compile(r"\b(?:[Nn]o|[Ff]ig|p|pp)\.$")
-"""Shortened where a number follows, else a sentence's last word."""
+_ABBREVIATION = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Mt|vs|approx|e\.g|i\.e)|\b[A-Z]\.[A-Z])\.$")
+_BEFORE_NUMBER = re.compile(r"\b(?:[Nn]o|[Ff]ig|p|pp)\.$")
+"""Abbreviations only if a number follows."""
 
 
-def sentences(text: str) -> Iterator[str]:
-    """The sentences of a text in paragraphs, their spaces evened out; what holds no letter or digit is none."""
-    return _cut(_BLOCK.split(text))
+def split_sentences(text: str) -> Iterator[str]:
+    """Iterate over the sentences of a text in paragraphs, whitespace collapsed. Skips those without letter or digit."""
+    return _split_blocks(_BLOCK.split(text))
 
 
-def sentences_by_line(text: str) -> Iterator[str]:
-    """The sentences of a text in which every line stands for itself."""
-    return _cut(text.splitlines())
+def split_sentences_by_line(text: str) -> Iterator[str]:
+    """Like `split_sentences`, but a sentence ends at each line break too."""
+    return _split_blocks(text.splitlines())
 
 
-def _cut(blocks: Sequence[str]) -> Iterator[str]:
+def split_line(line: str) -> Iterator[str]:
+    """Iterate over the sentences of a single line. Nothing but the whitespace between them is dropped."""
+    start = 0
+    for end in _END.finditer(line):
+        rest = line[end.end() :].lstrip()
+        sentence = line[start : end.end()]
+        if end[1] and rest[:1].islower():
+            continue  # A quotation in the middle of a sentence.
+        if _ABBREVIATION.search(sentence) or (_BEFORE_NUMBER.search(sentence) and rest[:1].isdigit()):
+            continue
+        yield sentence
+        start = len(line) - len(rest)
+    yield line[start:]
+
+
+def _split_blocks(blocks: Iterable[str]) -> Iterator[str]:
     for block in blocks:
         line = " ".join(block.split())
         mark = _MARK.match(line)
-        for sentence in _ended(line[mark.end() :] if mark else line):
+        for sentence in split_line(line[mark.end() :] if mark else line):
             if any(character.isalnum() for character in sentence):
                 yield sentence
-
-
-def _ended(line: str) -> Iterator[str]:
-    start = 0
-    for end in _END.finditer(line):
-        following = line[end.end() :].lstrip()
-        said = line[start : end.end()]
-        if end[1] and following[:1].islower():
-            continue  # a quotation in the middle of a sentence
-        if _SHORTENED.search(said) or (_NUMBERED.search(said) and following[:1].isdigit()):
-            continue
-        yield said
-        start = end.end() + len(line[end.end() :]) - len(following)
-    yield line[start:]

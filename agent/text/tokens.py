@@ -1,4 +1,4 @@
-"""TODO: agent/text/tokens.py"""
+"""Splits text into words; scripts without spaces between words into overlapping pairs of characters."""
 
 from __future__ import annotations
 
@@ -6,42 +6,34 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-_DENSE = (
+_UNSPACED_CHARACTERS = (
     "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 )
 
+UNSPACED = re.compile(f"[{_UNSPACED_CHARACTERS}]+")
+"""A run of characters of a script without spaces: Chinese, Japanese, Korean, Thai and their neighbours."""
 
-_RUN = re.compile(f"[{_DENSE}]+")
-
-
-_TERM = re.compile(f"[{_DENSE}]+|(?:(?![{_DENSE}])\\w)+")
-
-
-def segmented(text: str) -> str:
-    """The text with runs of characters without spaces cut into pairs; the last character stands alone as well."""
-    return _RUN.sub(lambda run: f" {' '.join(_pairs(run[0]))} {run[0][-1]} ", normal(text))
+WORD = re.compile(f"[{_UNSPACED_CHARACTERS}]+|(?:(?![{_UNSPACED_CHARACTERS}])\\w)+")
+"""A run of such characters, or a word of any other script."""
 
 
-def terms(text: str) -> list[str]:
-    """Its words in lower case and its pairs of characters, in their order and as often as they stand there."""
-    found: list[str] = []
-    for part in _TERM.findall(normal(text)):
-        if _RUN.fullmatch(part) and len(part) > 1:
-            found.extend(_pairs(part))
+def tokenize(text: str) -> list[str]:
+    """Return the words in lower case and the pairs of characters, in order and with repetitions."""
+    tokens: list[str] = []
+    for word in WORD.findall(normal(text)):
+        if UNSPACED.fullmatch(word) and len(word) > 1:
+            tokens.extend(bigrams(word))
         else:
-            found.append(part.lower())
-    return found
+            tokens.append(word.lower())
+    return tokens
+
+
+def bigrams(run: str) -> Iterator[str]:
+    """Iterate over the overlapping pairs of characters."""
+    return (run[start : start + 2] for start in range(len(run) - 1))
 
 
 def normal(text: str) -> str:
-    """Full-width letters and digits as the plain ones they mean."""
+    """Apply Unicode normalisation NFKC, which turns full-width letters and digits into plain ones."""
     return unicodedata.normalize("NFKC", text)
-
-
-def _grams(run: str) -> list[str]:
-    return [*_pairs(run), *run]
-
-
-def _pairs(run: str) -> Iterator[str]:
-    return (run[start : start + 2] for start in range(len(run) - 1))

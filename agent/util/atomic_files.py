@@ -1,4 +1,4 @@
-"""Files that are whole or as they were, also after a crash; and one process at a time."""
+"""Atomic writes of files, and a lock between processes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes | str, scratch: Path | None = None) -> None:
-    """Readers see the old file or the new one, whole, also after a crash; text is written as UTF-8.
+    """Replace a file atomically: readers see the old content or the new one, also after a crash. Text becomes UTF-8.
 
-    `scratch` is where it is written before it is renamed, on the same disk; left out, a hidden file beside `path`.
+    `scratch` is the temporary file, on the same disk; by default a hidden one beside `path`.
     """
     scratch = scratch or path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with scratch.open("wb") as file:
@@ -34,7 +34,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def alone(lock: Path, say: Callable[[str], None], busy: str) -> Iterator[None]:
-    """Wait until no other process is in here with the same lock; `busy` is said of the one that is waited for."""
+    """Hold a lock between processes, and wait for it; `busy` names the other process in a message to `say`."""
     with lock.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

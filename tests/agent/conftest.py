@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from agent.encoders.encoder import Encoder, HashEncoder
-from agent.knowledge.knowledge import Memory
+from agent.knowledge.knowledge import Knowledge
 
-OpenMemory = Callable[..., Memory]
+OpenKnowledge = Callable[..., Knowledge]
 
 
 @pytest.fixture
@@ -27,14 +27,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def open_memory(tmp_path: Path) -> Iterator[OpenMemory]:
+def open_memory(tmp_path: Path) -> Iterator[OpenKnowledge]:
     """Opens memories of one home; all are closed after the test."""
-    opened: list[Memory] = []
+    opened: list[Knowledge] = []
 
-    def open_one(encoder: Encoder | None = None, **options: Any) -> Memory:
+    def open_one(encoder: Encoder | None = None, **options: Any) -> Knowledge:
         home = tmp_path / "home"
         encoder = encoder or HashEncoder()
-        memory = Memory.open(home / "ratchet.db", home / "index", encoder, **options)
+        memory = Knowledge.open(home / "ratchet.db", home / "index", encoder, **options)
         opened.append(memory)
         return memory
 

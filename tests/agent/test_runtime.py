@@ -18,12 +18,14 @@ from langchain_core.messages import AIMessage
 from agent.config.project import Project, find_project
 from agent.encoders.encoder import HashEncoder
 from agent.errors import AdapterError, StoreError, ToolsError
+from agent.feedback.approved import newest_approved_steps
 from agent.feedback.validation import make_correction, make_rating
 from agent.llm.scripted import ScriptedModel, answer, call
 from agent.records.feedback import Correction
 from agent.records.run import Outcome, Provenance, Recalled, Step, Task, ToolCall, Trajectory
+from agent.run.resume import INTERRUPTED
 from agent.run.tools import make_frame
-from agent.runtime import INTERRUPTED, Runtime
+from agent.runtime import Runtime
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -65,7 +67,7 @@ import sys
 from pathlib import Path
 from agent.llm.scripted import ScriptedModel, answer, call
 from agent.runtime import Runtime
-from agent.config.settings import find_project
+from agent.config.project import find_project
 from agent.storage.store import Store
 from agent.records.run import Task
 
@@ -197,8 +199,8 @@ def test_a_correction_branches_the_run_and_replays_what_its_workspace_held(opene
     parent = first.run(Task("t", "Write."), run_id="parent")
     with pytest.raises(StoreError, match="has ended"):
         first.resume("parent")
-    first.store.correct(correction("parent", 2, "worse"))
-    first.store.correct(correction("parent", 2, "right"))
+    first.store.feedback.add_correction(correction("parent", 2, "worse"))
+    first.store.feedback.add_correction(correction("parent", 2, "right"))
     runtime = opened([call("write", text="more"), answer("All done.")])
     branch = runtime.resume("parent")
     assert (branch.outcome, branch.answer) == (Outcome.ANSWERED, "All done.")
@@ -228,7 +230,7 @@ def test_a_step_whose_tool_raised_is_corrected_and_the_run_taken_up_from_there(o
             "id": "c-1",
             "at": "now",
         }
-        first.store.correct(make_correction(parent, 1, tool="write", arguments={"text": "b"}, **given))
+        first.store.feedback.add_correction(make_correction(parent, 1, tool="write", arguments={"text": "b"}, **given))
     runtime = opened([answer("Done.")])
     branch = runtime.resume("parent")
     assert (branch.outcome, branch.answer) == (Outcome.ANSWERED, "Done.")
@@ -239,7 +241,7 @@ def test_a_step_whose_tool_raised_is_corrected_and_the_run_taken_up_from_there(o
 def test_a_corrected_step_whose_tool_raises_does_not_end_the_branch(opened: OpenRuntime) -> None:
     opened([call("write", text="a"), answer("Done.")]).run(Task("t", "Write."), run_id="parent")
     runtime = opened([answer("It failed.")])
-    runtime.store.correct(replace(correction("parent", 0, "x"), call=ToolCall("burn", {})))
+    runtime.store.feedback.add_correction(replace(correction("parent", 0, "x"), call=ToolCall("burn", {})))
     branch = runtime.resume("parent")
     assert (branch.outcome, branch.steps[0].error) == (Outcome.ANSWERED, "burn raised RuntimeError: on fire.")
 
@@ -256,7 +258,7 @@ def test_a_shared_call_that_fails_when_it_is_repeated_is_told_with_its_step(
 ) -> None:
     runtime = opened([call("write", text="a"), answer("Done.")])
     runtime.run(Task("t", "Write."), run_id="parent")
-    runtime.store.correct(correction("parent", 1, "b"))
+    runtime.store.feedback.add_correction(correction("parent", 1, "b"))
     (project.folder / "own.py").write_text(TOOLS.replace("time.sleep(0.02)", "raise SystemExit(0)"))
     with pytest.raises(ToolsError, match=r"step 0 \(write\) succeeded in the run and fails when it is repeated"):
         runtime.resume("parent")
@@ -305,7 +307,7 @@ def test_a_correction_has_the_placeholders_of_its_run_and_its_tool_gets_the_valu
     made = runtime.run(Task("t", "Write to ann@example.com."), run_id="run")
     fix = masked_correction(runtime, made, "to ann@example.com and jo@x.example")
     assert fix.call.arguments == {"text": "to <email_1> and <email_2>"}
-    runtime.store.correct(fix)
+    runtime.store.feedback.add_correction(fix)
     branch = runtime.resume("run")
     assert branch.steps[0].call == fix.call
     assert notes(runtime, branch.id) == ["to ann@example.com and jo@x.example"]
@@ -318,7 +320,7 @@ def test_a_value_that_is_not_known_any_more_gets_a_placeholder_that_stands_for_n
     with opened([]) as second:
         fix = masked_correction(second, made, "to jo@x.example")
         assert fix.call.arguments == {"text": "to <email_2>"}
-        second.store.correct(fix)
+        second.store.feedback.add_correction(fix)
         assert masked_correction(second, made, "again jo@x.example").call.arguments == {"text": "again <email_2>"}
     third = opened([answer("Done.")])
     assert masked_correction(third, made, "to al@y.example").call.arguments == {"text": "to <email_4>"}
@@ -355,7 +357,7 @@ def test_a_correction_is_recalled_by_the_next_run_and_stays_with_its_own_branch(
     runtime = opened([answer("What?"), answer("Noted."), answer("Noted again.")])
     first = runtime.run(Task("one", "note down 12345 please"))
     assert first.provenance.recalled == ()
-    runtime.store.correct(correction(first.id, 0, "12345"))
+    runtime.store.feedback.add_correction(correction(first.id, 0, "12345"))
     branch = runtime.resume(first.id)
     assert branch.provenance.recalled == ()
     second = runtime.run(Task("two", "note down 777 please"))
@@ -363,17 +365,19 @@ def test_a_correction_is_recalled_by_the_next_run_and_stays_with_its_own_branch(
     assert runtime.store.get(second.id) == second
 
 
-def test_right_steps_are_corrections_and_those_of_accepted_runs(opened: OpenRuntime) -> None:
+def test_approved_steps_are_corrections_and_those_of_accepted_runs(opened: OpenRuntime) -> None:
     runtime = opened(
         [call("write", text="a"), answer("One."), call("write", text="b"), answer("Two."), call("write", text="c")]
     )
-    for run_id in ("accepted", "corrected", "unjudged"):
+    for run_id in ("accepted", "corrected", "unreviewed"):
         runtime.run(Task(run_id, "Write."), run_id=run_id)
     accepted = runtime.store.get("accepted")
-    runtime.store.rate(make_rating(accepted, verdict="up", scrubber=None, reviewer="ann", id="r1", at="now"))
-    runtime.store.correct(correction("corrected", 0, "better"))
-    said = [step.call for step in runtime.right_steps()]
-    assert said == [*(step.call for step in accepted.steps), ToolCall("write", {"text": "better"})]
+    runtime.store.feedback.add_rating(
+        make_rating(accepted, verdict="up", scrubber=None, reviewer="ann", id="r1", at="now")
+    )
+    runtime.store.feedback.add_correction(correction("corrected", 0, "better"))
+    calls = [step.call for step in newest_approved_steps(runtime.store)]
+    assert calls == [*(step.call for step in accepted.steps), ToolCall("write", {"text": "better"})]
 
 
 def test_recall_can_be_switched_off(opened: OpenRuntime, project: Project) -> None:
@@ -381,7 +385,7 @@ def test_recall_can_be_switched_off(opened: OpenRuntime, project: Project) -> No
     runtime = opened([answer("What?"), answer("Noted.")])
     runtime.project = find_project(project.folder, {})
     first = runtime.run(Task("one", "note down 12345 please"))
-    runtime.store.correct(correction(first.id, 0, "12345"))
+    runtime.store.feedback.add_correction(correction(first.id, 0, "12345"))
     assert runtime.run(Task("two", "note down 777 please")).provenance.recalled == ()
 
 
@@ -390,7 +394,7 @@ def test_what_is_recalled_takes_no_more_tokens_than_allowed(opened: OpenRuntime,
     for number, text in enumerate(("note down 12345 please", "please note this down now", "note it down")):
         run_id = f"r{number}"
         runtime.store.begin(Trajectory(run_id, Task(run_id, text), Provenance(), "now", (Step(None),)))
-        runtime.store.correct(replace(correction(run_id, 0, str(number)), plan=(f"plan {number}",)))
+        runtime.store.feedback.add_correction(replace(correction(run_id, 0, str(number)), plan=(f"plan {number}",)))
     task = Task("new", "note down 777 please")
     whole = runtime.recalled(task)
     assert len(whole) == 3

@@ -1,7 +1,7 @@
-"""Whether tuning teaches to cite and to abstain: the demo desk before it, after it, and after it with contexts.
+"""Whether tuning teaches to cite and to abstain: the demo desk before it and after it.
 
 Feedback is the worked solutions of training tickets, done step by step through the desk's own search and tools, and
-accepted; so both tunings learn from the very same runs. Measured on held-out tickets that the articles answer, on those
+accepted. Measured on held-out tickets that the articles answer, on those
 that they do not, and on the answerable ones with the articles that answer them kept out of the search. RGB is another
 domain, and a prompt of another form: what carries over. Neither is ever tuned on.
 """
@@ -20,9 +20,8 @@ from typing import Any
 
 from agent.cli import main as cli
 from agent.config.project import Project
-from agent.config.settings import TuningSettings
-from agent.grounding.check import evidence_of, ground
-from agent.knowledge.knowledge import Memory
+from agent.grounding.check import check_sentences, collect_evidence
+from agent.knowledge.knowledge import Knowledge
 from agent.records.run import Outcome, Trajectory
 from agent.run.loop import run
 from agent.run.state import Unrecorded
@@ -31,7 +30,7 @@ from tests.bench.grounding import rgb_model, share_of
 from tests.bench.results import write_result
 from tests.tuner.desks import Clumsy
 from tools.context import Passage, ToolContext
-from tuner.demo.demo import commands, prepare_desk
+from tuner.demo.demo import capture_commands, prepare_desk
 from tuner.demo.reviewer import Reviewer, load_tickets
 from tuner.evaluation.evaluate import evaluate
 from tuner.evaluation.suite import Check, Suite, SuiteTask
@@ -42,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TICKETS = 40
 """Training tickets that are learnt from, of those for which the articles are searched."""
 MIN_STEPS = 30
-"""Optimizer steps of either tuning, at least."""
+"""Optimizer steps of the tuning, at least."""
 DEEPER = 4
 """How many times as many passages are looked through where some are kept out."""
 FIGURES = ("rejection_rate", "false_rejection_rate", "citation_precision", "citation_recall")
@@ -70,12 +69,11 @@ def answers(
     *,
     home: Path = ROOT / ".ratchet",
     tickets: int = TICKETS,
-    contexts: Sequence[int] = (0, 2),
     limit: int | None = None,
     questions: int = 60,
     say: Say = lambda text: None,
 ) -> list[dict[str, Any]]:
-    """A row for the base and for each number of contexts a tuning is given; `home` is where the models are, or are put.
+    """A row for the base and one for the tuned adapter; `home` is where the models are, or are put.
 
     `limit` bounds the tickets of each kind. `questions` are those of RGB, which `data` holds in a folder rgb_zh_en;
     0 leaves them out.
@@ -84,22 +82,17 @@ def answers(
     held_out = chosen(project_suite(project), limit)
     _feedback(project, tickets, say)
     rows = [_row("before", project, None, held_out, data, questions, say)]
-    for count in contexts:
-        tuning = replace(project.settings.tuning, contexts=count, min_steps=MIN_STEPS)
-        own = replace(project, settings=replace(project.settings, tuning=tuning))
-        say(f"tuning with contexts = {count}")
-        with Runtime(own) as runtime:
-            tuned = tune(runtime, say=say)
-        about = {
-            "contexts": count,
-            "abstain": tuning.abstain,
-            "rows": sum(tuned.dataset.manifest["rows"].values()),
-            "drawn": tuned.dataset.manifest.get("contexts"),
-            "tuning_minutes": round(tuned.trained.seconds / 60, 1),
-        }
-        row = _row(f"contexts_{count}", own, tuned.adapter.id, held_out, data, questions, say)
-        rows.append(row | about)
-    return rows
+    tuning = replace(project.settings.tuning, min_steps=MIN_STEPS)
+    own = replace(project, settings=replace(project.settings, tuning=tuning))
+    with Runtime(own) as runtime:
+        tuned = tune(runtime, say=say)
+    about = {
+        # Earlier results have a row for a tuning with artificial contexts as well.
+        "contexts": 0,
+        "rows": sum(tuned.dataset.manifest["rows"].values()),
+        "tuning_minutes": round(tuned.trained.seconds / 60, 1),
+    }
+    return [*rows, _row("contexts_0", own, tuned.adapter.id, held_out, data, questions, say) | about]
 
 
 def chosen(suite: Suite, limit: int | None = None) -> HeldOut:
@@ -114,9 +107,9 @@ def chosen(suite: Suite, limit: int | None = None) -> HeldOut:
 
 
 def metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """The `FIGURES` with as many contexts as is the default, and `_before` any tuning; None where not measured."""
+    """The `FIGURES` after the tuning, and `_before` it; None where not measured."""
     before = next((row for row in rows if row["side"] == "before"), {})
-    default = next((row for row in rows if row.get("contexts") == TuningSettings().contexts), {})
+    default = next((row for row in rows if row.get("contexts") == 0), {})
     after = {name: default.get(name) for name in FIGURES}
     return after | {f"{name}_before": before.get(name) for name in FIGURES}
 
@@ -139,7 +132,7 @@ def figures(answerable: Sequence[tuple[SuiteTask, Trajectory]]) -> dict[str, flo
 class Without:
     """A desk's articles less some of them."""
 
-    def __init__(self, memory: Memory, documents: Sequence[str]) -> None:
+    def __init__(self, memory: Knowledge, documents: Sequence[str]) -> None:
         self._memory = memory
         self._documents = documents
 
@@ -164,7 +157,9 @@ def _feedback(project: Project, count: int, say: Say) -> None:
     with Runtime(project, model=Clumsy(tickets, ())) as runtime:
         for folder in project.settings.memory.folders:
             runtime.memory.add_folder(project.resolve(folder))
-        reviewer = Reviewer(runtime, commands(cli.main)(project.folder), corrections=1, progress=lambda done, of: None)
+        reviewer = Reviewer(
+            runtime, capture_commands(cli.main)(project.folder), corrections=1, progress=lambda done, of: None
+        )
         with contextlib.redirect_stderr(io.StringIO()):
             review = reviewer.review(tickets, at_once=4)
     say(f"{review.tickets} training tickets, {review.rated_up} accepted")
@@ -259,7 +254,10 @@ def _supported(runtime: Runtime, done: Trajectory) -> list[bool]:
     """Of each sentence of an answer, whether what its run was shown supports it."""
     if done.outcome is not Outcome.ANSWERED or not done.answer:
         return []
-    return [one.supported for one in ground(done.answer, evidence_of(done.steps), lambda: runtime.encoder).sentences]
+    return [
+        one.supported
+        for one in check_sentences(done.answer, collect_evidence(done.steps), lambda: runtime.encoder).sentences
+    ]
 
 
 def main() -> int:
@@ -267,7 +265,6 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the folder that holds rgb_zh_en")
     parser.add_argument("--home", type=Path, default=ROOT / ".ratchet", help="where the models are, or are put")
     parser.add_argument("--tickets", type=int, default=TICKETS, help="training tickets")
-    parser.add_argument("--contexts", type=int, nargs="+", default=[0, 2], help="contexts a cited row, of each tuning")
     parser.add_argument("--limit", type=int, default=None, help="held-out tickets of each kind, at most")
     parser.add_argument("--questions", type=int, default=60, help="questions of RGB; 0 leaves them out")
     parser.add_argument("--write", action="store_true", help="write docs/results/answers.json as well")
@@ -278,7 +275,6 @@ def main() -> int:
         args.data,
         home=args.home,
         tickets=args.tickets,
-        contexts=args.contexts,
         limit=args.limit,
         questions=args.questions,
         say=lambda text: print(text, file=sys.stderr, flush=True),

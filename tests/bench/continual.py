@@ -19,19 +19,19 @@ from typing import Any
 
 import numpy as np
 
+from agent.config.settings import TuningSettings
 from agent.encoders.encoder import SentenceEncoder
 from agent.llm.prompt.render import Renderer
 from agent.llm.weights import load as weights
 from agent.llm.weights.catalog import DEFAULT_ENCODER, DEFAULT_MODEL
 from tests.bench import tuning_sets
 from tuner.data.replay import cover
-from tuner.settings import TrainSettings
 from tuner.training.trainer import train
 from tuner.tree.packing import Example
 
 TRAINED_ON, TESTED_ON, LABELS = 120, 100, 20
 REPLAY = 0.5
-SETTINGS = TrainSettings(epochs=4, min_steps=1, batch_targets=40, patience=0, learning_rate=1e-3)
+SETTINGS = TuningSettings(epochs=4, min_steps=1, batch_targets=40, patience=0, learning_rate=1e-3)
 
 
 @dataclass(frozen=True)

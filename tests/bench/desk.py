@@ -26,10 +26,10 @@ def main() -> int:
     plan = replace({"bench": demo.BENCH, "demo": demo.FULL, "quick": demo.QUICK}[args.plan], seed=args.seed)
     shutil.rmtree(args.home / "desk", ignore_errors=True)
     project = demo.prepare_desk(ROOT / "examples" / "desk", args.home)
-    with demo.Watcher(lambda text: print(text, file=sys.stderr, flush=True)) as watcher:
-        result, runtime = demo.turn(project, demo.commands(cli.main), plan, watcher)
+    with demo.DemoWatcher(lambda text: print(text, file=sys.stderr, flush=True)) as watcher:
+        result, runtime = demo.run_demo(project, demo.capture_commands(cli.main), plan, watcher)
         runtime.close()
-    print(demo.tell(result))
+    print(demo.format_result(result))
     tuned = result.tuned.summary().metrics
     metrics = {
         "held_out_success_base": result.base.success,

@@ -20,17 +20,17 @@ from typing import Any
 
 from agent.encoders.encoder import Encoder, SentenceEncoder, Vectors
 from agent.knowledge.chunking import Chunk, split
-from agent.knowledge.document_store import Shelf
+from agent.knowledge.document_store import DocumentStore
 from agent.knowledge.folders import Document
-from agent.knowledge.fusion import alike
+from agent.knowledge.fusion import is_near_duplicate
 from agent.knowledge.knowledge import CANDIDATES
 from agent.llm.weights.catalog import DEFAULT_ENCODER
 from agent.llm.weights.load import ModelFolder, encoder_weights
 from tests.bench.retrieval_sets import Question, RetrievalSet, retrieval_sets
-from tuner.encoder.dataset import Judged, Lessons
-from tuner.encoder.pipeline import check_acts, train_on
+from tuner.encoder.dataset import EncoderDataset, RelevanceJudgement
+from tuner.encoder.pipeline import check_adapter_changes_output, train_in_team
 from tuner.encoder.ranking import ndcg, nearest, pseudo_queries, whole_search, word_index
-from tuner.encoder.trainer import EncoderSettings
+from tuner.encoder.settings import EncoderSettings
 from tuner.evaluation.statistics import bootstrap_mean
 
 SETS = ("covidqa", "tau2_banking_kb")
@@ -65,19 +65,19 @@ def _gain(one: RetrievalSet, base: ModelFolder, settings: EncoderSettings, held_
     matrix = bare.encode([passages[id].embedded_text for id in ids])
     questions = [question for question in _distinct(one.questions) if half_of(question.text) == "train"]
     with word_index(passages, matrix, bare.name) as words, tempfile.TemporaryDirectory(prefix="ratchet-") as scratch:
-        lessons = _lessons(questions, passages, ids, matrix, bare, words)
+        dataset = _lessons(questions, passages, ids, matrix, bare, words)
         folder = Path(scratch) / "adapter"
-        trained = train_on(base, lessons, folder, settings, documents=passages, on_progress=_tell)
-        tuned = check_acts(base, folder, lessons)
+        trained = train_in_team(base, dataset, folder, settings, documents=passages, on_progress=_tell)
+        tuned = check_adapter_changes_output(base, folder, dataset)
         if held_out:
             asked = [question for question in _distinct(one.questions) if half_of(question.text) == "test"]
         else:
-            watched = {judged.query for judged in lessons.of("validation")}
+            watched = {judged.query for judged in dataset.judgements_in("validation")}
             asked = [question for question in questions if question.text in watched]
         before = _scores(asked, passages, ids, matrix, bare, words)
         after = _scores(asked, passages, ids, tuned.encode([passages[id].embedded_text for id in ids]), tuned, words)
     return {
-        "trained_on": len(lessons.of("train")),
+        "trained_on": len(dataset.judgements_in("train")),
         "measured": len(asked),
         "chunks": len(ids),
         "steps": trained.steps,
@@ -110,26 +110,30 @@ def _lessons(
     ids: Sequence[str],
     matrix: Vectors,
     encoder: Encoder,
-    words: Shelf,
-) -> Lessons:
+    words: DocumentStore,
+) -> EncoderDataset:
     judged = []
     for question, vector in zip(questions, encoder.encode_queries([one.text for one in questions]), strict=True):
         best: dict[str, str] = {}
         for id in nearest(ids, matrix, vector, len(ids)):
             if passages[id].document in question.answers:
                 best.setdefault(passages[id].document, id)
-        ranked = whole_search(ids, matrix, vector, words, question.text, read=encoder.reads(question.text))
+        ranked = whole_search(ids, matrix, vector, words, question.text, coverage=encoder.coverage(question.text))
         places = [place for place, id in enumerate(ranked) if id in best.values()]
         others = [
             id
             for id in ranked[(min(places) + 1 if places else 0) :]
             if passages[id].document not in question.answers
-            and not any(alike(passages[id].text, passages[right].text) for right in best.values())
+            and not any(is_near_duplicate(passages[id].text, passages[right].text) for right in best.values())
         ]
         share = hashlib.sha256(f"validation {question.text}".encode()).digest()[0] / 256
         rights = tuple(best.values())[:MOST_ANSWERS]
-        judged.append(Judged(question.text, rights, tuple(others[:8]), "validation" if share < VALIDATION else "train"))
-    return Lessons(tuple(judged), passages, "")
+        judged.append(
+            RelevanceJudgement(
+                question.text, rights, tuple(others[:8]), "validation" if share < VALIDATION else "train"
+            )
+        )
+    return EncoderDataset(tuple(judged), passages, "")
 
 
 def _scores(
@@ -138,13 +142,13 @@ def _scores(
     ids: Sequence[str],
     matrix: Vectors,
     encoder: Encoder,
-    words: Shelf,
+    words: DocumentStore,
 ) -> dict[str, list[float]]:
     """nDCG@10 of documents, each ranked by its best chunk; of pseudo-queries, of chunks."""
     scores: dict[str, list[float]] = {"dense": [], "whole": [], "general": []}
     for question, vector in zip(questions, encoder.encode_queries([one.text for one in questions]), strict=True):
         near = nearest(ids, matrix, vector, CANDIDATES)
-        whole = whole_search(ids, matrix, vector, words, question.text, read=encoder.reads(question.text))
+        whole = whole_search(ids, matrix, vector, words, question.text, coverage=encoder.coverage(question.text))
         for name, ranked in (("dense", near), ("whole", whole)):
             documents = list(dict.fromkeys(passages[id].document for id in ranked))
             scores[name].append(ndcg(documents, question.answers))

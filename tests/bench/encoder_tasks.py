@@ -24,11 +24,11 @@ from agent.encoders.encoder import Encoder, SentenceEncoder
 from agent.feedback.label_regression import LabelRegression
 from agent.llm.weights.catalog import DEFAULT_ENCODER
 from agent.llm.weights.load import ModelFolder, encoder_weights
-from agent.text.normalise import plain
-from tuner.encoder.beginnings import HELD_OUT, VALIDATION, with_names
-from tuner.encoder.dataset import LabelledTask, folded, make_lessons, part_of
-from tuner.encoder.pipeline import check_acts, train_on
-from tuner.encoder.trainer import EncoderProgress, EncoderSettings
+from agent.text.normalise import normalise_task
+from tuner.encoder.dataset import FirstCallTask, fold_text, make_dataset, part_of_group
+from tuner.encoder.first_calls import HELD_OUT, VALIDATION, with_label_names
+from tuner.encoder.pipeline import check_adapter_changes_output, train_in_team
+from tuner.encoder.settings import EncoderProgress, EncoderSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,15 +37,15 @@ def gain(base: ModelFolder, rows: Sequence[Any], drawn: int, asked: int, seed: i
     """Accuracy before and after, 0 to 1, on `asked` messages that were not drawn."""
     chosen = routing.spread(rows, drawn, seed)
     others = random.Random(0).sample([one for one in rows if one not in set(chosen)], asked)
-    tasks = tuple(_task(plain(one.text), one.desk) for one in chosen)
+    tasks = tuple(_task(normalise_task(one.text), one.desk) for one in chosen)
     bare = SentenceEncoder(base.folder, name=DEFAULT_ENCODER)
-    lessons = make_lessons((), {}, tasks)
+    dataset = make_dataset((), {}, tasks)
     with tempfile.TemporaryDirectory(prefix="ratchet-") as scratch:
-        trained = train_on(base, lessons, Path(scratch) / "adapter", settings, on_progress=_tell)
-        tuned = check_acts(base, Path(scratch) / "adapter", lessons)
+        trained = train_in_team(base, dataset, Path(scratch) / "adapter", settings, on_progress=_tell)
+        tuned = check_adapter_changes_output(base, Path(scratch) / "adapter", dataset)
     return {
         "seed": seed,
-        "trained_on": len(lessons.tasks_of("train")),
+        "trained_on": len(dataset.tasks_in("train")),
         "steps": trained.steps,
         "best_epoch": trained.best_epoch,
         "validation_loss": [round(trained.first_validation_loss, 3), round(trained.validation_loss, 3)],
@@ -55,17 +55,17 @@ def gain(base: ModelFolder, rows: Sequence[Any], drawn: int, asked: int, seed: i
     }
 
 
-def accuracy(encoder: Encoder, tasks: Sequence[LabelledTask], asked: Sequence[Any]) -> float:
-    texts, labels = zip(*with_names(tasks), strict=True)
+def accuracy(encoder: Encoder, tasks: Sequence[FirstCallTask], asked: Sequence[Any]) -> float:
+    texts, labels = zip(*with_label_names(tasks), strict=True)
     regression = LabelRegression(encoder.encode(texts), labels)
-    vectors = encoder.encode([plain(one.text) for one in asked])
+    vectors = encoder.encode([normalise_task(one.text) for one in asked])
     told = [regression.names[int(regression.scores(vector).argmax())] for vector in vectors]
     return sum(label == one.desk for label, one in zip(told, asked, strict=True)) / len(asked)
 
 
-def _task(text: str, desk: str) -> LabelledTask:
-    part = part_of(folded(text), held_out=HELD_OUT, validation=VALIDATION)
-    return LabelledTask(text, desk, desk.replace("_", " "), part)
+def _task(text: str, desk: str) -> FirstCallTask:
+    part = part_of_group(fold_text(text), held_out=HELD_OUT, validation=VALIDATION)
+    return FirstCallTask(text, desk, desk.replace("_", " "), part)
 
 
 def _tell(progress: EncoderProgress) -> None:

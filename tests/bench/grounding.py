@@ -24,8 +24,8 @@ import numpy as np
 
 from agent.config.project import Home, find_project
 from agent.encoders.encoder import Encoder, SentenceEncoder
-from agent.grounding.check import evidence_of, ground
-from agent.grounding.claims import Claim, rarity, share
+from agent.grounding.check import check_sentences, collect_evidence
+from agent.grounding.claims import Claim, weighted_share, word_weights
 from agent.llm.weights.catalog import DEFAULT_ENCODER
 from agent.llm.weights.load import resolve_encoder
 from agent.records.run import Evidence, Outcome, Step, Task, ToolCall, Trajectory
@@ -34,8 +34,8 @@ from agent.run.loop import advance
 from agent.run.state import Options, Run
 from agent.run.tools import make_frame
 from agent.runtime import Runtime
-from agent.text.quotes import Quote, quoted
-from agent.text.sentences import sentences
+from agent.text.quotes import Quote, match_quotes
+from agent.text.sentences import split_sentences
 from agent.util.ids import timestamp
 from tests.bench.results import write_result
 from tools.basics import answer, hand_over
@@ -129,10 +129,10 @@ def fits(question: str, shown: Sequence[Evidence], encoder: Encoder, language: s
     """How well each sentence that was shown answers the question."""
     claims = [Claim(one.text) for one in shown]
     asked = Claim(ASKING.sub(" ", question))
-    weights, unseen = rarity(claims), 1.0 + math.log(len(claims) + 1)
+    weights, unseen = word_weights(claims), 1.0 + math.log(len(claims) + 1)
     around: dict[int | None, frozenset[str]] = {}
     for one, claim in zip(shown, claims, strict=True):
-        around[one.label] = around.get(one.label, frozenset()) | claim.held
+        around[one.label] = around.get(one.label, frozenset()) | claim.all_words
     nearness = np.zeros(len(shown))
     if language == "en":
         vectors = encoder.encode([question, *(one.text for one in shown)])
@@ -140,10 +140,10 @@ def fits(question: str, shown: Sequence[Evidence], encoder: Encoder, language: s
     counting = _COUNTING.search(question) is not None
     return [
         Fit(
-            share(asked.words, claim.held, weights, unseen),
-            share(asked.words, around[one.label], weights, unseen),
+            weighted_share(asked.words, claim.all_words, weights, unseen),
+            weighted_share(asked.words, around[one.label], weights, unseen),
             float(near),
-            float(counting and not claim.known_figures - asked.known_figures),
+            float(counting and not claim.possible_figures - asked.possible_figures),
         )
         for one, claim, near in zip(shown, claims, nearness, strict=True)
     ]
@@ -212,7 +212,7 @@ def grounding_shares(found: Sequence[RgbQuestion], encoder: Encoder) -> tuple[fl
             (
                 (place, sentence)
                 for place, text in enumerate(one.right)
-                for sentence in sentences(text)
+                for sentence in split_sentences(text)
                 if holds(sentence, one.gold)
             ),
             (0, ""),
@@ -220,9 +220,9 @@ def grounding_shares(found: Sequence[RgbQuestion], encoder: Encoder) -> tuple[fl
         others = [text for number, text in enumerate(one.right) if number != place]
         if not claim or not others:
             continue
-        supported.append(not ground(claim, evidence([*others, *one.wrong[:2]]), encoder).unsupported)
+        supported.append(not check_sentences(claim, evidence([*others, *one.wrong[:2]]), encoder).unsupported)
         if one.false:
-            believed.append(not ground(claim, evidence(one.false), encoder).unsupported)
+            believed.append(not check_sentences(claim, evidence(one.false), encoder).unsupported)
     return share_of(supported), share_of(believed)
 
 
@@ -248,17 +248,20 @@ def rgb_model(
             tools = [search_knowledge(context, PASSAGES), answer(quoted=True), hand_over()]
             options = Options(Budget(5), plan=False, thought=False, instructions=INSTRUCTIONS, grounded="withhold")
             stepper = runtime.stepper(adapter)
-            going = Run(
-                Trajectory(str(number), Task(str(number), one.text), stepper.provenance(), timestamp()),
-                stepper,
-                {tool.name: tool for tool in tools},
-                make_frame(tools[1:], options),
-                options,
+            task = Task(str(number), one.text)
+            state = Run(
+                trajectory=Trajectory(task.id, task, stepper.provenance(), timestamp()),
+                stepper=stepper,
+                tools={tool.name: tool for tool in tools},
+                frame=make_frame(tools[1:], options),
+                options=options,
                 encoder=lambda: encoder,
             )
-            made = advance(going, Step(ToolCall("search_knowledge", {"query": one.text[:80]})))
-            shown = evidence_of(made.steps)
-            made_of = quoted(made.answer or "", [Quote(sentence.text, sentence.label) for sentence in shown]) or ()
+            made = advance(state, Step(ToolCall("search_knowledge", {"query": one.text[:80]})))
+            shown = collect_evidence(made.steps)
+            made_of = (
+                match_quotes(made.answer or "", [Quote(sentence.text, sentence.label) for sentence in shown]) or ()
+            )
             said = [sentence for sentence in shown if sentence.text in {quote.text for quote in made_of}]
             scores = [RELEVANCE["en"].score(fit) for fit in fits(one.text, shown, encoder, "en")] if said else []
             best = max((scores[place] for place, sentence in enumerate(shown) if sentence in said), default=0.0)
@@ -316,7 +319,9 @@ def questions(path: Path) -> Iterator[RgbQuestion]:
 def evidence(texts: Sequence[str]) -> tuple[Evidence, ...]:
     """The sentences of passages, labelled in their order."""
     return tuple(
-        Evidence(sentence, label, f"{label}.txt") for label, text in enumerate(texts, 1) for sentence in sentences(text)
+        Evidence(sentence, label, f"{label}.txt")
+        for label, text in enumerate(texts, 1)
+        for sentence in split_sentences(text)
     )
 
 

@@ -20,12 +20,12 @@ import numpy as np
 
 from agent.config.project import Home
 from agent.encoders.encoder import Encoder, SentenceEncoder, Vectors
-from agent.grounding.check import FITTED, Features, Judge, Rule, Thresholds
+from agent.grounding.check import FITTED, Features, Rule, SupportFinder, Thresholds
 from agent.grounding.claims import Claim, is_chinese
 from agent.llm.weights.catalog import DEFAULT_ENCODER
 from agent.llm.weights.load import resolve_encoder
 from agent.records.run import Evidence
-from agent.text.sentences import sentences
+from agent.text.sentences import split_sentences
 from tests.bench.grounding import ASKING, RELEVANCE, Relevance, fits
 
 ROUNDS = 3
@@ -71,7 +71,7 @@ def even_paragraphs(path: Path) -> tuple[Paragraph, ...]:
     for article, data in enumerate(json.loads(path.read_text(encoding="utf-8"))["data"]):
         for paragraph in data["paragraphs"]:
             if number % 2 == 0:
-                cut = tuple(sentences(paragraph["context"]))
+                cut = tuple(split_sentences(paragraph["context"]))
                 asked = [
                     Asked(one["question"], sentence, answer)
                     for one in paragraph["qas"]
@@ -163,8 +163,8 @@ def found_features(samples: Sequence[Sample], encoder: Encoder, rules: Threshold
     judges: dict[tuple[Evidence, ...], list[str]] = {}
     for one in samples:
         judges.setdefault(one.shown, []).append(one.claim)
-    made = {shown: Judge(shown, claims, encoder, rules) for shown, claims in judges.items()}
-    return [made[one.shown].best(Claim(one.claim)).features for one in samples]
+    made = {shown: SupportFinder(shown, claims, encoder, rules) for shown, claims in judges.items()}
+    return [made[one.shown].find(Claim(one.claim)).features for one in samples]
 
 
 def fitted(matrix: np.ndarray, wanted: np.ndarray) -> np.ndarray:

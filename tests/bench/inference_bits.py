@@ -17,7 +17,7 @@ from agent.llm.prompt.render import Renderer, messages
 from agent.llm.weights import load as weights
 from agent.records.run import Provenance, Trajectory
 from agent.runtime import Runtime
-from agent.util.threads import in_own_team
+from agent.util.threads import run_in_thread
 from tests.bench import inference_tasks
 
 ROWS = (1, 8, 32, 128)
@@ -35,7 +35,7 @@ def bits(home: Path) -> dict[str, Any]:
     prompts = _prompts(work)
     folder = weights.resolve_model(work.project.named(work.project.settings.model.base), work.project.home.models)
     model = weights.load_model(folder, device="cpu", dtype="float32")
-    return {"forms": in_own_team(lambda: _measure(model, prompts)), "rows": list(ROWS)}
+    return {"forms": run_in_thread(lambda: _measure(model, prompts)), "rows": list(ROWS)}
 
 
 def _measure(model: Any, prompts: list[tuple[int, ...]]) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable
 from pydantic import PrivateAttr
 
-from agent.llm.engine.sampling import Chooser
+from agent.llm.engine.sampling import Sampler
 from agent.llm.engine.session import Request
 from agent.llm.prompt.render import Frame, Message, Renderer, system_text, task_text
 from agent.llm.prompt.step_grammar import parse_step, step_grammar
@@ -206,7 +206,7 @@ class TransformersChat(BaseChatModel):
 
     _model: Any = PrivateAttr()
     _renderer: Renderer = PrivateAttr()
-    _chooser: Chooser = PrivateAttr()
+    _sampler: Sampler = PrivateAttr()
     _frame: Frame = PrivateAttr()
     _most: int = PrivateAttr()
     _task: SuiteTask = PrivateAttr()
@@ -220,7 +220,7 @@ class TransformersChat(BaseChatModel):
 
         self._model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, dtype)).eval()
         self._renderer = _renderer(folder)
-        self._chooser = Chooser(self._renderer.tokenizer, int(self._model.config.vocab_size), None)
+        self._sampler = Sampler(self._renderer.tokenizer, int(self._model.config.vocab_size), None)
         self._frame = frame
         self._most = most
         _warm(self._model)
@@ -256,7 +256,7 @@ class TransformersChat(BaseChatModel):
         grammar = step_grammar(self._frame.shape(done.task, done.steps))
         end = self._renderer.end_of_turn
         ids = self._renderer.prompt([self._shown(message) for message in messages])
-        said = continue_greedily(self._model, ids, MOST_MASKED, end, self._chooser.matcher(grammar, end))
+        said = continue_greedily(self._model, ids, MOST_MASKED, end, self._sampler.make_matcher(grammar, end))
         text = self._renderer.decode(said)
         row = StepRow(time.perf_counter() - started, len(ids), len(ids), len(said), len(said))
         self._steps.append(row)

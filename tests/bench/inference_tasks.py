@@ -15,7 +15,7 @@ from pathlib import Path
 from agent.cli import main as cli
 from agent.config.project import Home, Project, find_project
 from agent.llm.weights import load as weights
-from agent.llm.weights.catalog import DEFAULT_MODEL, known
+from agent.llm.weights.catalog import DEFAULT_MODEL, find_known
 from agent.llm.weights.convert import packaged_file
 from agent.records.run import Task
 from agent.registry.registry import Adapter, Registry
@@ -112,8 +112,8 @@ def prepare(home: Path) -> None:
     home.mkdir(parents=True, exist_ok=True)
     if not (home / "desk").is_dir() or tickets(home, 1).adapter is None:
         project = demo.prepare_desk(ROOT / "examples" / "desk", home)
-        with demo.Watcher() as watcher:
-            demo.turn(project, demo.commands(cli.main), demo.FULL, watcher)[1].close()
+        with demo.DemoWatcher() as watcher:
+            demo.run_demo(project, demo.capture_commands(cli.main), demo.FULL, watcher)[1].close()
     book = home / "logbook"
     book.mkdir(exist_ok=True)
     (book / "ratchet.toml").write_text(_LONG_SETTINGS, encoding="utf-8")
@@ -148,7 +148,7 @@ def gguf_of(work: Work, kind: str) -> Path:
     target = work.merged.with_name(f"{work.merged.name}-{kind}.gguf")
     if not target.is_file():
         beside = target.with_suffix(".tmp")
-        entry = known(DEFAULT_MODEL, "model")
+        entry = find_known(DEFAULT_MODEL, "model")
         assert entry is not None
         source = packaged_file(entry)
         write_gguf(source, work.adapter.folder if work.adapter else None, beside, kind=kind)

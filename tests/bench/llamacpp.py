@@ -116,7 +116,7 @@ class LlamaCppStepper:
                 f"temperature {temperature} was asked for; this side of the benchmark is greedy, so ask for 0"
             )
         if cancelled.is_set():
-            return Proposal(None, error="cancelled", end="cancelled")
+            return Proposal(None, error="cancelled", finish_reason="cancelled")
         started = time.perf_counter()
         ids = self.renderer.prompt(messages(trajectory, frame))
         request = self._request(ids, max_tokens)
@@ -134,12 +134,14 @@ class LlamaCppStepper:
             on_text(text)
         if made["stop_type"] == "limit":
             why = "cut off by the token budget"
-            return Proposal(None, said=text, error=why, end="length", token_ids=said, usage=usage, seconds=seconds)
+            return Proposal(
+                None, text=text, error=why, finish_reason="length", token_ids=said, usage=usage, seconds=seconds
+            )
         try:
             step = parse_step(text)
         except ValueError as fault:
             why = f"This is not a step: {fault}."
-            return Proposal(None, said=text, error=why, token_ids=said, usage=usage, seconds=seconds)
+            return Proposal(None, text=text, error=why, token_ids=said, usage=usage, seconds=seconds)
         return Proposal(step.call, step.thought, step.plan, token_ids=said, usage=usage, seconds=seconds)
 
     def _request(self, ids: Sequence[int], max_tokens: int) -> dict[str, Any]:

@@ -101,7 +101,9 @@ def measure_busy(home: Path, repeats: int) -> list[dict[str, Any]]:
                 runs[way].append(json.loads(done.stdout))
                 print(f"{busy} busy, {way}: {runs[way][-1]}", file=sys.stderr, flush=True)
         middle = {way: {name: median(run[name] for run in runs[way]) for name in SPEEDS} for way in WAITING}
-        rows.append({"part": "busy", "busy": busy, "commit": commit(), "runs": repeats, **middle})
+        rows.append(
+            {"part": "busy", "busy": busy, "commit": commit(), "runs": repeats, "ways": list(WAITING), **middle}
+        )
     return rows
 
 
@@ -148,8 +150,8 @@ def train_speed(base: Any) -> float:
     """Packed tokens a second of trees like the desk's: a prompt of 400 tokens and eight branches of 60 each."""
     import random
 
+    from agent.config.settings import TuningSettings
     from agent.llm.weights import load as weights
-    from tuner.settings import TrainSettings
     from tuner.training.trainer import train
     from tuner.tree.packing import Example
 
@@ -161,7 +163,7 @@ def train_speed(base: Any) -> float:
         targets = [False] * 400 + [False] * 30 + [True] * 30
         examples.append(Example(tuple(prompt + branch), tuple(targets), f"run-{number}"))
     model = weights.load_model(base, device="cpu", dtype="float32", threads=0)
-    settings = TrainSettings(epochs=1, min_steps=6, patience=0, batch_targets=240)
+    settings = TuningSettings(epochs=1, min_steps=6, patience=0, batch_targets=240)
     ended: list[float] = []
     trained = train(model, examples, [], settings, folder=None, on_progress=lambda _: ended.append(time.perf_counter()))
     # The first step prepares what later ones use.

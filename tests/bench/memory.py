@@ -104,14 +104,17 @@ def desk() -> list[Row]:
             runtime.memory.add_folder(project.resolve(folder))
         rows = [_told("base", 0, evaluate_adapter(runtime, suite, None, recall=False))]
         reviewer = Reviewer(
-            runtime, demo.commands(cli.main)(project.folder), corrections=CORRECTIONS, progress=lambda done, of: None
+            runtime,
+            demo.capture_commands(cli.main)(project.folder),
+            corrections=CORRECTIONS,
+            progress=lambda done, of: None,
         )
         tickets = load_tickets(project.folder / "tickets" / "train.jsonl")
         review = reviewer.review(tickets, at_once=project.settings.model.max_sessions)
         adapter = tune(runtime).adapter.id
         for way, served, recall in (("memory", None, True), ("weights", adapter, False), ("both", adapter, True)):
             rows.append(_told(way, review.corrections, evaluate_adapter(runtime, suite, served, recall=recall)))
-    memory = replace(project.settings.memory, recall_as="both")
+    memory = replace(project.settings.memory, recall_as="odds")
     weighing = replace(project, settings=replace(project.settings, memory=memory))
     with Runtime(weighing) as runtime:
         for way, served in (("memory", None), ("both", adapter)):

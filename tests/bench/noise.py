@@ -23,7 +23,7 @@ from tests.bench import tuning_sets
 from tests.bench.continual import SETTINGS, accuracy_of, load_base
 from tuner.training.trainer import train
 
-KINDS = ("none", "fgm", "pgd", "freelb")
+KINDS = ("none", "freelb")
 SORTS = ("clean", "typos", "colloquial")
 TRAINED_ON, TESTED_ON = 8, 135
 """Messages of each intent, and of each sort."""

@@ -16,9 +16,10 @@ import numpy as np
 
 from agent.encoders.encoder import Encoder, Vectors
 from agent.knowledge.chunking import Chunk, split
-from agent.knowledge.document_store import Shelf, StoredDocument, Vector, to_bytes
+from agent.knowledge.document_store import DocumentStore
 from agent.knowledge.folders import Document
-from agent.knowledge.knowledge import Memory
+from agent.knowledge.knowledge import Knowledge
+from agent.knowledge.schema import StoredDocument, Vector, to_bytes
 from agent.storage.database import open_engine
 from tests.bench.retrieval_sets import retrieval_sets
 
@@ -35,7 +36,7 @@ def growth(size: int, data: Path, encoder: Encoder) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         engine = open_engine(home / "ratchet.db")
-        shelf = Shelf(engine)
+        shelf = DocumentStore(engine)
         started = time.perf_counter()
         for number, (chunks, rows) in enumerate(_made_up(texts, vectors, size)):
             name = f"d{number:06}"
@@ -46,7 +47,7 @@ def growth(size: int, data: Path, encoder: Encoder) -> dict[str, Any]:
             )
         stored = time.perf_counter() - started
         engine.dispose()
-        memory = Memory.open(home / "ratchet.db", home / "index", encoder)
+        memory = Knowledge.open(home / "ratchet.db", home / "index", encoder)
         started = time.perf_counter()
         memory.search(queries[0], 5)
         rebuilt = time.perf_counter() - started
@@ -80,7 +81,7 @@ def _ask(home: Path, queries: list[str]) -> dict[str, Any]:
     process = psutil.Process()
     before = process.memory_info().rss
     started = time.perf_counter()
-    memory = Memory.open(home / "ratchet.db", home / "index", encoder)
+    memory = Knowledge.open(home / "ratchet.db", home / "index", encoder)
     memory.search(queries[0], 5)
     opened = time.perf_counter() - started
     took = []

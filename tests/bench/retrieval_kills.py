@@ -14,8 +14,8 @@ from typing import Any
 
 from agent.encoders.encoder import HashEncoder
 from agent.errors import RatchetError
-from agent.knowledge.document_store import Shelf
-from agent.knowledge.knowledge import Memory
+from agent.knowledge.document_store import DocumentStore
+from agent.knowledge.knowledge import Knowledge
 
 DOCUMENTS = 60
 
@@ -57,11 +57,11 @@ def _lost(home: Path, said: list[list[str]]) -> str | None:
         (whole,) = connection.execute("PRAGMA integrity_check").fetchone()
         if whole != "ok":
             return f"the database: {whole}"
-    memory = Memory.open(home / "ratchet.db", home / "index", HashEncoder())
+    memory = Knowledge.open(home / "ratchet.db", home / "index", HashEncoder())
     try:
-        shelf: Shelf = memory._shelf
+        shelf: DocumentStore = memory.store
         for name, versions in zip(("one", "two"), said, strict=True):
-            texts = shelf.texts([document.name for document in memory.list() if document.name.startswith(name)])
+            texts = shelf.texts([document.name for document in memory.documents() if document.name.startswith(name)])
             newest = {int(text.rsplit("version", 1)[1]) for text in texts.values()}
             if versions and (len(texts) != DOCUMENTS or min(newest) < int(versions[-1])):
                 return f"{name} was done with version {versions[-1]}, found {len(texts)} documents of {sorted(newest)}"
@@ -84,7 +84,7 @@ def _write(home: Path, name: str, number: int) -> None:
     """Change all documents of a folder, say so, and begin again until killed."""
     folder = home / name
     folder.mkdir(exist_ok=True)
-    memory = Memory.open(home / "ratchet.db", home / "index", HashEncoder())
+    memory = Knowledge.open(home / "ratchet.db", home / "index", HashEncoder())
     print("ready", flush=True)
     for turn in range(1_000_000):
         version = number * 1_000_000 + turn

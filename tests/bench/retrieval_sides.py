@@ -17,10 +17,10 @@ import numpy as np
 
 from agent.encoders.encoder import Encoder, Vectors
 from agent.knowledge.chunking import Chunk
-from agent.knowledge.document_store import Shelf
-from agent.knowledge.knowledge import Memory
+from agent.knowledge.document_store import DocumentStore
+from agent.knowledge.knowledge import Knowledge
 from agent.storage.database import open_engine
-from agent.text.tokens import segmented
+from agent.text.tokens import UNSPACED, bigrams, normal
 
 CHUNKS = 50
 
@@ -36,8 +36,8 @@ class Corpus:
     vectors: Vectors
     """[n, d], a row a chunk."""
     encoder: Encoder
-    memory: Memory
-    shelf: Shelf
+    memory: Knowledge
+    shelf: DocumentStore
 
 
 @contextmanager
@@ -49,12 +49,12 @@ def corpus(documents: Mapping[str, str], encoder: Encoder) -> Iterator[Corpus]:
         folder.mkdir()
         for name, text in documents.items():
             (folder / name).write_text(text, encoding="utf-8")
-        memory = Memory.open(home / "ratchet.db", home / "index", encoder)
+        memory = Knowledge.open(home / "ratchet.db", home / "index", encoder)
         stack.callback(memory.close)
         memory.add_folder(folder)
         engine = open_engine(home / "ratchet.db")
         stack.callback(engine.dispose)
-        shelf = Shelf(engine)
+        shelf = DocumentStore(engine)
         parts = list(shelf.vectors())
         ids = [key for part, _ in parts for key in part]
         chunks = shelf.chunks(ids)
@@ -92,12 +92,12 @@ def bm25s(over: Corpus) -> Search:
 
     index = library.BM25()
     tokens = library.tokenize(
-        [segmented(chunk.embedded_text) for chunk in over.chunks], stopwords="en", show_progress=False
+        [_segment(chunk.embedded_text) for chunk in over.chunks], stopwords="en", show_progress=False
     )
     index.index(tokens, show_progress=False)
 
     def search(query: str) -> list[str]:
-        asked = library.tokenize([segmented(query)], stopwords="en", show_progress=False)
+        asked = library.tokenize([_segment(query)], stopwords="en", show_progress=False)
         places, scores = index.retrieve(asked, k=min(CHUNKS, len(over.chunks)), show_progress=False)
         pairs = zip(places[0].tolist(), scores[0].tolist(), strict=True)
         return _names(over.chunks[place].document for place, score in pairs if score > 0)
@@ -108,7 +108,7 @@ def bm25s(over: Corpus) -> Search:
 def words(over: Corpus) -> Search:
     """Ratchet's own words alone."""
     document = {chunk.id: chunk.document for chunk in over.chunks}
-    return lambda query: _names(document[key] for key, _ in over.shelf.word_hits(query, CHUNKS))
+    return lambda query: _names(document[key] for key, _ in over.shelf.search_words(query, CHUNKS))
 
 
 def ensemble(over: Corpus) -> Search:
@@ -141,3 +141,8 @@ SIDES: dict[str, Callable[[Corpus], Search]] = {
 
 def _names(found: Iterator[str]) -> list[str]:
     return list(dict.fromkeys(found))
+
+
+def _segment(text: str) -> str:
+    """Put spaces into runs of characters without spaces: all pairs of neighbours, then the last character alone."""
+    return UNSPACED.sub(lambda run: f" {' '.join(bigrams(run[0]))} {run[0][-1]} ", normal(text))

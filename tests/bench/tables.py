@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=ROOT, help="the project's folder")
     options = parser.parse_args(arguments)
     faults: list[str] = []
-    for path in [options.root / "README.md", *sorted((options.root / "docs").glob("*.md"))]:
+    for path in [options.root / "README.md", *sorted((options.root / "docs").rglob("*.md"))]:
         if not path.is_file():
             continue
         name = path.relative_to(options.root)
@@ -303,7 +303,37 @@ def _side(row: Mapping[str, Any]) -> str:
     return "before" if row["side"] == "before" else f"tuned, `contexts = {row['contexts']}`"
 
 
+def _main_job(data: Mapping[str, Any]) -> str:
+    """`rows` of part "demo" (one a seed) and of part "busy" (speeds by busy processes and way of waiting)."""
+    demos = sorted((row for row in data["rows"] if row["part"] == "demo"), key=lambda row: row["seed"])
+    parts = []
+    if demos:
+        successes = [row["success"] for row in demos]
+        table = [
+            [f"seed {row['seed']}", f"{row['success']:.1%}", f"{row['escalated']:.1%}", f"{row['minutes']:.1f}"]
+            for row in demos
+        ]
+        table.append(["**worst**", f"**{min(successes):.1%}**", f"{min(row['escalated'] for row in demos):.1%}", ""])
+        table.append(["**median**", f"**{statistics.median(successes):.1%}**", "", ""])
+        parts.append(markdown_table(["", "solved, of 60", "escalated, of those to be", "minutes"], table))
+    busy = {row["busy"]: row for row in data["rows"] if row["part"] == "busy"}
+    if busy:
+        speeds = list(busy[0]["passive"])
+        table = [
+            [
+                name.replace("_", " "),
+                *(f"{busy[count][way][name]:.0f}" for count in busy for way in busy[count]["ways"]),
+            ]
+            for name in speeds
+        ]
+        head = ["", *(f"{count} busy, {way}" for count in busy for way in busy[count]["ways"])]
+        told = "Speed beside busy processes on two cores, with OpenMP's default and with passive waiting:"
+        parts.append(f"{told}\n\n{markdown_table(head, table)}")
+    return "\n\n".join(parts)
+
+
 _TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "main_job": _main_job,
     "desk": _desk,
     "desk_demo": _desk,
     "banking77": _banking77,

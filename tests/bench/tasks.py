@@ -1,7 +1,7 @@
 """`make bench-tasks`: the classic tasks on public data, by our methods and by what others would take for them.
 
 A part is a set. Each side is trained and measured in a process of its own; a row is kept from run to run, until the
-same part, method and seed are measured again. Settings are chosen on training files only, see docs/lab.md. With
+same part, method and seed are measured again. Settings are chosen on training files only, see docs/lab/. With
 `--limit` only so many examples are learnt from, drawn by the seed; `--test-limit` measures with fewer, always the same.
 """
 

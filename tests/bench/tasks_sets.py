@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tuner.tasks.data.readers import read_file
-from tuner.tasks.data.records import Classified, TaskName
-from tuner.tasks.data.splits import Splits, part
-from tuner.tasks.data.typos import mistyped
+from tuner.tasks.data.records import ClassifyExample, TaskName
+from tuner.tasks.data.splits import Splits, split_examples
+from tuner.tasks.data.typos import add_typos
 
 SPEAKERS = {"usr": "user", "sys": "assistant"}
 """Of CrossWOZ, as the product calls them."""
@@ -56,7 +56,7 @@ def splits_of(data: Path, name: str, seed: int, limit: int | None, test_limit: i
     files = [
         _examples(chosen.task, data / one) if one else [] for one in (chosen.train, chosen.validation, chosen.test)
     ]
-    made = part(*files, seed=0, leakage="drop")
+    made = split_examples(*files, seed=0, leakage="drop")
     watched = None if limit is None else max(1, limit // 10)
     return Splits(
         drawn(made.train, limit, seed),
@@ -95,8 +95,8 @@ def drawn(examples: Sequence[Any], limit: int | None, seed: int) -> list[Any]:
 
 def noisy(examples: Sequence[Any]) -> dict[str, list[Any]]:
     """The examples mistyped as `adversarial = "typos"` trains on, and with neighbouring keys, which it never saw."""
-    made = {"typos": [mistyped(one, random.Random(f"typos {at}"), SHARE) for at, one in enumerate(examples)]}
-    if all(isinstance(one, Classified) for one in examples):
+    made = {"typos": [add_typos(one, random.Random(f"typos {at}"), SHARE) for at, one in enumerate(examples)]}
+    if all(isinstance(one, ClassifyExample) for one in examples):
         made["keys"] = [
             replace(one, text=misstruck(one.text, random.Random(f"keys {at}"))) for at, one in enumerate(examples)
         ]

@@ -81,8 +81,8 @@ def usual_of(name: str) -> list[str]:
 
 
 def _ours(name: str, method: str, splits: Splits, seed: int, settings: Row, project: Project) -> Trained:
-    from tuner.tasks.data.columns import Columns
-    from tuner.tasks.fit.head import fit
+    from tuner.tasks.fit.head import train_head
+    from tuner.tasks.fit.request import FitRequest
 
     way, _, adversarial = method.partition("+")
     planned = plan(name, splits, seed, settings, project)
@@ -90,7 +90,9 @@ def _ours(name: str, method: str, splits: Splits, seed: int, settings: Row, proj
     return fitted(
         planned.task,
         method == planned.default,
-        lambda out: fit(SETS[name].task, splits, None, out, "bench", project, Columns(), note, tell, given),
+        lambda out: train_head(
+            FitRequest(SETS[name].task, splits, out, project, "bench", settings=given, say=note, on_progress=tell)
+        ),
     )
 
 
@@ -171,9 +173,9 @@ def _setfit(splits: Splits, plan: Plan, project: Project) -> Trained:
 
 
 def _labelled(labels: Sequence[Any]) -> list[Any]:
-    from tuner.tasks.predictions import Labelled
+    from tuner.tasks.predictions import LabelPrediction
 
-    return [Labelled((str(label),), 1.0, {}) for label in labels]
+    return [LabelPrediction((str(label),), 1.0, {}) for label in labels]
 
 
 def _rounded(one: Any) -> list[float]:

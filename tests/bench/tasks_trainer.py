@@ -196,8 +196,8 @@ def _likeliest(examples: Sequence[Any], windows: Sequence[Any], scores: Sequence
 
 def _entities(one: Any, tags: Sequence[str]) -> Any:
     """A sentence with these tags; words behind the last have none."""
-    from tuner.tasks.data.words import spans_of
-    from tuner.tasks.predictions import Entities
+    from tuner.tasks.data.words import spans_from_tags
+    from tuner.tasks.predictions import EntityPrediction
 
     told = [*tags, *["O"] * (len(one.offsets) - len(tags))]
-    return Entities(one.text, tuple(spans_of(one.offsets, told)), tuple(told), 1.0)
+    return EntityPrediction(one.text, tuple(spans_from_tags(one.offsets, told)), tuple(told), 1.0)

@@ -17,8 +17,8 @@ from typing import Any
 from agent.config.project import Project
 from tests.bench.tasks_sets import SETS, Predict, drawn, splits_of
 from tuner.tasks.data.splits import Splits
-from tuner.tasks.head.tasks import Task
-from tuner.tasks.language.prompts import Asking
+from tuner.tasks.head.tasks import HeadTask
+from tuner.tasks.language.prompts import TaskPrompt
 from tuner.tasks.predictor import TaskResult
 
 SHOTS = {"shots_0": 0, "shots_8": 8}
@@ -36,7 +36,7 @@ class Trained:
     """What a side came to, before it is measured."""
 
     predict: Predict
-    task: Task | Asking
+    task: HeadTask | TaskPrompt
     seconds: float
     parameters: int
     checkpoint_bytes: int
@@ -44,7 +44,7 @@ class Trained:
     """Figures of this side alone."""
 
 
-def fitted(task: Task | Asking, default: bool, train: Callable[[Path], TaskResult]) -> Trained:
+def fitted(task: HeadTask | TaskPrompt, default: bool, train: Callable[[Path], TaskResult]) -> Trained:
     """What `train` makes in the folder that it is given."""
     with tempfile.TemporaryDirectory() as folder:
         made = train(Path(folder) / "made")
@@ -62,18 +62,20 @@ def checkpoint_bytes(folder: Path) -> int:
     return (folder / "adapter_model.safetensors").stat().st_size
 
 
-def asked(task: Task | Asking, method: str, splits: Splits, seed: int, project: Project) -> Trained:
+def asked(task: HeadTask | TaskPrompt, method: str, splits: Splits, seed: int, project: Project) -> Trained:
     """A model as it is: the language model shown the examples most alike, or none, or the encoder told the labels."""
-    from tuner.tasks.fit.zero_shot import prompted
+    from tuner.tasks.fit.zero_shot import open_untrained
 
     model = None if method == NAMES else project.settings.model.base
-    found = prompted(task.name, splits, model=model, shots=SHOTS.get(method, 0), seed=seed, project=project, say=note)
+    found = open_untrained(
+        task.name, splits, model=model, few_shot=SHOTS.get(method, 0), seed=seed, project=project, say=note
+    )
     return Trained(found.predict, task, 0.0, 0, 0)
 
 
 def tenth(
     name: str,
-    task: Task,
+    task: HeadTask,
     method: str,
     splits: Splits,
     seed: int,
@@ -82,7 +84,7 @@ def tenth(
     data: Path,
 ) -> Trained:
     """A tenth of the examples, alone or behind as many of the neighbour's as there are. Seconds are of both."""
-    from tuner.tasks.fit.warm_start import REPLAYED, open_start, replayed
+    from tuner.tasks.fit.warm_start import REPLAY_SHARE, add_replay, open_warm_start
 
     few = replace(
         splits,
@@ -95,9 +97,9 @@ def tenth(
         if method != "tenth":
             near = splits_of(data, NEIGHBOURS[name], seed, len(splits.train), 100)
             _fit(name, near, Path(folder) / "near", project, {**settings, "seed": seed})
-            start = open_start(Path(folder) / "near")
+            start = open_warm_start(Path(folder) / "near")
         if method == "transfer+replay":
-            few = replayed(few, near.train, REPLAYED * len(few.train) / len(near.train), seed)
+            few = add_replay(few, near.train, REPLAY_SHARE * len(few.train) / len(near.train), seed)
         made = _fit(name, few, Path(folder) / "made", project, {"seed": seed}, start)
         size = checkpoint_bytes(Path(folder) / "made")
     return Trained(made.predictor.predict, task, time.monotonic() - started, made.trained.parameters, size)
@@ -106,11 +108,14 @@ def tenth(
 def _fit(
     name: str, splits: Splits, out: Path, project: Project, settings: Mapping[str, Any], start: Any = None
 ) -> TaskResult:
-    from tuner.tasks.data.columns import Columns
-    from tuner.tasks.fit.head import fit
+    from tuner.tasks.fit.head import train_head
+    from tuner.tasks.fit.request import FitRequest
 
     given = {**settings, "method": METHOD}
-    return fit(SETS[name].task, splits, None, out, "bench", project, Columns(), note, tell, given, start=start)
+    request = FitRequest(
+        SETS[name].task, splits, out, project, "bench", settings=given, start=start, say=note, on_progress=tell
+    )
+    return train_head(request)
 
 
 def note(text: str) -> None:

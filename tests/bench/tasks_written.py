@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from agent.config.project import Project
-from agent.text.sentences import sentences_by_line
+from agent.text.sentences import split_sentences_by_line
 from tests.bench.tasks_sets import SETS, Predict
 from tests.bench.tasks_ways import SHOTS, Trained, asked, fitted, note, tell
 from tuner.tasks.data.splits import Splits
-from tuner.tasks.language.prompts import asking_of
+from tuner.tasks.language.prompts import learn_prompt
 
 TRAINED = ("lora", "full")
 WITHOUT = {"lead": "summarise", "nearest": "converse"}
@@ -38,34 +38,39 @@ def written(
     task = SETS[name].task
     if WITHOUT.get(method, task) != task or method not in METHODS:
         raise ValueError(f"{method} does not do {task}; expected one of {', '.join(sides_of(name))}")
-    asking = asking_of(task, splits.train)
+    asking = learn_prompt(task, splits.train)
     if method in SHOTS:
         return asked(asking, method, splits, seed, project)
     if method in WITHOUT:
         predict = lead(splits.train) if method == "lead" else _nearest(splits.train, project)
         return Trained(predict, asking, 0.0, 0, 0)
-    from tuner.tasks.fit.language import fit
+    from tuner.tasks.fit.language import train_language_model
+    from tuner.tasks.fit.request import FitRequest
 
     given = {**settings, "method": method, "seed": seed}
     return fitted(
         asking,
         method == "lora",
-        lambda out: fit(task, splits, None, out, "bench", project, "", note, tell, given),
+        lambda out: train_language_model(
+            FitRequest(task, splits, out, project, "bench", settings=given, say=note, on_progress=tell)
+        ),
     )
 
 
 def lead(examples: Sequence[Any]) -> Predict:
     """The first sentences of a text, as many as the summaries of these examples have in the middle."""
-    from tuner.tasks.predictions import Said
+    from tuner.tasks.predictions import TextPrediction
 
-    count = round(statistics.median(len(list(sentences_by_line(one.target))) for one in examples))
-    return lambda asked: [Said(" ".join(islice(sentences_by_line(one.text), count)), 1.0) for one in asked]
+    count = round(statistics.median(len(list(split_sentences_by_line(one.target))) for one in examples))
+    return lambda asked: [
+        TextPrediction(" ".join(islice(split_sentences_by_line(one.text), count)), 1.0) for one in asked
+    ]
 
 
 def _nearest(examples: Sequence[Any], project: Project) -> Predict:
     from agent.encoders.encoder import SentenceEncoder
     from agent.llm.weights.load import resolve_encoder
-    from tuner.tasks.predictions import Said
+    from tuner.tasks.predictions import TextPrediction
 
     name = project.settings.model.encoder
     encoder = SentenceEncoder(resolve_encoder(project.named(name), project.home.models), name=name)
@@ -73,6 +78,6 @@ def _nearest(examples: Sequence[Any], project: Project) -> Predict:
 
     def predict(asked: Sequence[Any]) -> list[Any]:
         found = np.argmax(encoder.encode([one.turns[-1].text for one in asked]) @ known.T, axis=1)
-        return [Said(examples[at].answer, 1.0) for at in found]
+        return [TextPrediction(examples[at].answer, 1.0) for at in found]
 
     return predict

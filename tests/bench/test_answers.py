@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agent.encoders.encoder import HashEncoder
-from agent.knowledge.knowledge import Memory
+from agent.knowledge.knowledge import Knowledge
 from agent.records.run import Outcome, Provenance, Step, Task, ToolCall, Trajectory
 from tests.bench.answers import ROOT, Without, chosen, figures, metrics
 from tests.bench.tables import render
@@ -49,7 +49,7 @@ def test_held_out_tickets_are_told_apart_and_what_is_withheld_is_to_be_handed_ov
 def test_what_is_kept_out_is_not_found_and_what_follows_moves_up(tmp_path: Path) -> None:
     for name in ("one", "two", "three"):
         (tmp_path / f"{name}.md").write_text(f"# Kayaks {name}\n\nA kayak is number {name}.\n")
-    memory = Memory.open(tmp_path / "m.db", tmp_path / "index", HashEncoder())
+    memory = Knowledge.open(tmp_path / "m.db", tmp_path / "index", HashEncoder())
     try:
         memory.add_folder(tmp_path)
         first, second, third = (one.document for one in memory.search("a kayak", 3))
@@ -58,7 +58,7 @@ def test_what_is_kept_out_is_not_found_and_what_follows_moves_up(tmp_path: Path)
         memory.close()
 
 
-def test_the_metrics_are_those_before_and_after_with_the_default_settings(tmp_path: Path) -> None:
+def test_the_metrics_are_those_before_and_after_the_tuning(tmp_path: Path) -> None:
     before = {"side": "before", "rejection_rate": 0.0, "citation_precision": None}
     rows = [before, {"side": "contexts_0", "contexts": 0, "rejection_rate": 0.7, "citation_precision": 0.9}]
     made = metrics([*rows, {"side": "contexts_2", "contexts": 99, "rejection_rate": 0.8}])

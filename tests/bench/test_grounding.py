@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from agent.encoders.encoder import HashEncoder
 from agent.grounding.check import FITTED
-
 from tests.bench.grounding import RgbQuestion, evidence, holds, measured, meets, model_metrics, questions, rgb
 from tests.bench.grounding_fit import fitted, negated, other_number, shorter, stated, threshold_for, turned
 

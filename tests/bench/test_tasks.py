@@ -15,7 +15,7 @@ from tests.bench.tasks_sets import drawn, misstruck, noisy, unpacked
 from tests.bench.tasks_tables import tasks
 from tests.bench.tasks_written import lead, sides_of
 from tuner.tasks.data.readers import read_file
-from tuner.tasks.data.records import Asked, Classified, Conversed, Written
+from tuner.tasks.data.records import AnswerExample, ClassifyExample, ConverseExample, WriteExample
 
 
 def row(method: str, accuracy: float, *, part: str = "banking77", seed: int = 0, **more: Any) -> dict[str, Any]:
@@ -69,8 +69,8 @@ def test_a_task_that_writes_is_held_against_the_model_as_it_is_and_what_needs_no
 
 
 def test_the_lead_is_as_many_sentences_as_summaries_have() -> None:
-    learnt = [Written("", "One."), Written("", "One. Two."), Written("", "One. Two. Three.")]
-    assert lead(learnt)([Written("#A#: Hello! Who is it?\nMe.")])[0].text == "#A#: Hello! Who is it?"
+    learnt = [WriteExample("", "One."), WriteExample("", "One. Two."), WriteExample("", "One. Two. Three.")]
+    assert lead(learnt)([WriteExample("#A#: Hello! Who is it?\nMe.")])[0].text == "#A#: Hello! Who is it?"
 
 
 def test_chats_of_crosswoz_are_unpacked_to_turns(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_chats_of_crosswoz_are_unpacked_to_turns(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "val.json.zip", "w") as packed:
         packed.writestr("val.json", json.dumps(chats))
     made = read_file("converse", unpacked(tmp_path / "val.json.zip", tmp_path))
-    assert [(one.turns[0].text, one.answer) for one in made if isinstance(one, Conversed)] == [("hi", "yes")]
+    assert [(one.turns[0].text, one.answer) for one in made if isinstance(one, ConverseExample)] == [("hi", "yes")]
 
 
 def test_only_rows_of_the_same_seed_and_examples_are_held_against_each_other() -> None:
@@ -117,10 +117,10 @@ def test_noise_of_neighbouring_keys_changes_one_letter_of_some_longer_words() ->
 
 
 def test_inputs_are_noisy_in_the_same_way_each_time() -> None:
-    examples = [Classified("where is the parcel that was promised", ("track",))] * 5
+    examples = [ClassifyExample("where is the parcel that was promised", ("track",))] * 5
     assert noisy(examples) == noisy(examples)
     assert set(noisy(examples)) == {"typos", "keys"}
-    assert set(noisy([Asked("where is it", "It is here.")])) == {"typos"}
+    assert set(noisy([AnswerExample("where is it", "It is here.")])) == {"typos"}
 
 
 def test_the_table_has_a_line_for_each_method_over_its_seeds() -> None:

@@ -205,10 +205,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def grow(args: argparse.Namespace) -> dict[str, Any]:
     """Our loss and gradient of so many examples as one step; `--steps` cuts or repeats each run to so many steps."""
+    from agent.config.settings import TuningSettings
     from agent.llm.engine.attention import use_ragged_attention
     from agent.llm.weights.precision import faster_precision
     from tuner.methods.lora import prepare_model
-    from tuner.settings import TrainSettings
     from tuner.tree.loss import backward
 
     (name,) = args.sets
@@ -222,7 +222,7 @@ def grow(args: argparse.Namespace) -> dict[str, Any]:
     model = weights.load_model(base, device="cpu", dtype="float32", threads=0)
     precision = faster_precision("cpu")
     use_ragged_attention(model)
-    model, _ = prepare_model(model, TrainSettings(r=R, alpha=2 * R), precision)
+    model, _ = prepare_model(model, TuningSettings(r=R, alpha=2 * R), precision)
     started = time.perf_counter()
     for pack in packs:
         backward(model, pack, batch.weight, precision)
@@ -244,12 +244,12 @@ def _rows(args: argparse.Namespace, name: str, held_out: int = HELD_OUT) -> tupl
 
 
 def _ours(args: argparse.Namespace, base: Any, chosen: list[Example], step: int) -> tuple[float, int, str, Any]:
-    from tuner.settings import TrainSettings
+    from agent.config.settings import TuningSettings
     from tuner.training.trainer import train
 
     model = weights.load_model(base, device="cpu", dtype="float32", threads=0)
     targets = sum(one.target_count for one in chosen)
-    settings = TrainSettings(
+    settings = TuningSettings(
         r=R,
         alpha=2 * R,
         learning_rate=RATE,

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from agent.llm.prompt.render import Frame, Message, Rendered, Renderer
-from agent.llm.prompt.step_grammar import ToolSpec
+from agent.llm.prompt.tool_spec import ToolSpec
 from agent.records.feedback import Rating
 from agent.records.run import Provenance, Step, Task, ToolCall, Trajectory
 from agent.runtime import Runtime
 from agent.util.ids import new_id, timestamp
 from tests.tuner.desks import Clumsy
 from tuner.data.curate import TrainingRow, curate
-from tuner.data.examples import prepare
+from tuner.data.examples import prepare_examples
 from tuner.demo import demo
 from tuner.demo.reviewer import load_tickets
 from tuner.tree.packing import Example
@@ -43,8 +43,10 @@ def desk(renderer: Renderer, data: Path, scratch: Path) -> list[Example]:
         for ticket in tickets[:300]:
             run = runtime.run(ticket.task, tools=ticket.tools, run_id=new_id())
             if run.answer is not None or run.outcome == "refused":
-                runtime.store.rate(Rating(new_id(), run.id, "up", "bench", "", timestamp()))
-        return prepare(curate(runtime.store).rows, runtime.frame(), renderer, context=CONTEXT, max_tokens=MAX_TOKENS)
+                runtime.store.feedback.add_rating(Rating(new_id(), run.id, "up", "bench", "", timestamp()))
+        return prepare_examples(
+            curate(runtime.store).rows, runtime.frame(), renderer, context=CONTEXT, max_tokens=MAX_TOKENS
+        )
 
 
 def toolalpaca(renderer: Renderer, data: Path, scratch: Path) -> list[Example]:
@@ -129,7 +131,7 @@ def labelled(
         step = Step(ToolCall(tool, {"label": label}))
         run = Trajectory(f"{tool}{number}", Task(f"{tool}{number}", text), Provenance(), "", (step,))
         training.append(TrainingRow(run.id, run.task.id, "corrected", run, {0: step}, ("bench",)))
-    return prepare(training, frame, renderer, context=CONTEXT, max_tokens=MAX_TOKENS)
+    return prepare_examples(training, frame, renderer, context=CONTEXT, max_tokens=MAX_TOKENS)
 
 
 SETS: dict[str, Callable[[Renderer, Path, Path], list[Example]]] = {

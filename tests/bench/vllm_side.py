@@ -136,7 +136,7 @@ class VllmStepper:
         if temperature > 0:
             raise ValueError(f"temperature {temperature} was asked for; this side is greedy, so ask for 0")
         if cancelled.is_set():
-            return Proposal(None, error="cancelled", end="cancelled")
+            return Proposal(None, error="cancelled", finish_reason="cancelled")
         started = time.perf_counter()
         ids = self._renderer.prompt(messages(trajectory, frame))
         grammar = step_grammar(frame.shape(trajectory.task, trajectory.steps))
@@ -151,12 +151,14 @@ class VllmStepper:
             on_text(text)
         if made["end"] == "length":
             why = "cut off by the token budget"
-            return Proposal(None, said=text, error=why, end="length", token_ids=said, usage=usage, seconds=seconds)
+            return Proposal(
+                None, text=text, error=why, finish_reason="length", token_ids=said, usage=usage, seconds=seconds
+            )
         try:
             step = parse_step(text)
         except ValueError as fault:
             why = f"This is not a step: {fault}."
-            return Proposal(None, said=text, error=why, token_ids=said, usage=usage, seconds=seconds)
+            return Proposal(None, text=text, error=why, token_ids=said, usage=usage, seconds=seconds)
         return Proposal(step.call, step.thought, step.plan, token_ids=said, usage=usage, seconds=seconds)
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:

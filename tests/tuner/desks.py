@@ -1,4 +1,4 @@
-"""A small desk: a store room whose things are found, booked and told of, with tickets that have solutions."""
+"""A small desk for tests: a store room with tools to find, book and mail, and tickets with solutions."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ PHRASES = ("Get me the {}.", "I need the {}.", "Where is my {}?", "Book the {}, 
 
 
 def ticket(identifier: str, item: str, phrase: str, *, plan: bool = True, thought: bool = True) -> dict[str, Any]:
-    """Find, book, tell: a row of a tickets file."""
+    """Return a row of a tickets file: find, book, answer."""
     box = BOXES[item]
     calls: list[tuple[str, str, dict[str, Any]]] = [
         (f"Find the {item}.", "find", {"item": item}),
@@ -88,7 +88,7 @@ def ticket(identifier: str, item: str, phrase: str, *, plan: bool = True, though
 
 
 def mail_ticket(identifier: str, address: str) -> dict[str, Any]:
-    """A ticket whose words are scrubbed before the model sees them."""
+    """Return a ticket with personal data, which is masked in the model's input."""
     calls: list[tuple[str, dict[str, Any]]] = [
         ("mail", {"address": address}),
         ("answer", {"text": f"Sent to {address}.", "citations": []}),
@@ -102,7 +102,7 @@ def mail_ticket(identifier: str, address: str) -> dict[str, Any]:
 
 
 def make_desk(folder: Path, tickets: Sequence[dict[str, Any]], settings: str = "") -> Project:
-    """A project folder with the store room's tools, training tickets, and the same as held-out tickets."""
+    """Make a project folder with the store room's tools, training tickets, and the same as held-out tickets."""
     (folder / "tickets").mkdir(parents=True)
     (folder / "room_tools.py").write_text(TOOLS)
     (folder / "ratchet.toml").write_text(
@@ -118,7 +118,7 @@ def make_desk(folder: Path, tickets: Sequence[dict[str, Any]], settings: str = "
 
 
 class Clumsy:
-    """Knows every ticket, and does the steps in `wrong` wrongly, as often as it comes to them."""
+    """A model that solves every ticket but makes a mistake in the steps of `wrong`."""
 
     def __init__(self, tickets: Sequence[SuiteTask], wrong: Collection[int], *, gives_up: bool = False) -> None:
         self._tickets = {ticket.id: ticket for ticket in tickets}
@@ -142,7 +142,7 @@ class Clumsy:
     ) -> Proposal:
         index = len(trajectory.steps)
         if self._gives_up:
-            return Proposal(None, said="{", error="cut off", end="length")
+            return Proposal(None, text="{", error="cut off", finish_reason="length")
         if index in self._wrong:
             return Proposal(ToolCall("book", {"box": 4 - index}), "Perhaps this.", ("try",) if index == 0 else ())
         ticket = self._tickets[trajectory.task.id]
@@ -178,11 +178,11 @@ batch_targets = 100
 validation_share = 0.0
 precision = "float32"
 """
-"""For a desk of `TINY_ROWS` on the base that `save_tiny_base` makes, which can learn them by heart."""
+"""Settings of a desk of `TINY_ROWS` with the base of `save_tiny_base`, which can memorise them."""
 
 
 def review_all(runtime: Runtime) -> Review:
-    """Let the scripted reviewer work through the desk's training tickets, through the commands that people use."""
+    """Let the scripted reviewer review the desk's training tickets with the commands that people use."""
     folder = runtime.project.folder
     reviewer = Reviewer(
         runtime,

@@ -7,8 +7,8 @@ from typing import Any
 
 from agent.records.run import Outcome, Provenance, Step, Task, ToolCall, Trajectory, Usage
 from tools.context import Passage
-from tuner.evaluation.checks import Scores
-from tuner.evaluation.evaluate import Evaluation, Row
+from tuner.evaluation.checks import RunScores
+from tuner.evaluation.evaluate import EvaluatedTask, Evaluation
 from tuner.evaluation.suite import Check, SuiteTask
 
 
@@ -48,12 +48,12 @@ def evaluation(
 ) -> Evaluation:
     """One row for each id; ids in `refusals` are to be handed over, and are when the verdict is true."""
     rows = tuple(
-        Row(
+        EvaluatedTask(
             task=identifier,
             group=(groups or {}).get(identifier, "all"),
             text=f"Do {identifier}.",
             expects_refusal=identifier in refusals,
-            scores=Scores(
+            scores=RunScores(
                 success=good,
                 tool=good,
                 refusal=good if identifier in refusals else True,

@@ -1,4 +1,4 @@
-"""Small random models and what is trained on them, for the tests of packing, training and the pipeline."""
+"""Small random models and training examples, for the tests of packing, training and the pipeline."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from agent.config.settings import TuningSettings
 from agent.llm.engine.attention import use_ragged_attention
 from agent.llm.weights.precision import use_bfloat16_products
 from tuner.methods.lora import with_adapter
-from tuner.settings import TrainSettings
 from tuner.tree.packing import Example
 
 VOCABULARY = 97
@@ -22,7 +22,7 @@ CHATML = (
 
 
 def tiny_model(kind: str = "llama", *, seed: int = 0, **changes: Any) -> Any:
-    """Two layers of random float32 weights with grouped heads; no gradients, as a base is loaded."""
+    """Return a model of two layers with random float32 weights and grouped heads, frozen like a loaded base."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
@@ -48,7 +48,7 @@ def tiny_model(kind: str = "llama", *, seed: int = 0, **changes: Any) -> Any:
     return model.eval().requires_grad_(False)
 
 
-QUICK = TrainSettings(
+QUICK = TuningSettings(
     min_steps=1,
     r=4,
     alpha=8,
@@ -62,7 +62,7 @@ QUICK = TrainSettings(
 
 
 def adapted_model(kind: str = "llama", *, rounded: bool = False, **changes: Any) -> Any:
-    """A tiny model whose adapter is random on both sides, so that every part of it has a gradient."""
+    """Return a tiny model whose LoRA matrices are both random, so that each has a gradient."""
     base = tiny_model(kind, **changes)
     use_ragged_attention(base)
     if rounded:
@@ -73,7 +73,7 @@ def adapted_model(kind: str = "llama", *, rounded: bool = False, **changes: Any)
 
 
 def fill_adapter(model: Any, *, seed: int = 1) -> None:
-    """Random numbers for everything that is trained."""
+    """Fill every trained parameter with random numbers."""
     import torch
 
     torch.manual_seed(seed)
@@ -84,7 +84,7 @@ def fill_adapter(model: Any, *, seed: int = 1) -> None:
 
 
 def random_tree(chance: random.Random, *, rows: int, length: int) -> list[Example]:
-    """Examples that share prefixes of any length, some of them equal; each has a target."""
+    """Return examples that share prefixes of any length, some of them equal; each has a target."""
     paths: list[tuple[int, ...]] = []
     examples = []
     for _ in range(rows):
@@ -99,7 +99,7 @@ def random_tree(chance: random.Random, *, rows: int, length: int) -> list[Exampl
 
 
 def copying_examples(count: int = 12, *, seed: int = 0) -> list[Example]:
-    """A shared prompt, a key, and the answer that belongs to the key: something that can be learnt."""
+    """Return examples with a shared prompt, a key, and the answer that belongs to the key."""
     chance = random.Random(seed)
     prompt = tuple(range(1, 21))
     return [
@@ -109,7 +109,7 @@ def copying_examples(count: int = 12, *, seed: int = 0) -> list[Example]:
 
 
 def tiny_tokenizer(texts: Sequence[str]) -> Any:
-    """A byte-level tokenizer of at most 700 ids, with a ChatML template."""
+    """Return a byte-level tokenizer of at most 700 ids, with a ChatML template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -130,7 +130,7 @@ def tiny_tokenizer(texts: Sequence[str]) -> Any:
 
 
 def save_base(folder: Path, texts: Sequence[str], **changes: Any) -> Path:
-    """A random chat model as a folder: weights, configuration and a tokenizer made from `texts`."""
+    """Save a random chat model with a tokenizer trained on `texts`."""
     from transformers.utils import logging
 
     tokenizer = tiny_tokenizer(texts)

@@ -1,4 +1,4 @@
-"""The commands of the classic tasks: `task train`, `task eval` and `task predict`. Imported by `agent.cli.main`."""
+"""The commands of the classic tasks: `task train`, `task eval` and `task predict`. For `agent.cli.parser`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.config.settings import TUNING_METHODS
-from tuner.commands.console import Confirmed, ProgressLines, note, result
+from agent.config.methods import TUNING_METHODS
+from tuner.commands.console import ConfirmGuesses, ProgressLines, print_note, print_result
 from tuner.tasks.data.columns import Columns
 from tuner.tasks.data.records import TASKS
-from tuner.tasks.origin import Origin
 from tuner.tasks.settings import ADVERSARIAL, CHOICES, METHODS
 
 if TYPE_CHECKING:
     from agent.config.project import Project
     from tuner.tasks.data.splits import Splits
+    from tuner.tasks.origin import Origin
     from tuner.tasks.predictor import TaskPredictor
 
 BATCH = 64
@@ -116,44 +116,45 @@ def _train(args: argparse.Namespace, project: Project) -> int:
         replay_share=args.replay_share,
         into=args.into,
         project=project,
-        say=note if args.yes or not sys.stdin.isatty() else Confirmed(sys.stdin),
+        say=print_note if args.yes or not sys.stdin.isatty() else ConfirmGuesses(sys.stdin),
         on_progress=ProgressLines(),
         **settings,
     )
     if args.json:
-        result({"folder": str(made.folder), "notes": list(made.notes), **as_data(made.scores)})
+        print_result({"folder": str(made.folder), "notes": list(made.notes), **as_data(made.scores)})
         return 0
-    result(text_report(made.scores))
-    result(f"\nfolder: {made.folder}\nreport: {made.folder / 'report' / 'report.html'}")
-    result(f'next: ratchet task predict {made.folder} "…"')
+    print_result(text_report(made.scores))
+    print_result(f"\nfolder: {made.folder}\nreport: {made.folder / 'report' / 'report.html'}")
+    print_result(f'next: ratchet task predict {made.folder} "…"')
     return 0
 
 
 def _evaluate(args: argparse.Namespace, project: Project) -> int:
     from tuner.tasks.api import load, read_splits
-    from tuner.tasks.fit import zero_shot as prompted
+    from tuner.tasks.fit import zero_shot
     from tuner.tasks.report import as_data, text_report
 
     if _is_prompted(args):
-        splits = read_splits(args.folder.name, _origin(args, project), project, note)
-        scores = prompted.measure(_prompted(args, splits, project), splits, most=args.most, seed=args.seed)
+        splits = read_splits(args.folder.name, _origin(args, project), project, print_note)
+        scores = zero_shot.measure(_prompted(args, splits, project), splits, most=args.most, seed=args.seed)
     else:
-        predictor = load(args.folder, project=project, say=note)
-        scores = predictor.evaluate_file(args.data, _columns(args), most=args.most, seed=args.seed, say=note)
-    result(as_data(scores) if args.json else text_report(scores))
+        predictor = load(args.folder, project=project, say=print_note)
+        scores = predictor.evaluate_file(args.data, _columns(args), most=args.most, seed=args.seed, say=print_note)
+    print_result(as_data(scores) if args.json else text_report(scores))
     return 0
 
 
 def _predict(args: argparse.Namespace, project: Project) -> int:
     from tuner.tasks.api import load, read_splits
+    from tuner.tasks.origin import Origin
 
     if _is_prompted(args):
         task = args.folder.name
         shots = None if args.data is None else Origin.of(project, args.data, leakage="drop")
-        splits = None if shots is None else read_splits(task, shots, project, note)
+        splits = None if shots is None else read_splits(task, shots, project, print_note)
         predictor = _prompted(args, splits, project)
     else:
-        predictor = load(args.folder, project=project, say=note)
+        predictor = load(args.folder, project=project, say=print_note)
     second = args.context if predictor.task == "answer" else args.pair
     waiting: list[Any] = []
     for text in _texts(args):
@@ -186,23 +187,25 @@ def _is_prompted(args: argparse.Namespace) -> bool:
 
 def _origin(args: argparse.Namespace, project: Project) -> Origin:
     """Where the test, and the shots, are read from: a shot that is in the test as well is none."""
+    from tuner.tasks.origin import Origin
+
     return Origin.of(project, args.data, columns=_columns(args), leakage="drop")
 
 
 def _prompted(args: argparse.Namespace, splits: Splits | None, project: Project) -> TaskPredictor:
-    from tuner.tasks.fit.zero_shot import prompted
+    from tuner.tasks.fit.zero_shot import open_untrained
 
-    return prompted(
+    return open_untrained(
         args.folder.name,
         splits,
         model=args.model,
-        shots=args.shots,
-        choose=args.choose,
+        few_shot=args.shots,
+        selection=args.choose,
         labels=[one.strip() for one in args.labels.split(",") if one.strip()],
         into=args.into,
         seed=args.seed,
         project=project,
-        say=note,
+        say=print_note,
     )
 
 

@@ -7,13 +7,13 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from agent.config.project import Project
 from agent.registry.task_models import find_task, project_tasks, serving, versions
-from tuner.commands.console import ProgressLines, note, result
+from tuner.commands.console import ProgressLines, exit_code, format_verdict, print_note, print_result
 
-NOT_SHIPPED = 4
-"""The exit code of a version that the gate refused."""
+if TYPE_CHECKING:
+    from agent.config.project import Project
 
 
 def add_tune(parser: argparse.ArgumentParser) -> None:
@@ -32,17 +32,20 @@ def tune(args: argparse.Namespace, project: Project) -> int:
     """Train a task anew with the corrections of its output, and serve it if it is better."""
     from tuner.tasks.feedback.retrain import tune_task
 
-    made = tune_task(project, find_task(project, args.folder), data=args.data, say=note, on_progress=ProgressLines())
-    decision, version = made.decision, made.version
+    tuning = tune_task(
+        project, find_task(project, args.folder), data=args.data, say=print_note, on_progress=ProgressLines()
+    )
+    decision, version = tuning.decision, tuning.version
     if args.json:
         figures = {name: getattr(decision, name) for name in ("test", "corrected")}
         data = {name: asdict(one) for name, one in figures.items()} | {"reasons": list(decision.reasons)}
-        result({"version": version.id, "served": decision.ship, "learnt": made.learnt, **data})
+        print_result({"version": version.id, "served": decision.ship, "learnt": tuning.learnt, **data})
     else:
         verdict = f"version {version.id} {'is served' if decision.ship else 'is not served'}"
-        lines = [verdict, *(f"- {reason}" for reason in decision.reasons), f"folder: {_short(version.folder)}"]
-        result("\n".join([*lines, *([f"to go back: ratchet task rollback {args.folder}"] if decision.ship else [])]))
-    return 0 if decision.ship else NOT_SHIPPED
+        places = [f"folder: {_short(version.folder)}"]
+        places += [f"to go back: ratchet task rollback {args.folder}"] if decision.ship else []
+        print_result(format_verdict(verdict, decision.reasons, *places))
+    return exit_code(decision.ship)
 
 
 def rollback(args: argparse.Namespace, project: Project) -> int:
@@ -50,9 +53,9 @@ def rollback(args: argparse.Namespace, project: Project) -> int:
     from agent.util.ids import timestamp
 
     folder = find_task(project, args.folder)
-    done = versions(folder).rollback(args.reason, timestamp())
-    served = folder if done is None else done.folder
-    result({"served": str(served)} if args.json else f"{_short(served)} is served from the next run on")
+    earlier = versions(folder).rollback(args.reason, timestamp())
+    served = folder if earlier is None else earlier.folder
+    print_result({"served": str(served)} if args.json else f"{_short(served)} is served from the next run on")
     return 0
 
 
@@ -64,17 +67,17 @@ def list_tasks(args: argparse.Namespace, project: Project) -> int:
 
     rows = []
     for folder, tools in project_tasks(project).items():
-        found = serving(folder)
-        told = read_task(folder if found.adapter is None else found.adapter.folder)
-        version = verify(folder).id if found.adapter is None else found.adapter.id
-        rows.append((_short(folder), told["task"], ", ".join(tools) or "-", version, len(versions(folder).list())))
-        if found.warning:
-            note(found.warning)
+        version = serving(folder)
+        metadata = read_task(folder if version.adapter is None else version.adapter.folder)
+        served = verify(folder).id if version.adapter is None else version.adapter.id
+        rows.append((_short(folder), metadata["task"], ", ".join(tools) or "-", served, len(versions(folder).list())))
+        if version.warning:
+            print_note(version.warning)
     names = ("folder", "task", "tools", "served", "tuned on")
     if args.json:
-        result([dict(zip(names, row, strict=True)) for row in rows])
+        print_result([dict(zip(names, row, strict=True)) for row in rows])
         return 0
-    result(markdown_table(names, rows) if rows else "no task was trained yet; see `ratchet task train --help`")
+    print_result(markdown_table(names, rows) if rows else "no task was trained yet; see `ratchet task train --help`")
     return 0
 
 

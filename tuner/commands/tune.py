@@ -1,25 +1,20 @@
-"""The commands of the tuning half: tune, eval, merge, promote, demo. Imported by `agent.cli.main` when one is called."""
+"""The commands that tune: `tune`, `eval`, `merge`, `promote` and `demo`."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from agent.config.settings import TUNING_METHODS
+from agent.config.methods import TUNING_METHODS
+from tuner.commands.console import ProgressBars, exit_code, format_verdict, print_note, print_result
 
 if TYPE_CHECKING:
     from agent.config.project import Project
-    from tuner.pipeline.promote import Gated
-    from tuner.training.results import Progress
-
-NOT_SHIPPED = 4
-"""Exit code of a promotion that the gate refused."""
+    from tuner.pipeline.promote import GateResult
 
 
 def add_tune(parser: argparse.ArgumentParser) -> None:
@@ -93,11 +88,11 @@ def tune(args: argparse.Namespace, project: Project) -> int:
         project = replace(project, settings=replace(project.settings, tuning=tuning))
     if args.search is not None:
         return _search(args, project)
-    with parallel.together(), open_runtime(project, _note) as runtime, _Bar() as bar:
+    with parallel.join_processes(), open_runtime(project, print_note) as runtime, ProgressBars() as bar:
         if parallel.rank() > 0:
             pipeline.follow(runtime)
             return 0
-        made = pipeline.tune(runtime, resume=args.resume, on_progress=bar.training, say=_note)
+        made = pipeline.tune(runtime, resume=args.resume, on_progress=bar.training, say=print_note)
         gated = promotion.promote(runtime, made.adapter.id, progress=bar.tasks) if args.promote else None
     data = {
         "adapter": made.adapter.id,
@@ -114,8 +109,8 @@ def tune(args: argparse.Namespace, project: Project) -> int:
     text = (
         f"adapter {made.adapter.id} in {made.adapter.folder}\nreport: {report}\nnext: ratchet promote {made.adapter.id}"
     )
-    _print(data if args.json else (_told(gated) if gated else text))
-    return NOT_SHIPPED if gated is not None and not gated.decision.ship else 0
+    print_result(data if args.json else (_format_gated(gated) if gated else text))
+    return exit_code(gated is None or gated.decision.ship)
 
 
 def _search(args: argparse.Namespace, project: Project) -> int:
@@ -125,9 +120,9 @@ def _search(args: argparse.Namespace, project: Project) -> int:
     from tuner.pipeline import pipeline
     from tuner.training import distributed as parallel
 
-    with parallel.together(), open_runtime(project, _note) as runtime, _Bar() as bar:
+    with parallel.join_processes(), open_runtime(project, print_note) as runtime, ProgressBars() as bar:
         found = pipeline.search_settings(
-            runtime, trials=args.search, minutes=args.minutes, on_progress=bar.trial, say=_note
+            runtime, trials=args.search, minutes=args.minutes, on_progress=bar.trial, say=print_note
         )
     data = {
         "best": asdict(found.best),
@@ -138,7 +133,7 @@ def _search(args: argparse.Namespace, project: Project) -> int:
     }
     table = found.table.read_text(encoding="utf-8")
     text = f"{table}\nto paste into ratchet.toml: {found.table}\nall trials: {found.listed}"
-    _print(data if args.json else text)
+    print_result(data if args.json else text)
     return 0
 
 
@@ -154,7 +149,7 @@ def evaluate(args: argparse.Namespace, project: Project) -> int:
     suite = (
         load_suite(args.suite, limit=args.limit) if args.suite else promotion.project_suite(project, limit=args.limit)
     )
-    with open_runtime(project, _note) as runtime, _Bar() as bar:
+    with open_runtime(project, print_note) as runtime, ProgressBars() as bar:
         served = runtime.serving()
         adapter = (served.id if served else None) if args.adapter == "active" else args.adapter
         adapter = None if adapter in (None, "base") else runtime.registry.get(adapter).id
@@ -167,11 +162,11 @@ def evaluate(args: argparse.Namespace, project: Project) -> int:
         )
     summary = result.summary()
     if args.json:
-        _print({"suite": suite.hash, "adapter": adapter, **asdict(summary)})
+        print_result({"suite": suite.hash, "adapter": adapter, **asdict(summary)})
         return 0
     shares = [(name, with_interval(one.mean, one.low, one.high), one.count) for name, one in summary.metrics.items()]
     groups = [(name, with_interval(one.mean, one.low, one.high), one.count) for name, one in summary.groups.items()]
-    _print(
+    print_result(
         markdown_table(("metric", "share", "tasks"), shares)
         + "\n\n"
         + markdown_table(("group", "success", "tasks"), groups)
@@ -184,7 +179,7 @@ def promote(args: argparse.Namespace, project: Project) -> int:
     from tuner.api import open_runtime
     from tuner.pipeline import promote as promotion
 
-    with open_runtime(project, _note) as runtime, _Bar() as bar:
+    with open_runtime(project, print_note) as runtime, ProgressBars() as bar:
         gated = promotion.promote(runtime, args.adapter, progress=bar.tasks)
     decision = gated.decision
     data = {
@@ -194,8 +189,8 @@ def promote(args: argparse.Namespace, project: Project) -> int:
         "reasons": list(decision.reasons),
         "report": str(gated.report),
     }
-    _print(data if args.json else _told(gated))
-    return 0 if decision.ship else NOT_SHIPPED
+    print_result(data if args.json else _format_gated(gated))
+    return exit_code(decision.ship)
 
 
 def merge(args: argparse.Namespace, project: Project) -> int:
@@ -203,15 +198,15 @@ def merge(args: argparse.Namespace, project: Project) -> int:
     from tuner.api import open_runtime
     from tuner.pipeline.merge import merge
 
-    with open_runtime(project, _note) as runtime:
-        made = merge(runtime, [args.adapter, *args.others], say=_note)
+    with open_runtime(project, print_note) as runtime:
+        made = merge(runtime, [args.adapter, *args.others], say=print_note)
     data = {
         "adapter": made.id,
         "tensors_sha256": made.tensors_sha256,
         "merged": list(made.merged),
         "folder": str(made.folder),
     }
-    _print(data if args.json else f"adapter {made.id} in {made.folder}\nnext: ratchet promote {made.id}")
+    print_result(data if args.json else f"adapter {made.id} in {made.folder}\nnext: ratchet promote {made.id}")
     return 0
 
 
@@ -226,13 +221,13 @@ def demo(args: argparse.Namespace, main: Callable[[Sequence[str]], int]) -> int:
     if find_project(project.folder).home.root.resolve() != project.home.root.resolve():
         raise TaskError("RATCHET_HOME is set, and the demo keeps a home of its own; unset it and start again")
     plan = replace(loop.QUICK if args.quick else loop.FULL, seed=args.seed)
-    with loop.Watcher(_note) as watcher:
-        result, runtime = loop.turn(project, loop.commands(main), plan, watcher)
+    with loop.DemoWatcher(print_note) as watcher:
+        result, runtime = loop.run_demo(project, loop.capture_commands(main), plan, watcher)
         runtime.close()
     if args.json:
-        _print({"minutes": result.minutes, "rows": result.rows})
+        print_result({"minutes": result.minutes, "rows": result.rows})
     else:
-        _print(f"\n{loop.tell(result)}")
+        print_result(f"\n{loop.format_result(result)}")
         for gated in result.gates[-1:]:
             watcher.say(f"the gate's report: {gated.report / 'gate.html'}")
         watcher.say(
@@ -259,9 +254,9 @@ def _packaged_desk() -> Path:
     raise TaskError("the demo desk is not installed; name a desk's folder with --desk")
 
 
-def _told(gated: Gated) -> str:
+def _format_gated(gated: GateResult) -> str:
     verdict = "promoted" if gated.decision.ship else "not promoted"
-    return "\n".join([verdict, *(f"- {reason}" for reason in gated.decision.reasons), f"report: {gated.report}"])
+    return format_verdict(verdict, gated.decision.reasons, f"report: {gated.report}")
 
 
 def _count(text: str) -> int:
@@ -276,62 +271,3 @@ def _minutes(text: str) -> float:
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"expected a number above 0, found {text}")
     return number
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _print(data: Any) -> None:
-    print(data if isinstance(data, str) else json.dumps(data, indent=1, ensure_ascii=False))
-
-
-class _Bar:
-    """A progress bar on stderr with the time left; plain lines where stderr is no terminal."""
-
-    def __enter__(self) -> _Bar:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        self._plain = not console.is_terminal
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=self._plain,
-        )
-        self._ids: dict[str, Any] = {}
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def training(self, progress: Progress) -> None:
-        held = "" if progress.held_out_loss is None else f" held-out {progress.held_out_loss:.3f}"
-        note = f"{progress.examples} examples, loss {progress.loss:.3f}{held}, {progress.tokens_per_second:.0f} tok/s"
-        self._show("training", progress.step, progress.steps, note, left=progress.seconds_left)
-
-    def trial(self, number: int, progress: Progress) -> None:
-        """One bar for all trials; where there is none each has a line once it is over."""
-        if not self._plain:
-            held = "" if progress.held_out_loss is None else f" held-out {progress.held_out_loss:.3f}"
-            self._show("trial", progress.step, progress.steps, f"{number}: loss {progress.loss:.3f}{held}")
-
-    def tasks(self, name: str, done: int, of: int) -> None:
-        self._show(name, done, of, "")
-
-    def _show(self, name: str, done: int, of: int, note: str, *, left: float | None = None) -> None:
-        if self._plain:
-            if done == of or done % 10 == 0:
-                rest = "" if left is None else f", {left:.0f} s left"
-                _note(f"{name} {done}/{of} {note}{rest}".strip())
-            return
-        if name not in self._ids:
-            self._ids[name] = self._bars.add_task(name, total=of, note="")
-        self._bars.update(self._ids[name], completed=done, total=of, note=note)

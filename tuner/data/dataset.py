@@ -1,7 +1,7 @@
 """A dataset folder: train.jsonl, held_out.jsonl, manifest.json. Named by the hash of its rows, written once.
 
-The held-out part here is for early stopping; the tasks of a suite must never be in either. A task lies wholly in
-one part, chosen by a hash of its id, so it stays there when more rows come; but what an adapter was trained on is
+The held-out part is for early stopping; tasks of a suite must never be in either part. All rows of a task are in one
+part, selected by a hash of its id, so a task stays there when rows are added. Tasks that an adapter was trained on are
 never held out for its children.
 """
 
@@ -24,7 +24,7 @@ from tuner.data.curate import Curated, TrainingRow
 DATASET_VERSION = 1
 
 LEAST_HELD_OUT = 5
-"""Tasks; the loss of fewer says more of them than of the training, so that none are held out."""
+"""Fewest tasks that are held out; the loss of fewer says little about the training, so none are."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,23 @@ def write_dataset(
     provenance: Mapping[str, Any],
     trained_on: Collection[str] = (),
 ) -> Dataset:
-    """Write the rows under `datasets/<hash>`; the same rows give the same folder. Raises DatasetError if empty.
+    """Write rows to `datasets/<hash>`; the same rows give the same folder.
 
-    `trained_on` are tasks that the adapter to start from has seen.
+    Args:
+        curated: The rows, and what was left out.
+        datasets: The folder of all datasets.
+        validation_share: Of the tasks, held out.
+        created_at: For the manifest.
+        provenance: More entries of the manifest.
+        trained_on: Tasks that are not held out, because the parent adapter was trained on them.
+
+    Raises:
+        DatasetError: There are no rows.
     """
     if not curated.rows and curated.held_back:
+        counts = describe_held_back(curated.held_back_kinds)
         raise DatasetError(
-            f"there is nothing to learn: the corrections are not trained ({told_held_back(curated.held_back_kinds)}); "
+            f"there is nothing to learn: the corrections are not trained ({counts}); "
             "see `ratchet corrections`, then `ratchet arbitrate CORRECTION habit`"
         )
     if not curated.rows:
@@ -84,20 +94,20 @@ def write_dataset(
     return read_dataset(folder)
 
 
-def told_held_back(kinds: Mapping[str, int]) -> str:
-    """How many corrections are not trained, and as what, in words."""
+def describe_held_back(kinds: Mapping[str, int]) -> str:
+    """Return the counts of corrections that are not trained, in words."""
     return ", ".join(f"{count} {_KINDS[kind][count != 1]}" for kind, count in sorted(kinds.items()))
 
 
 _KINDS = {
-    "fact": ("fact", "facts"),
+    "fact": ("knowledge gap", "knowledge gaps"),
     "exception": ("exception", "exceptions"),
     "superseded": ("superseded", "superseded"),
 }
 
 
 def read_dataset(folder: Path) -> Dataset:
-    """Read a dataset folder and check it against its manifest. Raises DatasetError when it is not whole."""
+    """Read a dataset folder and check it against its manifest. Raises DatasetError for a damaged one."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
         if manifest["version"] != DATASET_VERSION:
@@ -107,31 +117,33 @@ def read_dataset(folder: Path) -> Dataset:
         lines = {name: _lines(folder / f"{name}.jsonl") for name in ("train", "held_out")}
         digest = hashlib.sha256(canonical([DATASET_VERSION, lines]).encode()).hexdigest()
         if digest != manifest["hash"]:
-            raise DatasetError(f"{folder} is not what was written (hash {digest[:12]}); delete it and tune again")
+            raise DatasetError(
+                f"{folder} has changed since it was written (hash {digest[:12]}); delete it and tune again"
+            )
         parts = {name: tuple(_row_from_dict(json.loads(line)) for line in part) for name, part in lines.items()}
-    except (OSError, ValueError, KeyError, TypeError, RecordError) as fault:
-        raise DatasetError(f"{folder} is no whole dataset ({fault}); delete it and tune again") from fault
+    except (OSError, ValueError, KeyError, TypeError, RecordError) as error:
+        raise DatasetError(f"{folder} is not a complete dataset ({error}); delete it and tune again") from error
     return Dataset(folder, digest, parts["train"], parts["held_out"], manifest)
 
 
 def _lines(path: Path) -> list[str]:
-    """The rows of a file. What a customer wrote may hold marks that `splitlines` takes for the end of a line."""
+    """Return the lines of a file; `splitlines` would also split at other characters, which texts may contain."""
     return path.read_text("utf-8").split("\n")[:-1]
 
 
 def _split(rows: Sequence[TrainingRow], share: float, trained_on: Collection[str]) -> dict[str, list[TrainingRow]]:
     tasks = {row.task for row in rows} - set(trained_on)
-    held = {task for task in tasks if _place(task) < share}
-    if len(held) < LEAST_HELD_OUT:
-        held = set()
+    held_out = {task for task in tasks if _place(task) < share}
+    if len(held_out) < LEAST_HELD_OUT:
+        held_out = set()
     parts: dict[str, list[TrainingRow]] = {"train": [], "held_out": []}
     for row in rows:
-        parts["held_out" if row.task in held else "train"].append(row)
+        parts["held_out" if row.task in held_out else "train"].append(row)
     return parts
 
 
 def _place(task: str) -> float:
-    """A number in [0, 1) that belongs to a task id."""
+    """Return a number in [0, 1) that depends on a task id only."""
     return int.from_bytes(hashlib.sha256(task.encode()).digest()[:8], "big") / 2**64
 
 
@@ -141,7 +153,7 @@ def _write(folder: Path, lines: Mapping[str, Sequence[str]], manifest: Mapping[s
     fresh.mkdir(parents=True)
     for name, rows in lines.items():
         _write_file(fresh / f"{name}.jsonl", "".join(f"{row}\n" for row in rows))
-    # The manifest goes last: its presence tells a reader that the dataset is whole.
+    # The manifest goes last: its presence means that the dataset is complete.
     _write_file(fresh / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
@@ -161,7 +173,7 @@ def _row_to_dict(row: TrainingRow) -> dict[str, Any]:
 
 
 def _row_from_dict(data: dict[str, Any]) -> TrainingRow:
-    targets = {one["index"]: step_from_dict(one["step"]) for one in data["targets"]}
+    targets = {target["index"]: step_from_dict(target["step"]) for target in data["targets"]}
     return TrainingRow(
         data["run"],
         data["task"],

@@ -1,6 +1,6 @@
-"""What of earlier lessons is learnt again with the new ones, so that an adapter that goes on does not forget.
+"""Experience replay: a share of the earlier tasks is trained again, so that an adapter does not forget them.
 
-Source: experience replay (Rolnick et al., 2019), chosen by farthest-first traversal (Gonzalez, 1985).
+Source: Rolnick et al., 2019; the tasks are selected by farthest-first traversal (Gonzalez, 1985).
 """
 
 from __future__ import annotations
@@ -11,31 +11,38 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from agent.encoders.encoder import Encoder
-from agent.text.normalise import plain
+from agent.text.normalise import normalise_task
 from tuner.data.curate import TrainingRow
 
 
-def replayed(
-    rows: Sequence[TrainingRow], learnt: Collection[str], share: float, encoder: Encoder
+def select_replay(
+    rows: Sequence[TrainingRow], trained: Collection[str], share: float, encoder: Encoder
 ) -> tuple[TrainingRow, ...]:
-    """The rows of new tasks, and of the tasks in `learnt` that `share` which covers them best; in their order."""
-    old = sorted({row.task: row.trajectory.task.text for row in rows if row.task in learnt}.items())
+    """Return the rows of new tasks and of a share of the earlier ones, in their order.
+
+    Args:
+        rows: All rows.
+        trained: Ids of the earlier tasks.
+        share: Of the earlier tasks, 0 to 1; those that cover all of them best.
+        encoder: Embeds the texts of the tasks.
+    """
+    old = sorted({row.task: row.trajectory.task.text for row in rows if row.task in trained}.items())
     count = math.ceil(share * len(old))
-    kept = {task for task, _ in old}
+    selected = {task for task, _ in old}
     if count < len(old):
-        vectors = encoder.encode([plain(text) for _, text in old]) if count else np.zeros((0, 1), np.float32)
-        kept = {old[place][0] for place in cover(vectors, count)}
-    return tuple(row for row in rows if row.task not in learnt or row.task in kept)
+        vectors = encoder.encode([normalise_task(text) for _, text in old]) if count else np.zeros((0, 1), np.float32)
+        selected = {old[place][0] for place in cover(vectors, count)}
+    return tuple(row for row in rows if row.task not in trained or row.task in selected)
 
 
 def cover(vectors: np.ndarray, count: int) -> list[int]:
-    """Places of `count` unit vectors [N, d], each the farthest from those before it; first the most central."""
+    """Return the indices of `count` unit vectors [N, d]: the most central, then each the farthest from those before."""
     if not count:
         return []
-    chosen = [int(np.argmax(vectors @ vectors.mean(axis=0)))]
-    nearest = vectors @ vectors[chosen[0]]
-    while len(chosen) < min(count, len(vectors)):
-        nearest[chosen] = np.inf
-        chosen.append(int(np.argmin(nearest)))
-        nearest = np.maximum(nearest, vectors @ vectors[chosen[-1]])
-    return chosen
+    selected = [int(np.argmax(vectors @ vectors.mean(axis=0)))]
+    nearest = vectors @ vectors[selected[0]]
+    while len(selected) < min(count, len(vectors)):
+        nearest[selected] = np.inf
+        selected.append(int(np.argmin(nearest)))
+        nearest = np.maximum(nearest, vectors @ vectors[selected[-1]])
+    return selected

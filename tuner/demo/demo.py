@@ -1,7 +1,7 @@
-"""The whole loop on a desk: evaluate, run, correct, tune, gate, promote, and serve the very same agent again.
+"""The whole loop on a desk: evaluate, run, correct, tune, gate, promote and serve.
 
 A desk is a project folder with a `tickets/train.jsonl`, whose tickets have solutions for the scripted reviewer,
-and the held-out suite its settings name. Nothing of the held-out tickets is shown to reviewer or tuner.
+and a held-out suite that its settings name. Reviewer and tuner see nothing of the held-out tickets.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tuner.demo.reviewer import Command, Review, Reviewer, load_tickets
 from tuner.evaluation.evaluate import Evaluation
 from tuner.evaluation.suite import Suite, SuiteTask
 from tuner.pipeline.pipeline import Tuning, tune
-from tuner.pipeline.promote import Gated, evaluate_adapter, project_suite, promote
+from tuner.pipeline.promote import GateResult, evaluate_adapter, project_suite, promote
 from tuner.reports.gate_report import comparison_rows, comparison_table
 from tuner.training.results import Progress
 
@@ -50,15 +50,15 @@ BENCH = Plan(held_out=None, rounds=(60, 240))
 
 
 @dataclass(frozen=True)
-class Turn:
-    """What one turn of the loop came to."""
+class DemoResult:
+    """The figures and the parts of one demo."""
 
     base: Evaluation
     tuned: Evaluation
     """The held-out tickets as served at the end."""
     reviews: tuple[Review, ...]
     tunings: tuple[Tuning, ...]
-    gates: tuple[Gated, ...]
+    gates: tuple[GateResult, ...]
     minutes: float
 
     @property
@@ -66,8 +66,8 @@ class Turn:
         return comparison_rows(self.base, self.tuned)
 
 
-class Watcher:
-    """Told what goes on, so that a demo is never silent. Prints plain lines, and one when nothing was told for long.
+class DemoWatcher:
+    """Prints the progress of a demo as plain lines, and a line when nothing was printed for long.
 
     Use as a context manager: it has a thread.
     """
@@ -75,13 +75,13 @@ class Watcher:
     def __init__(self, write: Callable[[str], None] = print, *, patience: float = 20.0) -> None:
         self._write = write
         self._patience = patience
-        self._started = self._spoke = time.monotonic()
+        self._started = self._last_line = time.monotonic()
         self._last = 0.0
         self._stage = ""
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._keep_talking, name="ratchet-watcher", daemon=True)
+        self._thread = threading.Thread(target=self._watch_silence, name="ratchet-watcher", daemon=True)
 
-    def __enter__(self) -> Watcher:
+    def __enter__(self) -> DemoWatcher:
         self._thread.start()
         return self
 
@@ -92,22 +92,22 @@ class Watcher:
     def stage(self, text: str) -> None:
         self._last = 0.0
         self._stage = text
-        self._tell(f"\n[{self._clock()}] {text}")
+        self._print(f"\n[{self._clock()}] {text}")
 
     def say(self, text: str) -> None:
-        self._tell(f"[{self._clock()}]   {text}")
+        self._print(f"[{self._clock()}]   {text}")
 
-    def _tell(self, text: str) -> None:
-        self._spoke = time.monotonic()
+    def _print(self, text: str) -> None:
+        self._last_line = time.monotonic()
         self._write(text)
 
-    def _keep_talking(self) -> None:
+    def _watch_silence(self) -> None:
         while not self._over.wait(1.0):
-            if time.monotonic() - self._spoke > self._patience:
+            if time.monotonic() - self._last_line > self._patience:
                 self.say(f"still at it: {self._stage}")
 
     def count(self, what: str, done: int, of: int) -> None:
-        """At most one line in five seconds, and always the last."""
+        """Print at most one line in five seconds, and always the last."""
         now = time.monotonic()
         if done == of or now - self._last >= 5:
             self._last = now
@@ -129,7 +129,7 @@ class Watcher:
 
 
 def prepare_desk(source: Path, home: Path) -> Project:
-    """A copy of the desk in `home`, so that a demo changes nothing of the original. An earlier copy is replaced."""
+    """Copy the desk into `home`, in the place of an earlier copy, and return it as a project."""
     if not (source / "tickets" / "train.jsonl").is_file():
         raise TaskError(f"{source} is no desk: it has no tickets/train.jsonl; name a desk's folder")
     home = home.resolve()
@@ -148,8 +148,10 @@ def prepare_desk(source: Path, home: Path) -> Project:
     return replace(project, home=own)
 
 
-def turn(project: Project, command: Callable[[Path], Command], plan: Plan, watcher: Watcher) -> tuple[Turn, Runtime]:
-    """Turn the loop on a prepared desk. Returns the running agent as well, for the caller to ask and close."""
+def run_demo(
+    project: Project, command: Callable[[Path], Command], plan: Plan, watcher: DemoWatcher
+) -> tuple[DemoResult, Runtime]:
+    """Run the loop on a prepared desk. Returns the result and the runtime, which the caller closes."""
     started = time.monotonic()
     tuning = replace(project.settings.tuning, seed=plan.seed)
     if plan.min_steps is not None:
@@ -162,42 +164,10 @@ def turn(project: Project, command: Callable[[Path], Command], plan: Plan, watch
     runtime = Runtime(project, progress=watcher.say)
     try:
         build_database(runtime)
-        watcher.stage("Documents")
-        for folder in project.settings.memory.folders:
-            report = runtime.memory.add_folder(project.resolve(folder))
-            watcher.say(f"{len(report.added)} documents, {report.chunks_embedded} passages, {report.seconds:.0f} s")
+        _add_documents(runtime, watcher)
         watcher.stage(f"The base model on {len(suite)} held-out tickets")
         base = _measure_base(runtime, suite, watcher)
-        reviews: list[Review] = []
-        tunings: list[Tuning] = []
-        gates: list[Gated] = []
-        place = 0
-        for number, allowed in enumerate(plan.rounds, start=1):
-            watcher.stage(f"Round {number}: training tickets, a reviewer corrects up to {allowed} steps")
-            review = _review(runtime, command(project.folder), tickets[place:], allowed, watcher)
-            if tunings and not review.tickets:
-                watcher.say("no training tickets are left, so there is nothing new to tune on")
-                break
-            place += review.tickets
-            reviews.append(review)
-            watcher.stage(f"Round {number}: tuning")
-            try:
-                tunings.append(tune(runtime, on_progress=watcher.training, say=watcher.say))
-            except NotBetterError as fault:
-                watcher.say(f"{fault}; what is served stays")
-                continue
-            watcher.say(f"adapter {tunings[-1].adapter.id}, {tunings[-1].trained.seconds / 60:.1f} minutes")
-            watcher.stage(f"Round {number}: the gate, on the held-out tickets")
-            gates.append(
-                promote(
-                    runtime,
-                    tunings[-1].adapter.id,
-                    suite=suite,
-                    progress=lambda name, done, of: watcher.count(f"{name}:", done, of),
-                )
-            )
-            for reason in gates[-1].decision.reasons:
-                watcher.say(reason)
+        reviews, tunings, gates = _run_rounds(runtime, command(project.folder), plan, suite, tickets, watcher)
         served = runtime.serving()
         watcher.stage(f"The running agent, which now serves {served.id if served else 'the base'}, on the same tickets")
         tuned = evaluate_adapter(
@@ -211,11 +181,60 @@ def turn(project: Project, command: Callable[[Path], Command], plan: Plan, watch
         runtime.close()
         raise
     minutes = (time.monotonic() - started) / 60
-    return Turn(base, tuned, tuple(reviews), tuple(tunings), tuple(gates), minutes), runtime
+    return DemoResult(base, tuned, tuple(reviews), tuple(tunings), tuple(gates), minutes), runtime
 
 
-def commands(main: Callable[[Sequence[str]], int]) -> Callable[[Path], Command]:
-    """The command line, called for one project; what it prints is not shown."""
+def _add_documents(runtime: Runtime, watcher: DemoWatcher) -> None:
+    watcher.stage("Documents")
+    for folder in runtime.project.settings.memory.folders:
+        report = runtime.memory.add_folder(runtime.project.resolve(folder))
+        watcher.say(f"{len(report.added)} documents, {report.chunks_embedded} passages, {report.seconds:.0f} s")
+
+
+def _run_rounds(
+    runtime: Runtime,
+    command: Command,
+    plan: Plan,
+    suite: Suite,
+    tickets: Sequence[SuiteTask],
+    watcher: DemoWatcher,
+) -> tuple[list[Review], list[Tuning], list[GateResult]]:
+    """Review, tune and gate in each round of the plan, until the training tickets run out."""
+    reviews: list[Review] = []
+    tunings: list[Tuning] = []
+    gates: list[GateResult] = []
+    for number, allowed in enumerate(plan.rounds, start=1):
+        watcher.stage(f"Round {number}: training tickets, a reviewer corrects up to {allowed} steps")
+        reviewed = sum(review.tickets for review in reviews)
+        review = _review(runtime, command, tickets[reviewed:], allowed, watcher)
+        if tunings and not review.tickets:
+            watcher.say("no training tickets are left, so there is nothing new to tune on")
+            break
+        reviews.append(review)
+        watcher.stage(f"Round {number}: tuning")
+        try:
+            tunings.append(tune(runtime, on_progress=watcher.training, say=watcher.say))
+        except NotBetterError as fault:
+            watcher.say(f"{fault}; what is served stays")
+            continue
+        adapter, trained = tunings[-1].adapter, tunings[-1].trained
+        watcher.say(f"adapter {adapter.id}, {trained.seconds / 60:.1f} minutes")
+        watcher.stage(f"Round {number}: the gate, on the held-out tickets")
+        gates.append(
+            promote(
+                runtime,
+                adapter.id,
+                suite=suite,
+                progress=lambda name, done, of: watcher.count(f"{name}:", done, of),
+            )
+        )
+        for reason in gates[-1].decision.reasons:
+            watcher.say(reason)
+    return reviews, tunings, gates
+
+
+def capture_commands(main: Callable[[Sequence[str]], int]) -> Callable[[Path], Command]:
+    """Return a function that runs the command line for a project, with its output hidden."""
 
     def for_project(folder: Path) -> Command:
         def command(words: Sequence[str]) -> int:
@@ -227,18 +246,18 @@ def commands(main: Callable[[Sequence[str]], int]) -> Callable[[Path], Command]:
     return for_project
 
 
-def tell(result: Turn) -> str:
-    """The table, and what it took."""
+def format_result(result: DemoResult) -> str:
+    """Return the comparison as a table, with the corrections and minutes it took."""
     corrections = sum(review.corrections for review in result.reviews)
     minutes = sum(tuning.trained.seconds for tuning in result.tunings) / 60
     return (
         f"{comparison_table(result.rows)}\n\n{len(result.base.rows)} held-out tickets, {corrections} corrections, "
-        f"{minutes:.1f} minutes of training, {result.minutes:.1f} minutes in all.{_one_ticket(result)}"
+        f"{minutes:.1f} minutes of training, {result.minutes:.1f} minutes in all.{_example_ticket(result)}"
     )
 
 
-def _one_ticket(result: Turn) -> str:
-    """A ticket that the base failed and the tuned agent solved, in their own words."""
+def _example_ticket(result: DemoResult) -> str:
+    """Return a ticket that the base failed and the tuned agent solved, with both answers."""
     for before, after in zip(result.base.rows, result.tuned.rows, strict=True):
         if after.scores.success and not before.scores.success and after.answer:
             return (
@@ -248,7 +267,7 @@ def _one_ticket(result: Turn) -> str:
     return ""
 
 
-def _measure_base(runtime: Runtime, suite: Suite, watcher: Watcher) -> Evaluation:
+def _measure_base(runtime: Runtime, suite: Suite, watcher: DemoWatcher) -> Evaluation:
     result = evaluate_adapter(
         runtime, suite, None, progress=lambda done, of: watcher.count("tickets", done, of), recall=False
     )
@@ -256,7 +275,9 @@ def _measure_base(runtime: Runtime, suite: Suite, watcher: Watcher) -> Evaluatio
     return result
 
 
-def _review(runtime: Runtime, command: Command, tickets: Sequence[SuiteTask], allowed: int, watcher: Watcher) -> Review:
+def _review(
+    runtime: Runtime, command: Command, tickets: Sequence[SuiteTask], allowed: int, watcher: DemoWatcher
+) -> Review:
     reviewer = Reviewer(
         runtime,
         command,
@@ -272,7 +293,7 @@ def _review(runtime: Runtime, command: Command, tickets: Sequence[SuiteTask], al
 
 
 def build_database(runtime: Runtime) -> None:
-    """Let the desk's own tools make what they work on, so that a run that changes nothing can be told from it."""
+    """Build the desk's database before any run, so that changes made by a run can be detected."""
     builder = runtime.project.folder / "desk_database.py"
     target = runtime.project.folder / "shop.db"
     if builder.is_file() and not target.exists():

@@ -21,7 +21,7 @@ from agent.privacy.redaction import Scrubber, has_placeholder
 from agent.records.run import Step, ToolCall, Trajectory
 from agent.run.state import Event
 from agent.runtime import Runtime
-from agent.text.quotes import quotable, quoted
+from agent.text.quotes import collect_quotes, match_quotes
 from agent.util.ids import new_id
 from tuner.evaluation.checks import same_value, score
 from tuner.evaluation.suite import SolutionStep, SuiteTask
@@ -125,7 +125,7 @@ class Reviewer:
     def _could_say(self, right: SolutionStep, before: Sequence[Step]) -> bool:
         """Whether what it is to quote was found; if not, the search was at fault and no correction helps."""
         argument = self._quoted.get(right.call.name)
-        return argument is None or quoted(str(right.call.arguments[argument]), quotable(before)) is not None
+        return argument is None or match_quotes(str(right.call.arguments[argument]), collect_quotes(before)) is not None
 
     def _correct(self, trajectory: Trajectory, index: int, right: SolutionStep) -> None:
         """`right` is the solution's step `as_shown` in this run."""

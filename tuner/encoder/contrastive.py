@@ -1,6 +1,6 @@
-"""Texts of one label are to be nearer to each other than to those of all others: batches, and the loss on them.
+"""Supervised contrastive learning: balanced batches of labelled texts, and the loss on them.
 
-Source: Khosla et al., "Supervised Contrastive Learning" (2020), the loss whose sum over positives stands outside the
+Source: Khosla et al., "Supervised Contrastive Learning" (2020), the variant with the sum over positives outside the
 logarithm.
 """
 
@@ -17,46 +17,64 @@ Example = tuple[str, str]
 """A text and its label."""
 
 
-def batches(
-    examples: Sequence[Example], labels: int, texts: int, count: int, chance: random.Random
+def make_batches(
+    examples: Sequence[Example], labels: int, texts: int, count: int, rng: random.Random
 ) -> list[list[Example]]:
-    """`count` batches, each of `labels` labels with `texts` texts, or as many as there are.
+    """Draw `count` batches of `labels` labels with `texts` texts each, or as many as there are.
 
-    Every label turns up about as often, however many texts it has; where there are fewer labels each brings more texts.
+    Every label is drawn about equally often, however many texts it has. With fewer labels than asked for, each
+    contributes more texts.
     """
-    piles: dict[str, list[Example]] = {}
-    for one in examples:
-        piles.setdefault(one[1], []).append(one)
-    together = min(labels, len(piles))
-    each = labels * texts // together
-    deck = _dealt(list(piles), chance)
-    made = []
+    by_label: dict[str, list[Example]] = {}
+    for example in examples:
+        by_label.setdefault(example[1], []).append(example)
+    label_count = min(labels, len(by_label))
+    per_label = labels * texts // label_count
+    deck = _cycle_shuffled(list(by_label), rng)
+    batches = []
     for _ in range(count):
-        taken: dict[str, None] = {}
-        while len(taken) < together:
-            taken.setdefault(next(deck))
-        made.append([one for label in taken for one in chance.sample(piles[label], min(each, len(piles[label])))])
-    return made
+        drawn: dict[str, None] = {}
+        while len(drawn) < label_count:
+            drawn.setdefault(next(deck))
+        batches.append(
+            [
+                example
+                for label in drawn
+                for example in rng.sample(by_label[label], min(per_label, len(by_label[label])))
+            ]
+        )
+    return batches
 
 
 def contrastive_loss(
-    asked: torch.Tensor, others: torch.Tensor, alike: torch.Tensor, left_out: torch.Tensor, temperature: float
+    anchors: torch.Tensor,
+    candidates: torch.Tensor,
+    same_label: torch.Tensor,
+    is_self: torch.Tensor,
+    temperature: float,
 ) -> torch.Tensor:
-    """Mean over the asked, of vectors [n, d], of how unlikely those of their label are among the others [m, d].
+    """Return the mean negative log-probability of the candidates with an anchor's label.
 
-    `alike` and `left_out` [n, m] are true where two have one label, and where a text would meet itself. Who has nobody
-    of its label is passed over; the loss is 0 where that is everybody.
+    Args:
+        anchors: unit vectors [n, d].
+        candidates: unit vectors [m, d].
+        same_label: [n, m], true where anchor and candidate have one label.
+        is_self: [n, m], true where the candidate is the anchor itself.
+        temperature: divides the cosines.
+
+    Returns:
+        The mean over the anchors that have a candidate of their label; 0 where none has.
     """
-    scores = (asked @ others.T / temperature).masked_fill(left_out, float("-inf"))
-    unlikely = scores.logsumexp(dim=1, keepdim=True) - scores
-    friends = alike & ~left_out
-    counts = friends.sum(dim=1)
-    sums = unlikely.masked_fill(~friends, 0.0).sum(dim=1)
+    scores = (anchors @ candidates.T / temperature).masked_fill(is_self, float("-inf"))
+    losses = scores.logsumexp(dim=1, keepdim=True) - scores
+    positives = same_label & ~is_self
+    counts = positives.sum(dim=1)
+    sums = losses.masked_fill(~positives, 0.0).sum(dim=1)
     return (sums / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
 
 
-def _dealt(labels: list[str], chance: random.Random) -> Iterator[str]:
-    """The labels without end, each once before any comes again."""
+def _cycle_shuffled(labels: list[str], rng: random.Random) -> Iterator[str]:
+    """Yield the labels without end, each once before any repeats."""
     while True:
-        chance.shuffle(labels)
+        rng.shuffle(labels)
         yield from labels

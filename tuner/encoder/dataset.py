@@ -1,7 +1,7 @@
-"""What the sentence encoder is to learn, and what it will be measured with: kept in a dataset folder of its own.
+"""The dataset for tuning the sentence encoder, kept in a folder of its own.
 
-There are two kinds: queries with passages that fit them, and tasks with how their runs began. A hash says which part
-each is in: what is held out stays held out, however much feedback comes.
+It holds relevance judgements (queries with passages that fit them) and tasks labelled with their first call. A hash
+decides the part of each, so that what is held out stays held out as feedback grows.
 """
 
 from __future__ import annotations
@@ -22,118 +22,130 @@ Part = Literal["train", "validation", "held_out"]
 PARTS: tuple[Part, ...] = ("held_out", "validation", "train")
 
 VERSION = 2
-"""Of the folder. One of version 1 has no tasks."""
+"""Of the folder's format. Version 1 has no tasks."""
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A query, and ids of passages."""
+class RelevanceJudgement:
+    """A query with the ids of passages that fit it and of passages that do not."""
 
     query: str
     positives: tuple[str, ...]
-    """People stand behind these."""
+    """From approved answers."""
     negatives: tuple[str, ...]
     """The hardest first."""
     part: Part
 
 
 @dataclass(frozen=True)
-class LabelledTask:
-    """A task, and how people would have its run begin."""
+class FirstCallTask:
+    """A task with the first call that its run should make."""
 
     text: str
-    """As recall compares it, see `agent.text.normalise.plain`."""
+    """Normalised as recall compares it, see `agent.text.normalise.normalise_task`."""
     label: str
-    """The first call with what it chose; equal for tasks that began alike."""
+    """The first call with the values it chose; equal for tasks with the same first call."""
     name: str
-    """What was chosen, in words; empty where nothing was."""
+    """The chosen values in words; empty where there are none."""
     part: Part
 
 
 @dataclass(frozen=True)
-class Lessons:
-    """What is to be learnt, and what it will be measured with."""
+class EncoderDataset:
+    """What the encoder is trained on and measured with."""
 
-    judged: tuple[Judged, ...]
+    judgements: tuple[RelevanceJudgement, ...]
     passages: Mapping[str, Chunk]
-    """Those that are named, by id; what the documents no longer hold is as the record or the file has it."""
+    """The judged passages by id. One that the documents no longer hold is kept as the record or the file has it."""
     hash: str
-    """Of all of that and of the tasks."""
-    tasks: tuple[LabelledTask, ...] = ()
+    """SHA-256 of judgements, passages and tasks."""
+    tasks: tuple[FirstCallTask, ...] = ()
 
-    def of(self, part: Part) -> tuple[Judged, ...]:
-        return tuple(one for one in self.judged if one.part == part)
+    def judgements_in(self, part: Part) -> tuple[RelevanceJudgement, ...]:
+        return tuple(judgement for judgement in self.judgements if judgement.part == part)
 
-    def tasks_of(self, part: Part) -> tuple[LabelledTask, ...]:
-        return tuple(one for one in self.tasks if one.part == part)
-
-
-def make_lessons(
-    judged: Sequence[Judged], passages: Mapping[str, Chunk], tasks: Sequence[LabelledTask] = ()
-) -> Lessons:
-    """Lessons with their hash."""
-    return Lessons(tuple(judged), passages, _hash(judged, passages, tasks), tuple(tasks))
+    def tasks_in(self, part: Part) -> tuple[FirstCallTask, ...]:
+        return tuple(task for task in self.tasks if task.part == part)
 
 
-def part_of(group: str, *, held_out: float, validation: float) -> Part:
-    """The part that everything of a group is in; the same one always. The shares are of all groups, 0 to 1."""
+def make_dataset(
+    judgements: Sequence[RelevanceJudgement], passages: Mapping[str, Chunk], tasks: Sequence[FirstCallTask] = ()
+) -> EncoderDataset:
+    """Return a dataset with its hash."""
+    return EncoderDataset(tuple(judgements), passages, _hash(judgements, passages, tasks), tuple(tasks))
+
+
+def part_of_group(group: str, *, held_out: float, validation: float) -> Part:
+    """Return the part that everything of a group belongs to, by the hash of its name.
+
+    Args:
+        group: the name, such as a task's text.
+        held_out: share of all groups that is held out, 0 to 1.
+        validation: share of all groups for validation, 0 to 1.
+    """
     share = int(hashlib.sha256(group.encode()).hexdigest()[:8], 16) / 2**32
     if share < held_out:
         return "held_out"
     return "validation" if share < held_out + validation else "train"
 
 
-def folded(text: str) -> str:
-    """Equal for texts that are the same but for case and spaces."""
+def fold_text(text: str) -> str:
+    """Return the text without differences of case and spaces."""
     return " ".join(text.split()).casefold()
 
 
-def write_lessons(lessons: Lessons, datasets: Path, *, created_at: str) -> Path:
-    """Keep lessons as `encoder-<hash>`; the same ones are written once."""
-    folder = datasets / f"encoder-{lessons.hash[:16]}"
+def write_encoder_dataset(dataset: EncoderDataset, datasets: Path, *, created_at: str) -> Path:
+    """Write a dataset as the folder `encoder-<hash>` of `datasets`, unless it exists already. Return the folder."""
+    folder = datasets / f"encoder-{dataset.hash[:16]}"
     if (folder / "manifest.json").is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "queries.jsonl", _lines(asdict(one) for one in lessons.judged))
-    write_whole(folder / "passages.jsonl", _lines(asdict(one) for one in lessons.passages.values()))
-    write_whole(folder / "tasks.jsonl", _lines(asdict(one) for one in lessons.tasks))
+    write_whole(folder / "queries.jsonl", _lines(asdict(judgement) for judgement in dataset.judgements))
+    write_whole(folder / "passages.jsonl", _lines(asdict(chunk) for chunk in dataset.passages.values()))
+    write_whole(folder / "tasks.jsonl", _lines(asdict(task) for task in dataset.tasks))
     manifest = {
         "version": VERSION,
-        "hash": lessons.hash,
+        "hash": dataset.hash,
         "created_at": created_at,
-        "queries": {part: len(lessons.of(part)) for part in PARTS},
-        "tasks": {part: len(lessons.tasks_of(part)) for part in PARTS},
+        "queries": {part: len(dataset.judgements_in(part)) for part in PARTS},
+        "tasks": {part: len(dataset.tasks_in(part)) for part in PARTS},
     }
     # The manifest goes last: its presence tells a reader that the dataset is whole.
     write_whole(folder / "manifest.json", json.dumps(manifest, indent=1))
     return folder
 
 
-def read_lessons(folder: Path) -> Lessons:
-    """What `write_lessons` wrote, in version 1 too. Raises DatasetError where it is broken."""
+def read_encoder_dataset(folder: Path) -> EncoderDataset:
+    """Read a dataset folder of version 1 or 2.
+
+    Raises:
+        DatasetError: a file is missing or damaged, or the hash differs.
+    """
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if manifest["version"] not in (1, VERSION):
             raise ValueError(f"version {manifest['version']}, this code reads 1 and {VERSION}")
-        judged = tuple(
-            Judged(**{**row, "positives": tuple(row["positives"]), "negatives": tuple(row["negatives"])})
+        judgements = tuple(
+            RelevanceJudgement(**{**row, "positives": tuple(row["positives"]), "negatives": tuple(row["negatives"])})
             for row in _rows(folder / "queries.jsonl")
         )
         passages = {row["id"]: Chunk(**row) for row in _rows(folder / "passages.jsonl")}
         rows = _rows(folder / "tasks.jsonl") if manifest["version"] > 1 else []
-        lessons = make_lessons(judged, passages, tuple(LabelledTask(**row) for row in rows))
-        if lessons.hash != manifest["hash"]:
+        dataset = make_dataset(judgements, passages, tuple(FirstCallTask(**row) for row in rows))
+        if dataset.hash != manifest["hash"]:
             raise ValueError("its hash differs")
     except (OSError, ValueError, KeyError, TypeError) as fault:
         raise DatasetError(f"dataset {folder} cannot be read ({fault}); tune the encoder again") from fault
-    return lessons
+    return dataset
 
 
-def _hash(judged: Sequence[Judged], passages: Mapping[str, Chunk], tasks: Sequence[LabelledTask]) -> str:
-    digest = hashlib.sha256(_lines(asdict(one) for one in judged).encode())
+def _hash(
+    judgements: Sequence[RelevanceJudgement], passages: Mapping[str, Chunk], tasks: Sequence[FirstCallTask]
+) -> str:
+    digest = hashlib.sha256(_lines(asdict(judgement) for judgement in judgements).encode())
     digest.update(_lines(asdict(passages[id]) for id in sorted(passages)).encode())
-    # Without tasks it is the hash of version 1.
-    digest.update(_lines(asdict(one) for one in tasks).encode())
+    # Without tasks this is the hash of version 1.
+    digest.update(_lines(asdict(task) for task in tasks).encode())
     return digest.hexdigest()
 
 
@@ -142,5 +154,5 @@ def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    # Not `splitlines`: a text may hold other ends of lines, which JSON leaves as they are.
+    # Not `splitlines`: a text may contain other line separators, which JSON leaves as they are.
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

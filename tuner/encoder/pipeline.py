@@ -20,25 +20,26 @@ import numpy as np
 from agent.encoders.encoder import Encoder, EncoderAdapter, SentenceEncoder
 from agent.errors import AdapterError, LivenessError
 from agent.knowledge.chunking import Chunk
-from agent.knowledge.document_store import Shelf
-from agent.llm.weights.convert import quiet
+from agent.knowledge.document_store import DocumentStore
+from agent.llm.weights.convert import hide_progress_bars
 from agent.llm.weights.load import ModelFolder, encoder_weights
 from agent.registry.artifact import WEIGHTS, add_documents, tensors_hash, verify
 from agent.registry.registry import Adapter, State
 from agent.runtime import Runtime
 from agent.storage.database import open_engine
 from agent.util.ids import timestamp
-from agent.util.threads import give_back_memory, in_own_team
-from tuner.encoder.dataset import PARTS, Lessons, read_lessons, write_lessons
+from agent.util.threads import give_back_memory, run_in_thread
+from tuner.encoder.dataset import PARTS, EncoderDataset, read_encoder_dataset, write_encoder_dataset
 from tuner.encoder.gate import EncoderDecision, EncoderPolicy, EncoderReport, decide, measure, write_report
-from tuner.encoder.queries import gather
-from tuner.encoder.trainer import EncoderProgress, EncoderSettings, TrainedEncoder, train_encoder
-from tuner.pipeline.candidate import Origin, take_in
+from tuner.encoder.queries import gather_dataset
+from tuner.encoder.settings import EncoderProgress, EncoderSettings, TrainedEncoder
+from tuner.encoder.trainer import train_encoder
+from tuner.pipeline.candidate import CandidateOrigin, take_in
 from tuner.pipeline.run_folder import one_at_a_time
 
 Say = Callable[[str], None]
 
-LOOKED_AT = 16
+CHECKED_TEXTS = 16
 """Queries, and tasks, by which a saved adapter is seen to act."""
 
 
@@ -47,12 +48,12 @@ class EncoderTuning:
     """What one tuning made."""
 
     adapter: Adapter
-    lessons: Lessons
+    dataset: EncoderDataset
     trained: TrainedEncoder
 
 
 @dataclass(frozen=True)
-class EncoderGated:
+class GatedEncoder:
     """What the gate said, and what it measured."""
 
     decision: EncoderDecision
@@ -79,32 +80,32 @@ def tune_encoder(
     with one_at_a_time(runtime.home.tunings, say):
         created_at = timestamp()
         base = encoder_weights(project.named(project.settings.model.encoder), project.home.models, progress=say)
-        lessons = _lessons(runtime, pairs)
-        write_lessons(lessons, runtime.home.datasets, created_at=created_at)
-        say(f"dataset encoder-{lessons.hash[:16]}: {_counts(lessons)}")
+        dataset = _gather(runtime, pairs)
+        write_encoder_dataset(dataset, runtime.home.datasets, created_at=created_at)
+        say(f"dataset encoder-{dataset.hash[:16]}: {_counts(dataset)}")
         tuning = f"encoder-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:6]}"
         folder = runtime.home.tunings / tuning
         try:
             documents = _documents(runtime)
-            trained = train_on(
-                base, lessons, folder / "adapter", settings, documents=documents, on_progress=on_progress
+            trained = train_in_team(
+                base, dataset, folder / "adapter", settings, documents=documents, on_progress=on_progress
             )
-            check_acts(base, folder / "adapter", lessons)
+            check_adapter_changes_output(base, folder / "adapter", dataset)
             adapter = take_in(
-                runtime.encoders,
+                runtime.served_encoder.registry,
                 folder / "adapter",
-                Origin(base, lessons.hash, tuning, created_at),
-                lambda name: _card(name, base.name, lessons, trained, settings),
+                CandidateOrigin(base, dataset.hash, tuning, created_at),
+                lambda name: _card(name, base.name, dataset, trained, settings),
                 reason=f"tuning {tuning}",
             )
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        return EncoderTuning(adapter, lessons, trained)
+        return EncoderTuning(adapter, dataset, trained)
 
 
-def train_on(
+def train_in_team(
     base: ModelFolder,
-    lessons: Lessons,
+    dataset: EncoderDataset,
     folder: Path,
     settings: EncoderSettings,
     *,
@@ -123,22 +124,22 @@ def train_on(
     def work() -> TrainedEncoder:
         from sentence_transformers import SentenceTransformer
 
-        with quiet():
+        with hide_progress_bars():
             model: Any = SentenceTransformer(str(base.folder), device="cpu", local_files_only=True)
-        return train_encoder(model, lessons, settings, folder=folder, documents=documents, on_progress=tell)
+        return train_encoder(model, dataset, settings, folder=folder, documents=documents, on_progress=tell)
 
-    trained = in_own_team(work, on_interrupt=stopped.set)
+    trained = run_in_thread(work, on_interrupt=stopped.set)
     give_back_memory()
     return trained
 
 
-def check_acts(base: ModelFolder, folder: Path, lessons: Lessons) -> Encoder:
+def check_adapter_changes_output(base: ModelFolder, folder: Path, dataset: EncoderDataset) -> Encoder:
     """Load what was saved as it will be served: it must be what was trained, and move what it learnt from.
 
     Returns the encoder. Raises LivenessError.
     """
-    texts = [one.query for one in lessons.of("train")][:LOOKED_AT]
-    texts += [one.text for one in lessons.tasks_of("train")][:LOOKED_AT]
+    texts = [one.query for one in dataset.judgements_in("train")][:CHECKED_TEXTS]
+    texts += [one.text for one in dataset.tasks_in("train")][:CHECKED_TEXTS]
     bare = SentenceEncoder(base.folder, name=base.name)
     added = EncoderAdapter("candidate", folder, tensors_hash(folder / WEIGHTS))
     tuned = SentenceEncoder(base.folder, name=base.name, adapter=added)
@@ -150,29 +151,31 @@ def check_acts(base: ModelFolder, folder: Path, lessons: Lessons) -> Encoder:
     return tuned
 
 
-def gate_encoder(runtime: Runtime, candidate: Adapter, *, policy: EncoderPolicy | None = None) -> EncoderGated:
+def gate_encoder(runtime: Runtime, candidate: Adapter, *, policy: EncoderPolicy | None = None) -> GatedEncoder:
     """Compare a candidate with the encoder that is served; write the report beside it and move it on."""
     chosen = runtime.project.settings.gate
     policy = policy or EncoderPolicy(min_queries=chosen.min_tasks, resamples=chosen.resamples)
-    lessons = read_lessons(runtime.home.datasets / f"encoder-{verify(candidate.folder).dataset_hash[:16]}")
-    before = runtime.encoder_under(runtime.serving_encoder())
-    passages = {**lessons.passages, **_documents(runtime)}
-    report = measure(before, runtime.encoder_under(candidate), lessons.of("held_out"), passages, lessons.tasks)
+    dataset = read_encoder_dataset(runtime.home.datasets / f"encoder-{verify(candidate.folder).dataset_hash[:16]}")
+    before = runtime.served_encoder.open(runtime.served_encoder.active_adapter())
+    passages = {**dataset.passages, **_documents(runtime)}
+    report = measure(
+        before, runtime.served_encoder.open(candidate), dataset.judgements_in("held_out"), passages, dataset.tasks
+    )
     decision = decide(report, policy)
     add_documents(candidate.folder, write_report(report, decision))
     if decision.ship and candidate.state in (State.TRAINED, State.RETIRED):
-        runtime.encoders.transition(candidate.id, State.GATED, decision.reasons[0], timestamp())
+        runtime.served_encoder.registry.transition(candidate.id, State.GATED, decision.reasons[0], timestamp())
     elif not decision.ship and candidate.state is not State.RETIRED:
-        runtime.encoders.reject(candidate.id, decision.reasons[0], timestamp())
-    return EncoderGated(decision, report, candidate.folder / "report", 0)
+        runtime.served_encoder.registry.reject(candidate.id, decision.reasons[0], timestamp())
+    return GatedEncoder(decision, report, candidate.folder / "report", 0)
 
 
-def promote_encoder(runtime: Runtime, adapter: str, *, policy: EncoderPolicy | None = None) -> EncoderGated:
+def promote_encoder(runtime: Runtime, adapter: str, *, policy: EncoderPolicy | None = None) -> GatedEncoder:
     """Gate a candidate; if it ships, embed all documents with it, then make it the one that is served.
 
     A search in between is answered: by the old encoder and the old vectors, until all are new at once.
     """
-    candidate = runtime.encoders.get(adapter)
+    candidate = runtime.served_encoder.registry.get(adapter)
     if candidate.state in (State.ACTIVE, State.REJECTED):
         raise AdapterError(
             f"encoder adapter {candidate.id} is {candidate.state}; only a trained, gated or retired one can be promoted"
@@ -181,8 +184,8 @@ def promote_encoder(runtime: Runtime, adapter: str, *, policy: EncoderPolicy | N
     if not gated.decision.ship:
         return gated
     embedded = runtime.embed_documents(candidate)
-    runtime.encoders.promote(candidate.id, gated.decision.reasons[0], timestamp())
-    return EncoderGated(gated.decision, gated.report, gated.folder, embedded)
+    runtime.served_encoder.registry.promote(candidate.id, gated.decision.reasons[0], timestamp())
+    return GatedEncoder(gated.decision, gated.report, gated.folder, embedded)
 
 
 def rollback_encoder(runtime: Runtime, reason: str) -> tuple[Adapter | None, int]:
@@ -190,20 +193,18 @@ def rollback_encoder(runtime: Runtime, reason: str) -> tuple[Adapter | None, int
 
     Until they are, searches go on with the vectors and the encoder that there are.
     """
-    earlier = runtime.encoders.rollback(reason, timestamp())
+    earlier = runtime.served_encoder.registry.rollback(reason, timestamp())
     return earlier, runtime.embed_documents(earlier)
 
 
-def _lessons(runtime: Runtime, pairs: Path | None) -> Lessons:
+def _gather(runtime: Runtime, pairs: Path | None) -> EncoderDataset:
     """What is to be learnt; the documents are searched only where there are any."""
-    # What the rule says now, before anything is made of it.
-    runtime.arbitrate()
     tools = runtime.frame().tools
     if not runtime.home.index.exists():
-        return gather(runtime.store, lambda ids: {}, tools=tools, pairs=pairs)
+        return gather_dataset(runtime.store, lambda ids: {}, tools=tools, pairs=pairs)
     with _Shelf(runtime) as shelf:
         known = _all(shelf).values() if pairs is not None else ()
-        return gather(
+        return gather_dataset(
             runtime.store,
             shelf.chunks,
             tools=tools,
@@ -228,25 +229,25 @@ class _Shelf:
         self._engine = open_engine(runtime.home.database)
         self._tenant = runtime.project.settings.memory.tenant
 
-    def __enter__(self) -> Shelf:
-        return Shelf(self._engine, tenant=self._tenant)
+    def __enter__(self) -> DocumentStore:
+        return DocumentStore(self._engine, tenant=self._tenant)
 
     def __exit__(self, *_: object) -> None:
         self._engine.dispose()
 
 
-def _all(shelf: Shelf) -> dict[str, Chunk]:
+def _all(shelf: DocumentStore) -> dict[str, Chunk]:
     return {chunk.id: chunk for chunk in shelf.chunks_of([document.name for document in shelf.documents()])}
 
 
-def _counts(lessons: Lessons) -> str:
+def _counts(dataset: EncoderDataset) -> str:
     """How many queries and tasks each part has, those that there are."""
-    kinds = {"queries": [one.part for one in lessons.judged], "tasks": [one.part for one in lessons.tasks]}
+    kinds = {"queries": [one.part for one in dataset.judgements], "tasks": [one.part for one in dataset.tasks]}
     told = {kind: ", ".join(f"{parts.count(part)} {part}" for part in reversed(PARTS)) for kind, parts in kinds.items()}
     return "; ".join(f"{kind} {told[kind]}" for kind, parts in kinds.items() if parts)
 
 
-def _card(name: str, base: str, lessons: Lessons, trained: TrainedEncoder, settings: EncoderSettings) -> str:
+def _card(name: str, base: str, dataset: EncoderDataset, trained: TrainedEncoder, settings: EncoderSettings) -> str:
     """Markdown, with the front matter that PEFT folders carry."""
     table = "\n".join(f"| {key} | {value} |" for key, value in asdict(settings).items())
     return f"""---
@@ -260,7 +261,7 @@ tags: [lora, sentence-similarity]
 A LoRA adapter of the sentence encoder {base}, trained by Ratchet from the passages that reviewers cited and rejected,
 and from how they would have runs begin.
 
-- Made from dataset `encoder-{lessons.hash[:16]}`: {_counts(lessons)}. What is held out only the gate sees.
+- Made from dataset `encoder-{dataset.hash[:16]}`: {_counts(dataset)}. What is held out only the gate sees.
 - {trained.steps} steps in {trained.seconds / 60:.1f} minutes. Loss on what the training is watched with:
   {trained.first_validation_loss:.3f} before, {trained.validation_loss:.3f} after; best epoch {trained.best_epoch + 1}
   of {trained.epochs}. Trained parameters: {trained.parameters}.

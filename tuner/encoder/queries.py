@@ -1,9 +1,9 @@
-"""What people said of answers, as queries with the passages that fit them and those that do not.
+"""Relevance judgements from feedback on answers: queries with the passages that fit them and those that do not.
 
-Of a run whose answer people stand behind, the passages it cites fit what was asked and what was searched for; others
-that the run was shown do not, above all those that a corrected answer cited. The task decides which part a query is
-in, by a hash: what is held out stays held out, however much feedback comes. A passage nobody looked at is not known
-to be wrong; it is only taken for wrong where the search ranks it below those that are right.
+In a run with an approved answer, the passages it cites fit the task and the queries searched for; the other passages
+of the run's context do not, above all those that a corrected answer had cited. The hash of the task decides a query's
+part. A passage that nobody looked at is not known to be wrong: it becomes a negative only where the search ranks it
+below the right ones.
 """
 
 from __future__ import annotations
@@ -15,40 +15,49 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import DatasetError
-from agent.feedback.approved import Judged as JudgedRun
-from agent.feedback.approved import judged_runs
+from agent.feedback.approved import ReviewedRun, reviewed_runs
 from agent.knowledge.chunking import Chunk, chunk_id
-from agent.knowledge.fusion import alike
-from agent.llm.prompt.step_grammar import ToolSpec
+from agent.knowledge.fusion import is_near_duplicate
+from agent.llm.prompt.tool_spec import ToolSpec
 from agent.records.run import Outcome, Trajectory
 from agent.storage.store import Store
-from agent.text.normalise import plain
+from agent.text.normalise import normalise_task
 from tools.context import Passage
-from tuner.encoder.beginnings import labelled_tasks, too_few
-from tuner.encoder.dataset import PARTS, Judged, LabelledTask, Lessons, Part, folded, make_lessons, part_of
+from tuner.encoder.dataset import (
+    PARTS,
+    EncoderDataset,
+    FirstCallTask,
+    Part,
+    RelevanceJudgement,
+    fold_text,
+    make_dataset,
+    part_of_group,
+)
+from tuner.encoder.first_calls import explain_too_few, read_first_call_tasks
 
 HELD_OUT = 0.3
 """Share of the tasks whose queries only the gate sees."""
 VALIDATION = 0.2
-"""Share of the others that the training is watched with."""
-MINED = 8
-"""Passages that the search found below the right ones, for each query, at most."""
-LEAST_RANK = 10
-"""Where the search finds none of the right passages, what it ranks above this is not taken for wrong."""
-FOUND = 40
-"""Passages looked at for that."""
-LEAST = 8
-"""Queries to train on; with fewer there is nothing to learn but these."""
+"""Share of the other tasks whose queries give the validation loss."""
+MAX_MINED = 8
+"""Mined negatives of a query: passages that the search ranks below the right ones."""
+MIN_NEGATIVE_RANK = 10
+"""Where the search finds none of the right passages, only what it ranks from here on is mined."""
+SEARCH_DEPTH = 40
+"""Passages searched for when mining."""
+MIN_TRAINED = 8
+"""Training queries below which nothing is trained on queries."""
 
 _PAIRS = "pairs"
-"""Stands for the document of passages that only a file of pairs knows."""
+"""The document name of passages that only a file of pairs has."""
 
 Chunks = Callable[[Sequence[str]], Mapping[str, Chunk]]
-"""The chunks of these ids that the documents hold."""
+"""Returns the chunks with these ids, as far as the documents have them."""
 Search = Callable[[str, int], Sequence[Passage]]
+"""Returns the best passages for a query, at most as many as given."""
 
 
-def gather(
+def gather_dataset(
     store: Store,
     chunks: Chunks,
     *,
@@ -56,63 +65,77 @@ def gather(
     pairs: Path | None = None,
     known: Iterable[Chunk] = (),
     search: Search | None = None,
-) -> Lessons:
-    """All that the feedback in the store teaches, and a file of pairs. Raises DatasetError where that is too little.
+) -> EncoderDataset:
+    """Gather the dataset from the feedback in the store and from a file of labelled pairs.
 
-    Queries or tasks of which there are too few are left out where there are enough of the others; pairs that were
-    asked for are not. Tasks are told apart by their first calls of these tools. A passage of the file that says what a
-    chunk of `known` says is that chunk. With `search` further negatives are taken from what it finds.
+    Queries, or tasks, of which there are too few are left out where there are enough of the other kind.
+
+    Args:
+        store: runs and feedback.
+        chunks: looks chunks up by id.
+        tools: the tools whose calls label tasks.
+        pairs: a file of JSON lines {"query", "positive", "negatives"}.
+        known: chunks of the documents; a passage of `pairs` with the text of one becomes that chunk.
+        search: where given, further negatives are mined from its results.
+
+    Raises:
+        DatasetError: there is too little of both kinds, or too few queries although `pairs` was given.
     """
-    book = _Book(chunks)
-    for run in judged_runs(store):
-        for index, cited in _answers(run):
-            book.take_run(run.trajectory, index, cited)
+    collector = _JudgementCollector(chunks)
+    for run in reviewed_runs(store):
+        for index, labels in _approved_answers(run):
+            collector.add_answer(run.trajectory, index, labels)
     if pairs is not None:
-        book.take_pairs(pairs, known)
-    judged, tasks = _kept_apart(tuple(book.judged()), labelled_tasks(store, tools))
-    few_queries, few_tasks = _too_few_queries(judged), too_few(tasks)
+        collector.add_pairs(pairs, known)
+    judgements, tasks = _hold_out_together(tuple(collector.judgements()), read_first_call_tasks(store, tools))
+    few_queries, few_tasks = _explain_too_few_queries(judgements), explain_too_few(tasks)
     if few_queries and (few_tasks or pairs is not None):
-        raise DatasetError("; ".join(few for few in (few_queries, few_tasks) if few) if judged or tasks else _NOTHING)
-    judged, tasks = () if few_queries else judged, () if few_tasks else tasks
+        reasons = "; ".join(reason for reason in (few_queries, few_tasks) if reason)
+        raise DatasetError(reasons if judgements or tasks else _NOTHING)
+    judgements, tasks = () if few_queries else judgements, () if few_tasks else tasks
     if search is not None:
-        judged = tuple(_mined(one, book.passages, search) for one in judged)
-    named = {id for one in judged for id in (*one.positives, *one.negatives)}
-    return make_lessons(judged, {id: book.passages[id] for id in sorted(named)}, tasks)
+        judgements = tuple(_mine_negatives(judgement, collector.passages, search) for judgement in judgements)
+    named = {id for judgement in judgements for id in (*judgement.positives, *judgement.negatives)}
+    return make_dataset(judgements, {id: collector.passages[id] for id in sorted(named)}, tasks)
 
 
 _NOTHING = (
     "there is no feedback to tune the encoder with: no answer that cites passages was accepted or corrected, nor were "
-    "two runs that began in different ways; accept or correct more (`ratchet rate`, `ratchet correct --cite`), or give "
+    "two runs with different first calls; accept or correct more (`ratchet rate`, `ratchet correct --cite`), or give "
     "--pairs FILE"
 )
 
 
-def _too_few_queries(judged: Sequence[Judged]) -> str | None:
-    """What there is and what would be needed, where these are too few to learn from."""
-    counts = {part: sum(one.part == part for one in judged) for part in PARTS}
-    if counts["train"] >= LEAST and counts["validation"] and counts["held_out"]:
+def _explain_too_few_queries(judgements: Sequence[RelevanceJudgement]) -> str | None:
+    """Return why these queries are too few to train on, or None where they are enough."""
+    counts = {part: sum(judgement.part == part for judgement in judgements) for part in PARTS}
+    if counts["train"] >= MIN_TRAINED and counts["validation"] and counts["held_out"]:
         return None
     return (
-        f"{len(judged)} queries with right passages are too few to tune the encoder: {counts['train']} to train on, "
-        f"{counts['validation']} to watch it with and {counts['held_out']} held out; expected at least {LEAST}, 1 "
-        "and 1: accept or correct more answers that cite passages"
+        f"{len(judgements)} queries with right passages are too few to tune the encoder: {counts['train']} for "
+        f"training, {counts['validation']} for validation and {counts['held_out']} held out; expected at least "
+        f"{MIN_TRAINED}, 1 and 1: accept or correct more answers that cite passages"
     )
 
 
-def _kept_apart(
-    judged: Sequence[Judged], tasks: Sequence[LabelledTask]
-) -> tuple[tuple[Judged, ...], tuple[LabelledTask, ...]]:
-    """A text that is held out as a query or as a task is held out as both."""
-    texts = [(one.part, plain(one.query)) for one in judged] + [(one.part, one.text) for one in tasks]
-    held = {folded(text) for part, text in texts if part == "held_out"}
+def _hold_out_together(
+    judgements: Sequence[RelevanceJudgement], tasks: Sequence[FirstCallTask]
+) -> tuple[tuple[RelevanceJudgement, ...], tuple[FirstCallTask, ...]]:
+    """Hold a text out as query and as task where it is held out as either."""
+    texts = [(judgement.part, normalise_task(judgement.query)) for judgement in judgements]
+    texts += [(task.part, task.text) for task in tasks]
+    held_out = {fold_text(text) for part, text in texts if part == "held_out"}
     return (
-        tuple(replace(one, part="held_out") if folded(plain(one.query)) in held else one for one in judged),
-        tuple(replace(one, part="held_out") if folded(one.text) in held else one for one in tasks),
+        tuple(
+            replace(judgement, part="held_out") if fold_text(normalise_task(judgement.query)) in held_out else judgement
+            for judgement in judgements
+        ),
+        tuple(replace(task, part="held_out") if fold_text(task.text) in held_out else task for task in tasks),
     )
 
 
-class _Book:
-    """Queries as they come; those that are the same but for case and spaces are one."""
+class _JudgementCollector:
+    """Collects judgements by query; queries that differ in case and spaces alone are one."""
 
     def __init__(self, chunks: Chunks) -> None:
         self.passages: dict[str, Chunk] = {}
@@ -122,52 +145,53 @@ class _Book:
         self._negatives: dict[str, dict[str, None]] = {}
         self._parts: dict[str, set[Part]] = {}
 
-    def take_run(self, trajectory: Trajectory, index: int, cited: Sequence[int]) -> None:
-        """What the answer at a step says of the passages shown before it."""
+    def add_answer(self, trajectory: Trajectory, index: int, labels: Sequence[int]) -> None:
+        """Add what the approved answer at a step tells of the passages before it; `labels` are those it cites."""
         steps = trajectory.steps[:index]
-        shown = {passage.label: passage for step in steps for passage in step.passages}
-        right = [shown[label] for label in cited if label in shown]
-        if not right:
+        context = {passage.label: passage for step in steps for passage in step.passages}
+        cited = [context[label] for label in labels if label in context]
+        if not cited:
             return
         call = trajectory.steps[index].call
         withdrawn = (call.arguments.get("citations") or ()) if call is not None else ()
-        wrong = [shown[label] for label in withdrawn if label in shown] + list(shown.values())
-        positives = [id for passage in right for id in self._ids(passage)]
-        negatives = [id for passage in wrong for id in self._ids(passage)]
-        asked = [
+        others = [context[label] for label in withdrawn if label in context] + list(context.values())
+        positives = [id for passage in cited for id in self._chunk_ids(passage)]
+        negatives = [id for passage in others for id in self._chunk_ids(passage)]
+        searches = [
             str(step.call.arguments.get("query", ""))
             for step in steps
             if step.call is not None and step.call.name == "search_knowledge"
         ]
-        for query in (trajectory.task.text, *asked):
-            self._note(query, positives, negatives, _part(trajectory.task.text))
+        for query in (trajectory.task.text, *searches):
+            self._add(query, positives, negatives, _part(trajectory.task.text))
 
-    def take_pairs(self, path: Path, known: Iterable[Chunk]) -> None:
-        """A file of labelled pairs, one JSON object a line."""
-        held: dict[str, Chunk] = {}
+    def add_pairs(self, path: Path, known: Iterable[Chunk]) -> None:
+        """Add a file of labelled pairs, one JSON object a line."""
+        by_text: dict[str, Chunk] = {}
         for chunk in known:
-            held.setdefault(folded(chunk.text), chunk)
-            held.setdefault(folded(chunk.embedded_text), chunk)
-        for query, positive, negatives in _pairs(path):
+            by_text.setdefault(fold_text(chunk.text), chunk)
+            by_text.setdefault(fold_text(chunk.embedded_text), chunk)
+        for query, positive, negatives in _read_pairs(path):
             ids = []
             for text in (positive, *negatives):
-                chunk = held.get(folded(text)) or Chunk(chunk_id(_PAIRS, "", text), _PAIRS, "", 0, text)
+                chunk = by_text.get(fold_text(text)) or Chunk(chunk_id(_PAIRS, "", text), _PAIRS, "", 0, text)
                 self.passages[chunk.id] = chunk
                 ids.append(chunk.id)
-            self._note(query, ids[:1], ids[1:], _part(query))
+            self._add(query, ids[:1], ids[1:], _part(query))
 
-    def judged(self) -> Iterator[Judged]:
+    def judgements(self) -> Iterator[RelevanceJudgement]:
         for key, query in self._queries.items():
-            right = tuple(self._positives[key])
-            wrong = tuple(
+            positives = tuple(self._positives[key])
+            negatives = tuple(
                 id
                 for id in self._negatives[key]
-                if id not in self._positives[key] and not _like(self.passages[id], right, self.passages)
+                if id not in self._positives[key] and not _is_like(self.passages[id], positives, self.passages)
             )
-            yield Judged(query, right, wrong, next(part for part in PARTS if part in self._parts[key]))
+            part = next(part for part in PARTS if part in self._parts[key])
+            yield RelevanceJudgement(query, positives, negatives, part)
 
-    def _note(self, query: str, positives: Sequence[str], negatives: Sequence[str], part: Part) -> None:
-        key = folded(query)
+    def _add(self, query: str, positives: Sequence[str], negatives: Sequence[str], part: Part) -> None:
+        key = fold_text(query)
         if not key:
             return
         self._queries.setdefault(key, query.strip())
@@ -175,61 +199,60 @@ class _Book:
         self._negatives.setdefault(key, {}).update(dict.fromkeys(negatives))
         self._parts.setdefault(key, set()).add(part)
 
-    def _ids(self, passage: Passage) -> Sequence[str]:
-        """The chunks that a passage was made of, or itself where the documents hold none of them now."""
+    def _chunk_ids(self, passage: Passage) -> Sequence[str]:
+        """Return the chunks that a passage joins, or itself where the documents have none of them any more."""
         ids = passage.id.split("+")
-        found = {id: chunk for id, chunk in self._chunks(ids).items() if id not in self.passages}
-        self.passages.update(found)
-        there = [id for id in ids if id in self.passages]
-        if there:
-            return there
-        kept = Chunk(passage.id, passage.document, passage.heading, 0, passage.text)
-        self.passages.setdefault(passage.id, kept)
+        self.passages.update({id: chunk for id, chunk in self._chunks(ids).items() if id not in self.passages})
+        known = [id for id in ids if id in self.passages]
+        if known:
+            return known
+        chunk = Chunk(passage.id, passage.document, passage.heading, 0, passage.text)
+        self.passages.setdefault(passage.id, chunk)
         return [passage.id]
 
 
-def _answers(run: JudgedRun) -> Iterator[tuple[int, Sequence[int]]]:
-    """The steps that answer and that people stand behind, each with the labels it cites."""
-    trajectory, fixes = run.trajectory, run.corrections
-    for index, fix in sorted(fixes.items()):
-        cited = fix.call.arguments.get("citations")
-        if cited and index < len(trajectory.steps):
-            yield index, cited
-    # What followed a corrected step is stale.
-    if run.accepted and not fixes and trajectory.outcome is Outcome.ANSWERED and trajectory.steps:
+def _approved_answers(run: ReviewedRun) -> Iterator[tuple[int, Sequence[int]]]:
+    """Yield the index of each approved answer with the labels it cites."""
+    trajectory, corrections = run.trajectory, run.corrections
+    for index, correction in sorted(corrections.items()):
+        labels = correction.call.arguments.get("citations")
+        if labels and index < len(trajectory.steps):
+            yield index, labels
+    # What came after a corrected step is stale.
+    if run.is_accepted and not corrections and trajectory.outcome is Outcome.ANSWERED and trajectory.steps:
         last = trajectory.steps[-1].call
         if last is not None and last.arguments.get("citations"):
             yield len(trajectory.steps) - 1, last.arguments["citations"]
 
 
-def _mined(one: Judged, passages: dict[str, Chunk], search: Search) -> Judged:
-    """With what the search ranks below the right passages as further negatives."""
-    found = search(one.query, FOUND)
-    places = [place for place, passage in enumerate(found) if passage.id in one.positives]
-    begin = places[-1] + 1 if places else LEAST_RANK
-    fresh = []
-    for passage in found[begin:]:
+def _mine_negatives(judgement: RelevanceJudgement, passages: dict[str, Chunk], search: Search) -> RelevanceJudgement:
+    """Add what the search ranks below the right passages as negatives."""
+    results = search(judgement.query, SEARCH_DEPTH)
+    ranks = [rank for rank, passage in enumerate(results) if passage.id in judgement.positives]
+    start = ranks[-1] + 1 if ranks else MIN_NEGATIVE_RANK
+    mined = []
+    for passage in results[start:]:
         chunk = Chunk(passage.id, passage.document, passage.heading, 0, passage.text)
-        if passage.id not in one.negatives and not _like(chunk, one.positives, passages):
+        if passage.id not in judgement.negatives and not _is_like(chunk, judgement.positives, passages):
             passages.setdefault(passage.id, chunk)
-            fresh.append(passage.id)
-    return replace(one, negatives=(*one.negatives, *fresh[:MINED]))
+            mined.append(passage.id)
+    return replace(judgement, negatives=(*judgement.negatives, *mined[:MAX_MINED]))
 
 
 def _part(text: str) -> Part:
-    return part_of(folded(text), held_out=HELD_OUT, validation=(1 - HELD_OUT) * VALIDATION)
+    return part_of_group(fold_text(text), held_out=HELD_OUT, validation=(1 - HELD_OUT) * VALIDATION)
 
 
-def _like(chunk: Chunk, positives: Iterable[str], passages: Mapping[str, Chunk]) -> bool:
+def _is_like(chunk: Chunk, positives: Iterable[str], passages: Mapping[str, Chunk]) -> bool:
     return any(
-        alike(text, other)
+        is_near_duplicate(text, other)
         for id in positives
         for text, other in ((chunk.text, passages[id].text), (chunk.embedded_text, passages[id].embedded_text))
     )
 
 
-def _pairs(path: Path) -> Iterator[tuple[str, str, Sequence[str]]]:
-    """Query, positive and negatives of each line. Raises DatasetError, which names the line."""
+def _read_pairs(path: Path) -> Iterator[tuple[str, str, Sequence[str]]]:
+    """Yield query, positive and negatives of each line. Raises DatasetError, which names the line."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as fault:
@@ -249,7 +272,7 @@ def _pairs(path: Path) -> Iterator[tuple[str, str, Sequence[str]]]:
 
 
 def _texts(row: Any) -> list[str] | None:
-    """Query, positive and negatives behind each other; None where something is missing, empty or too much."""
+    """Return query, positive and negatives as one list; None where one is missing, empty or unexpected."""
     if not isinstance(row, dict) or not {"query", "positive"} <= row.keys() <= {"query", "positive", "negatives"}:
         return None
     negatives = row.get("negatives", [])

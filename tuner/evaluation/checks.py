@@ -1,8 +1,8 @@
-"""The checker: what of a task's expectations a finished run met.
+"""Checks whether a finished run met the expectations of its task.
 
-Reads the record and, for the final state, the databases of the run's workspace, opened read-only. A value is
-None where the task does not ask. Wording is compared loosely (case, spacing, dashes), numbers in the answer
-exactly: "9 May" is not found in "19 May". It is not judged whether an answer is well put.
+Reads the record and, for the final state, the databases of the run's workspace, opened read-only. Texts are compared
+without regard to case, spacing and dashes, numbers in the answer exactly: "9 May" is not in "19 May". Does not measure
+how well an answer is written.
 """
 
 from __future__ import annotations
@@ -26,28 +26,32 @@ ASPECTS = ("tool", "arguments", "facts", "state", "citations", "refusal")
 
 
 @dataclass(frozen=True)
-class Scores:
-    """The verdict on one run; None where the task does not ask."""
+class RunScores:
+    """The scores of a run; None for what the task does not check."""
 
     success: bool
-    """Everything that was asked holds, and the run ended as expected."""
+    """Everything that the task checks holds, and the run ended as expected."""
     tool: bool | None = None
-    """Every expected tool was called with success, and no forbidden one."""
+    """Every expected tool was called successfully, and no forbidden one."""
     arguments: bool | None = None
     facts: bool | None = None
     state: bool | None = None
     citations: bool | None = None
     refusal: bool | None = None
-    """Handed over if, and only if, that was expected; when it was, with nothing changed."""
+    """Escalated if, and only if, that was expected, and then without changing anything."""
     reasons: tuple[str, ...] = ()
-    """Each thing that did not hold, in plain words."""
+    """What did not hold, a sentence each."""
 
 
-def score(task: SuiteTask, trajectory: Trajectory, workspace: Path, *, pristine: Path | None = None) -> Scores:
+def score(task: SuiteTask, trajectory: Trajectory, workspace: Path, *, pristine: Path | None = None) -> RunScores:
     """Score a finished run.
 
-    `pristine` is the project's own copy of the databases, a file or the folder that holds them: tools copy
-    a database into the workspace on first use, so a run that never touched one left that copy as its state.
+    Args:
+        task: With its checks.
+        trajectory: The record of the run.
+        workspace: Of the run.
+        pristine: The project's copy of the databases, a file or a folder. Tools copy a database into the workspace on
+            first use, so for a run that used none this copy is the final state.
     """
     check = task.check
     done = tuple(step.call for step in trajectory.steps if step.call is not None and step.error is None)
@@ -62,7 +66,7 @@ def score(task: SuiteTask, trajectory: Trajectory, workspace: Path, *, pristine:
     expected = Outcome.REFUSED if check.refusal else Outcome.ANSWERED
     if trajectory.outcome is not expected and not refusal:
         reasons = (*reasons, _ended(trajectory, "an answer was expected"))
-    return Scores(
+    return RunScores(
         success=not reasons,
         tool=not tool if check.calls or check.forbidden_calls else None,
         arguments=not arguments if check.calls else None,
@@ -75,7 +79,7 @@ def score(task: SuiteTask, trajectory: Trajectory, workspace: Path, *, pristine:
 
 
 def same_value(expected: Any, found: Any) -> bool:
-    """Whether two JSON values mean the same: "48213" and 48213 do, texts up to case, spacing and dashes."""
+    """Return whether two JSON values mean the same: "48213" and 48213 do, and texts that differ in case."""
     if expected is None or found is None:
         return expected is found
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
@@ -97,7 +101,7 @@ def same_value(expected: Any, found: Any) -> bool:
 
 
 def plain(text: str) -> str:
-    """Text as it is compared: NFKC, lower case, single spaces, plain dashes and quotes."""
+    """Normalise a text for comparison: NFKC, lower case, single spaces, plain dashes and quotes."""
     folded = unicodedata.normalize("NFKC", text).translate(_PLAIN).casefold()
     return " ".join(folded.split())
 
@@ -119,7 +123,7 @@ def _tool(check: Check, done: Sequence[ToolCall]) -> list[str]:
     missing = [name for name in dict.fromkeys(call.name for call in check.calls) if name not in names]
     forbidden = [name for name in check.forbidden_calls if name in names]
     return [
-        *(f"the tool {name} was never called with success" for name in missing),
+        *(f"the tool {name} was never called successfully" for name in missing),
         *(f"the tool {name} was called, which is forbidden here" for name in forbidden),
     ]
 
@@ -150,23 +154,23 @@ def _facts(check: Check, trajectory: Trajectory) -> list[str]:
         call = trajectory.steps[-1].call if trajectory.steps else None
         said = str(call.arguments.get("reason", "")) if call else ""
     if said is None:
-        return ["there is no answer to look for facts in"]
+        return ["there is no answer to look for required facts in"]
     text = plain(said)
     return [
         *(
             f"the answer does not say {' or '.join(map(repr, anyof))}"
             for anyof in check.must
-            if not any(_says(text, fact) for fact in anyof)
+            if not any(_contains(text, fact) for fact in anyof)
         ),
-        *(f"the answer says {fact!r}, which it must not" for fact in check.must_not if _says(text, fact)),
+        *(f"the answer says {fact!r}, which it must not" for fact in check.must_not if _contains(text, fact)),
     ]
 
 
-def _says(text: str, fact: str) -> bool:
-    """Whether `text`, already plain, holds the fact, numbers at its edges being whole numbers."""
+def _contains(text: str, fact: str) -> bool:
+    """Return whether a normalised text contains a fact; a number at its edges must be a whole number of the text."""
     wanted = plain(fact)
     before = r"(?<![0-9])(?<![0-9]\.)" if wanted[:1].isdigit() else ""
-    # 45 may go on as 45.00, but neither as 450 nor as 45.50 nor as 45,000.
+    # 45 also matches 45.00, but not 450, 45.50 or 45,000.
     after = r"(?![0-9])(?!\.(?!0+(?![0-9]))[0-9])(?!,[0-9]{3}(?![0-9]))" if wanted[-1:].isdigit() else ""
     return re.search(before + re.escape(wanted) + after, text) is not None
 
@@ -174,11 +178,11 @@ def _says(text: str, fact: str) -> bool:
 def _state(check: StateCheck, workspace: Path, pristine: Path | None) -> list[str]:
     path = _database(check.database, workspace, pristine)
     if path is None:
-        return [f"the run left no {check.database}, and no untouched copy of it is known"]
+        return [f"the run left no {check.database}, and there is no untouched copy of it"]
     try:
         rows = _query(path, check.query)
-    except (sqlite3.Error, sqlite3.Warning) as fault:
-        return [f"the state of {check.database} cannot be read: {fault}"]
+    except (sqlite3.Error, sqlite3.Warning) as error:
+        return [f"the state of {check.database} cannot be read: {error}"]
     if same_value([list(row) for row in check.equals], [list(row) for row in rows]):
         return []
     return [f"{check.database}: {check.query!r} gave {_rows(rows)}, expected {_rows(check.equals)}"]
@@ -199,7 +203,7 @@ _READING = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE
 
 def _query(path: Path, query: str) -> list[tuple[Any, ...]]:
     with closing(_open(path)) as connection:
-        # A read-only database still lets a query attach, and so make, another file.
+        # A query on a read-only database could still attach, and so create, another file.
         connection.set_authorizer(_authorize)
         return connection.execute(query).fetchall()
 
@@ -233,12 +237,12 @@ def _refusal(check: Check, trajectory: Trajectory, workspace: Path, pristine: Pa
     if not check.refusal:
         return [_ended(trajectory, "an answer was expected")] if refused else []
     if not refused:
-        return [_ended(trajectory, "handing over was expected")]
-    return [f"the run changed {name} before it handed over" for name in _changed(workspace, pristine)]
+        return [_ended(trajectory, "an escalation was expected")]
+    return [f"the run changed {name} before it escalated" for name in _changed(workspace, pristine)]
 
 
 def _changed(workspace: Path, pristine: Path | None) -> list[str]:
-    """Names of databases of the workspace whose content differs from the project's own copy."""
+    """Return the names of the workspace's databases whose content differs from the project's copy."""
     if pristine is None or not workspace.is_dir():
         return []
     changed = []
@@ -254,8 +258,8 @@ def _dump(path: Path) -> list[str] | str:
     try:
         with closing(_open(path)) as connection:
             return list(connection.iterdump())
-    except sqlite3.Error as fault:
-        return f"{path}: {fault}"
+    except sqlite3.Error as error:
+        return f"{path}: {error}"
 
 
 def _ended(trajectory: Trajectory, expected: str) -> str:

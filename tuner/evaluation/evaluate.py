@@ -1,8 +1,8 @@
-"""Runs a suite and scores it: one verdict, its cost and its reasons for each task, in the suite's order.
+"""Runs a suite and scores each task: scores, cost and reasons, in the suite's order.
 
-How a task is run is the caller's; here each gets a fresh workspace, is scored and written down. A run that
-crashes is a failed task, not the end, unless every one does or two different adapters turn out to have been
-served. Seconds are wall time: with more than one run at once they include waiting for the others.
+The caller runs a task; here it gets an empty workspace and is scored. A run that crashes is a failed task and does not
+end the evaluation, unless all crash or runs used different adapters. Seconds are wall time: with several runs at once
+they include waiting for the others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from agent.errors import LivenessError, RecordError, TuningError
 from agent.records.run import Outcome, Trajectory
 from agent.util.atomic_files import write_whole
-from tuner.evaluation.checks import Scores, score
+from tuner.evaluation.checks import RunScores, score
 from tuner.evaluation.statistics import Interval, bootstrap_mean, wilson
 from tuner.evaluation.suite import Suite, SuiteTask
 
@@ -31,15 +31,15 @@ RunOne = Callable[[SuiteTask, Path], Trajectory]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One task's verdict and cost."""
+class EvaluatedTask:
+    """A task's scores and cost."""
 
     task: str
     """The id."""
     group: str
     text: str
     expects_refusal: bool
-    scores: Scores
+    scores: RunScores
     outcome: Outcome | None
     answer: str | None = None
     prompt_tokens: int = 0
@@ -54,11 +54,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """An evaluation in a few numbers."""
+    """An evaluation in a few figures."""
 
     metrics: Mapping[str, Interval]
-    """Shares of tasks, Wilson intervals. `refusal` is over the tasks that are to be handed over,
-    `not_refused` over all others; the rest over the tasks that ask for it. What none asks for is left out."""
+    """Shares of tasks with Wilson intervals. `refusal` is over the tasks to be escalated, `not_refused` over all
+    others; the rest over the tasks that check them. A metric that no task checks is left out."""
     groups: Mapping[str, Interval]
     """Success by group."""
     costs: Mapping[str, Interval]
@@ -67,7 +67,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one model did on one suite."""
+    """The results of a model on a suite."""
 
     suite: str
     """The suite's hash."""
@@ -75,7 +75,7 @@ class Evaluation:
     base_revision: str
     adapter: str | None
     adapter_hash: str | None
-    rows: tuple[Row, ...] = field(repr=False)
+    rows: tuple[EvaluatedTask, ...] = field(repr=False)
 
     @property
     def success(self) -> float:
@@ -85,21 +85,21 @@ class Evaluation:
         return _summarise(self.rows)
 
     def save(self, path: Path) -> None:
-        """Write as versioned JSON, beside and renamed; `load` gives back an equal evaluation."""
+        """Write versioned JSON atomically; `load` returns an equal evaluation."""
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"version": EVALUATION_VERSION, **asdict(self)}, ensure_ascii=False, indent=1)
         write_whole(path, text + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Evaluation:
-        """Raises RecordError on anything `save` did not write, a newer version included."""
+        """Read what `save` wrote. Raises RecordError for anything else, a newer version included."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             version = data.pop("version")
             if version == EVALUATION_VERSION:
                 return cls(**{**data, "rows": tuple(_row_from_dict(row) for row in data["rows"])})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
-            raise RecordError(f"{path}: not an evaluation ({fault!r}); run `ratchet eval` again") from fault
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RecordError(f"{path}: not an evaluation ({error!r}); run `ratchet eval` again") from error
         raise RecordError(f"{path}: version {version}, this code reads {EVALUATION_VERSION}; upgrade ratchet-loop")
 
 
@@ -113,18 +113,27 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     keep_workspaces: bool = False,
 ) -> Evaluation:
-    """Run and score every task of `suite`.
+    """Run and score every task of a suite.
 
-    `workspaces` is the folder the runs' own folders are made in; they are removed as each run ends unless
-    `keep_workspaces`. `progress(done, total)` is called from this thread. What was served is read from the
-    runs' own records. Raises LivenessError when those disagree and TuningError when every run crashed.
+    Args:
+        suite: The tasks.
+        run_one: Runs a task.
+        workspaces: The folder in which each run gets a folder of its own.
+        pristine: The project's databases; see `tuner.evaluation.checks.score`.
+        concurrency: Runs at once.
+        progress: Called from this thread with the number of finished tasks and of all tasks.
+        keep_workspaces: Whether the runs' folders stay.
+
+    Raises:
+        LivenessError: The runs' records name different models.
+        TuningError: Every run crashed, or there is no task.
     """
     if concurrency < 1:
         raise TuningError(f"concurrency is {concurrency}; expected at least 1")
     if not len(suite):
         raise TuningError("the suite is empty; there is nothing to evaluate")
     workspaces.mkdir(parents=True, exist_ok=True)
-    found: dict[str, _Result] = {}
+    results: dict[str, _Result] = {}
     served: _Result | None = None
     pool = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="evaluate")
     try:
@@ -133,15 +142,15 @@ def evaluate(
         ]
         for done, future in enumerate(as_completed(futures), start=1):
             result = future.result()
-            found[result.row.task] = result
+            results[result.row.task] = result
             if result.served is not None:
                 served = served or result
-                _same_model(served, result)
+                _check_same_model(served, result)
             if progress is not None:
                 progress(done, len(suite))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    rows = tuple(found[task.id].row for task in suite)
+    rows = tuple(results[task.id].row for task in suite)
     if all(row.outcome is Outcome.CRASHED for row in rows):
         why = rows[0].scores.reasons[0]
         raise TuningError(f"every one of the {len(rows)} runs crashed; the first: {why}")
@@ -151,7 +160,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class _Result:
-    row: Row
+    row: EvaluatedTask
     served: tuple[str, str, str | None, str | None] | None
     """Base, revision, adapter and its hash; None without a record."""
 
@@ -164,21 +173,23 @@ def _run(task: SuiteTask, run_one: RunOne, workspaces: Path, pristine: Path | No
         seconds = time.perf_counter() - begin
         scores = score(task, trajectory, workspace, pristine=pristine)
         return _Result(_row(task, trajectory, scores, seconds), _served(trajectory))
-    # Whatever failed, the other tasks still count; the reason is kept and shown.
-    except Exception as fault:
-        why = f"the run crashed: {type(fault).__name__}: {fault}"
-        scores = Scores(success=False, refusal=False, reasons=(why,))
+    # The other tasks still count; the reason is in the row.
+    except Exception as error:
+        why = f"the run crashed: {type(error).__name__}: {error}"
+        scores = RunScores(success=False, refusal=False, reasons=(why,))
         seconds = time.perf_counter() - begin
-        row = Row(task.id, task.group, task.task.text, task.check.refusal, scores, Outcome.CRASHED, seconds=seconds)
+        row = EvaluatedTask(
+            task.id, task.group, task.task.text, task.check.refusal, scores, Outcome.CRASHED, seconds=seconds
+        )
         return _Result(row, None)
     finally:
         if not keep:
             shutil.rmtree(workspace, ignore_errors=True)
 
 
-def _row(task: SuiteTask, trajectory: Trajectory, scores: Scores, seconds: float) -> Row:
+def _row(task: SuiteTask, trajectory: Trajectory, scores: RunScores, seconds: float) -> EvaluatedTask:
     usages = [step.usage for step in trajectory.steps]
-    return Row(
+    return EvaluatedTask(
         task=task.id,
         group=task.group,
         text=task.task.text,
@@ -196,11 +207,11 @@ def _row(task: SuiteTask, trajectory: Trajectory, scores: Scores, seconds: float
 
 
 def _served(trajectory: Trajectory) -> tuple[str, str, str | None, str | None]:
-    made_by = trajectory.provenance
-    return made_by.base, made_by.base_revision, made_by.adapter, made_by.adapter_hash
+    provenance = trajectory.provenance
+    return provenance.base, provenance.base_revision, provenance.adapter, provenance.adapter_hash
 
 
-def _same_model(first: _Result, other: _Result) -> None:
+def _check_same_model(first: _Result, other: _Result) -> None:
     if first.served != other.served:
         raise LivenessError(
             f"task {first.row.task} was run by {first.served}, task {other.row.task} by {other.served} "
@@ -208,7 +219,7 @@ def _same_model(first: _Result, other: _Result) -> None:
         )
 
 
-def _summarise(rows: Sequence[Row]) -> Summary:
+def _summarise(rows: Sequence[EvaluatedTask]) -> Summary:
     verdicts: dict[str, list[bool | None]] = {
         "success": [row.scores.success for row in rows],
         "tool": [row.scores.tool for row in rows],
@@ -221,9 +232,9 @@ def _summarise(rows: Sequence[Row]) -> Summary:
     }
     metrics = {}
     for name, values in verdicts.items():
-        asked = [value for value in values if value is not None]
-        if asked:
-            metrics[name] = wilson(sum(asked), len(asked))
+        checked = [value for value in values if value is not None]
+        if checked:
+            metrics[name] = wilson(sum(checked), len(checked))
     groups: dict[str, list[bool]] = {}
     for row in rows:
         groups.setdefault(row.group, []).append(row.scores.success)
@@ -241,7 +252,7 @@ def _summarise(rows: Sequence[Row]) -> Summary:
     )
 
 
-def _row_from_dict(data: Mapping[str, Any]) -> Row:
+def _row_from_dict(data: Mapping[str, Any]) -> EvaluatedTask:
     scores = {**data["scores"], "reasons": tuple(data["scores"]["reasons"])}
     outcome = None if data["outcome"] is None else Outcome(data["outcome"])
-    return Row(**{**data, "scores": Scores(**scores), "outcome": outcome})
+    return EvaluatedTask(**{**data, "scores": RunScores(**scores), "outcome": outcome})

@@ -1,11 +1,11 @@
 """The gate: whether a candidate may be served, and why, from three evaluations of the same tasks.
 
-Pure: nothing is run, read or written here. The candidate ships only when all of these hold: the paired 95 %
+Nothing is run, read or written here. The candidate ships only when all of these hold: the paired 95 %
 bootstrap interval of its gain over the active adapter lies above zero; no group of tasks, nor the tasks to be
 escalated, lost more than the margin and more than chance explains; no group that is never to be lost lost a task on
-balance; and there were enough tasks. It is not promised that the suite resembles real use.
+balance; and there were enough tasks. Does not guarantee that the suite resembles real use.
 
-Chance is judged by the exact sign test (McNemar's test on the tasks that changed, one-sided). A suite has several
+Chance is measured by the exact sign test (McNemar's test on the tasks that changed, one-sided). A suite has several
 groups, and each is a chance to be wrong, so that Holm's correction holds the probability of stopping a candidate that
 is no worse anywhere below `level` for all groups together.
 """
@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from math import comb
 
 from agent.errors import TuningError
-from tuner.evaluation.evaluate import Evaluation, Row
+from tuner.evaluation.comparison import is_lost
+from tuner.evaluation.evaluate import EvaluatedTask, Evaluation
 from tuner.evaluation.statistics import bootstrap_mean, points
 
 ESCALATIONS = "refusals"
@@ -26,7 +27,7 @@ ESCALATIONS = "refusals"
 
 @dataclass(frozen=True)
 class GatePolicy:
-    """What is asked of a candidate. Shares are 0 to 1."""
+    """The requirements for a candidate. Shares are 0 to 1."""
 
     margin: float = 0.1
     """The loss of success that a group may take even where it is more than chance; escalations alike."""
@@ -49,7 +50,7 @@ class GatePolicy:
 
 
 @dataclass(frozen=True)
-class Change:
+class GroupChange:
     """How a share differs between two evaluations of the same tasks, with the paired 95 % interval."""
 
     name: str
@@ -71,17 +72,17 @@ class Change:
 
 @dataclass(frozen=True)
 class Decision:
-    """Ship or not, and the figures behind it; `gain`, `low` and `high` are over the active one."""
+    """Ship or not, with the figures; `gain`, `low` and `high` are over the active adapter."""
 
     ship: bool
     gain: float
     low: float
     high: float
-    overall: Change
-    over_base: Change
-    groups: tuple[Change, ...]
-    refusals: Change | None
-    """None when no task of the suite is to be handed over."""
+    overall: GroupChange
+    over_base: GroupChange
+    groups: tuple[GroupChange, ...]
+    refusals: GroupChange | None
+    """None when no task of the suite is to be escalated."""
     reasons: tuple[str, ...]
     """A sentence each; those against shipping come first."""
     policy: GatePolicy
@@ -90,37 +91,43 @@ class Decision:
 def decide(
     base: Evaluation, active: Evaluation | None, candidate: Evaluation, policy: GatePolicy | None = None
 ) -> Decision:
-    """Decide from evaluations of one suite; without `active` the base is what is served now.
+    """Decide whether a candidate ships.
 
-    Raises TuningError when they are not of the same suite, tasks and base, or a group that is never to
-    be lost is unknown.
+    Args:
+        base: The base without recall.
+        active: What is served now; None for the base.
+        candidate: The new adapter.
+        policy: The requirements.
+
+    Raises:
+        TuningError: The evaluations are not of the same suite, tasks and base, or `never_lost` names an unknown group.
     """
     policy = policy or GatePolicy()
     before = base if active is None else active
     for name, other in (("base", base), ("active", before)):
-        _comparable(name, other, candidate)
+        _check_comparable(name, other, candidate)
     old, new = _by_id(before), _by_id(candidate)
     pairs = [(old[task], new[task]) for task in sorted(new)]
     names = sorted({row.group for row in new.values()})
     overall = _change("all tasks", pairs, _success, policy)
     base_rows = _by_id(base)
     over_base = _change("all tasks", [(base_rows[task], new[task]) for task in sorted(new)], _success, policy)
-    due = [pair for pair in pairs if pair[1].expects_refusal]
-    known = [*names, *([ESCALATIONS] if due else [])]
+    escalations = [pair for pair in pairs if pair[1].expects_refusal]
+    known = [*names, *([ESCALATIONS] if escalations else [])]
     if unknown := sorted(set(policy.never_lost) - set(known)):
         raise TuningError(
             f"gate.never_lost names {', '.join(unknown)}, not in the suite; its groups are {', '.join(known)}"
         )
     changes = [_change(name, [pair for pair in pairs if pair[1].group == name], _success, policy) for name in names]
-    changes += [_change(ESCALATIONS, due, _refused, policy)] if due else []
-    changes = _blocking(changes, policy)
+    changes += [_change(ESCALATIONS, escalations, _escalated, policy)] if escalations else []
+    changes = _mark_blocking(changes, policy)
     groups = tuple(changes[: len(names)])
-    refusals = changes[-1] if due else None
+    refusals = changes[-1] if escalations else None
 
-    against = [*_against(overall, policy), *(_loss(change, policy) for change in changes if change.blocks)]
+    objections = [*_objections(overall, policy), *(_loss(change, policy) for change in changes if change.blocks)]
     notes = _notes(overall, groups, refusals, policy, "base" if active is None else "active one")
     return Decision(
-        ship=not against,
+        ship=not objections,
         gain=overall.gain,
         low=overall.low,
         high=overall.high,
@@ -128,22 +135,22 @@ def decide(
         over_base=over_base,
         groups=groups,
         refusals=refusals,
-        reasons=(*against, *notes),
+        reasons=(*objections, *notes),
         policy=policy,
     )
 
 
-def _comparable(name: str, other: Evaluation, candidate: Evaluation) -> None:
+def _check_comparable(name: str, other: Evaluation, candidate: Evaluation) -> None:
     if other.suite != candidate.suite:
         raise TuningError(
             f"the {name} was evaluated on suite {other.suite[:12]}, the candidate on {candidate.suite[:12]}; "
             "evaluate both on the same suite"
         )
-    apart = sorted(_by_id(other).keys() ^ _by_id(candidate).keys())
-    if apart:
+    unmatched = sorted(_by_id(other).keys() ^ _by_id(candidate).keys())
+    if unmatched:
         raise TuningError(
-            f"the {name} and the candidate differ in {len(apart)} task(s), such as "
-            f"{', '.join(apart[:5])}; evaluate both on the same tasks"
+            f"the {name} and the candidate differ in {len(unmatched)} task(s), such as "
+            f"{', '.join(unmatched[:5])}; evaluate both on the same tasks"
         )
     if other.base_revision != candidate.base_revision:
         raise TuningError(
@@ -152,27 +159,32 @@ def _comparable(name: str, other: Evaluation, candidate: Evaluation) -> None:
         )
 
 
-def _by_id(evaluation: Evaluation) -> dict[str, Row]:
+def _by_id(evaluation: Evaluation) -> dict[str, EvaluatedTask]:
     rows = {row.task: row for row in evaluation.rows}
     if len(rows) != len(evaluation.rows) or not rows:
         raise TuningError(f"{len(evaluation.rows)} rows for {len(rows)} task ids; expected one row a task")
     return rows
 
 
-def _success(row: Row) -> bool:
+def _success(row: EvaluatedTask) -> bool:
     return row.scores.success
 
 
-def _refused(row: Row) -> bool:
+def _escalated(row: EvaluatedTask) -> bool:
     return row.scores.refusal is True
 
 
-def _change(name: str, pairs: Iterable[tuple[Row, Row]], holds: Callable[[Row], bool], policy: GatePolicy) -> Change:
+def _change(
+    name: str,
+    pairs: Iterable[tuple[EvaluatedTask, EvaluatedTask]],
+    holds: Callable[[EvaluatedTask], bool],
+    policy: GatePolicy,
+) -> GroupChange:
     verdicts = [(holds(old), holds(new)) for old, new in pairs]
     gain = bootstrap_mean([new - old for old, new in verdicts], resamples=policy.resamples, seed=policy.seed)
     won = sum(new and not old for old, new in verdicts)
     lost = sum(old and not new for old, new in verdicts)
-    return Change(
+    return GroupChange(
         name=name,
         tasks=len(verdicts),
         before=sum(old for old, _ in verdicts) / len(verdicts),
@@ -188,13 +200,13 @@ def _change(name: str, pairs: Iterable[tuple[Row, Row]], holds: Callable[[Row], 
 
 
 def sign_test(won: int, lost: int) -> float:
-    """The one-sided exact p-value of a loss: at least `lost` of `won + lost` changes, each way as likely (McNemar)."""
+    """Return the one-sided exact p-value of `lost` losses among `won + lost` equally likely changes (McNemar)."""
     changed = won + lost
     return sum(comb(changed, count) for count in range(lost, changed + 1)) / (1 << changed)
 
 
-def _blocking(changes: Sequence[Change], policy: GatePolicy) -> list[Change]:
-    """The changes, those marked that stop the candidate. Holm's step-down correction over all of them."""
+def _mark_blocking(changes: Sequence[GroupChange], policy: GatePolicy) -> list[GroupChange]:
+    """Mark the changes that stop the candidate, with Holm's step-down correction over all of them."""
     unlikely: set[str] = set()
     for place, change in enumerate(sorted(changes, key=lambda change: change.chance)):
         if change.chance > policy.level / (len(changes) - place):
@@ -205,14 +217,13 @@ def _blocking(changes: Sequence[Change], policy: GatePolicy) -> list[Change]:
             change,
             blocks=change.lost > change.won
             if change.name in policy.never_lost
-            # A loss of just the margin is allowed, whatever floating point makes of it.
-            else change.name in unlikely and -change.gain > policy.margin + 1e-9,
+            else change.name in unlikely and is_lost(change.gain, policy.margin),
         )
         for change in changes
     ]
 
 
-def _against(overall: Change, policy: GatePolicy) -> Iterable[str]:
+def _objections(overall: GroupChange, policy: GatePolicy) -> Iterable[str]:
     if overall.tasks < policy.min_tasks:
         yield f"Only {overall.tasks} tasks were held out; at least {policy.min_tasks} are needed to decide."
     if overall.low <= 0:
@@ -222,7 +233,7 @@ def _against(overall: Change, policy: GatePolicy) -> Iterable[str]:
         )
 
 
-def _loss(change: Change, policy: GatePolicy) -> str:
+def _loss(change: GroupChange, policy: GatePolicy) -> str:
     what = "The tasks to be escalated" if change.name == ESCALATIONS else f"The group {change.name!r}"
     lost = (
         f"{what} lost {points(-change.gain, sign=False)} ({change.won} won and {change.lost} lost of {change.tasks}; "
@@ -237,7 +248,7 @@ def _loss(change: Change, policy: GatePolicy) -> str:
 
 
 def _notes(
-    overall: Change, groups: tuple[Change, ...], refusals: Change | None, policy: GatePolicy, over: str
+    overall: GroupChange, groups: tuple[GroupChange, ...], refusals: GroupChange | None, policy: GatePolicy, over: str
 ) -> list[str]:
     notes = []
     if overall.low > 0:
@@ -264,11 +275,11 @@ def _notes(
     return notes
 
 
-def _within_chance(changes: Iterable[Change], policy: GatePolicy) -> str:
-    """The groups that lost more than the margin, by so few tasks that chance explains it."""
+def _within_chance(changes: Iterable[GroupChange], policy: GatePolicy) -> str:
+    """Name the groups that lost more than the margin, but no more than chance explains."""
     lost = [
         f"{change.name} ({change.won} won and {change.lost} lost of {change.tasks}, p = {change.chance:.2f})"
         for change in changes
-        if -change.gain > policy.margin + 1e-9
+        if is_lost(change.gain, policy.margin)
     ]
     return f"; within chance are {', '.join(lost)}" if lost else ""

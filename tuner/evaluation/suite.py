@@ -1,8 +1,8 @@
-"""Suites: tasks with a checker each, read from JSON lines.
+"""Suites: tasks with checks, read from JSON lines.
 
-A row is an id, a group, a task, the tools it may use and what must hold when its run has ended; rows for
-training carry a worked solution as well. A file is read wholly before any fault is raised, so that all of
-them are shown at once. It is not checked that the named tools exist: that is known only to a project.
+A row has an id, a group, a task, the tools it may use and the checks of its run; rows for training have a worked
+solution as well. All faults of a file are reported at once. Does not check that the named tools exist, which only a
+project knows.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ class StateCheck:
 
 @dataclass(frozen=True)
 class Check:
-    """What must hold once a run has ended; empty parts are not looked at."""
+    """What must hold after a run has ended; empty parts are not checked."""
 
     calls: tuple[ToolCall, ...] = ()
-    """Each must have succeeded, in any order; arguments not listed are free."""
+    """Calls that must have succeeded, in any order; arguments that are not listed may have any value."""
     forbidden_calls: tuple[str, ...] = ()
     """Tools that must not have succeeded."""
     state: tuple[StateCheck, ...] = ()
     must: tuple[tuple[str, ...], ...] = ()
-    """Facts in the answer; of each inner tuple any one will do."""
+    """Required facts in the answer; of each inner tuple one is enough."""
     must_not: tuple[str, ...] = ()
     cites: tuple[str, ...] = ()
-    """Documents that must be among those cited."""
+    """Documents that must be cited."""
     refusal: bool = False
-    """The run must end with `hand_over`, and nothing may have been changed."""
+    """Whether the run must end with `hand_over`, without having changed anything."""
 
 
 @dataclass(frozen=True)
 class SolutionStep:
-    """One step of a worked solution; an argument may hold `{cite:DOCUMENT}`, resolved against the run."""
+    """A step of a worked solution; an argument may contain `{cite:DOCUMENT}`, which is resolved in the run."""
 
     call: ToolCall
     thought: str = ""
@@ -59,17 +59,17 @@ class SolutionStep:
 
 @dataclass(frozen=True)
 class SuiteTask:
-    """One row of a suite."""
+    """A row of a suite."""
 
     id: str
     group: str
     task: Task
     check: Check
     tools: tuple[str, ...] | None = None
-    """Names of the tools the run may use; None stands for all of the project's."""
+    """Names of the tools the run may use; None allows all tools of the project."""
     solution: tuple[SolutionStep, ...] = ()
     phrasing: str | None = None
-    """Where the wording comes from, for showing that held-out tasks share none with training."""
+    """The source of the wording, to show that held-out tasks share none with training."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Suite:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of the rows in one canonical form: spacing and key order do not count, row order does."""
+        """SHA-256 of the rows in canonical form: it depends on their order, not on spacing or the order of keys."""
         digest = hashlib.sha256()
         for task in self.tasks:
             row = json.dumps(asdict(task), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
@@ -95,16 +95,16 @@ class Suite:
 
     @property
     def groups(self) -> dict[str, tuple[SuiteTask, ...]]:
-        """Group name to its tasks, both in file order."""
-        found: dict[str, list[SuiteTask]] = {}
+        """The tasks by group, in file order."""
+        groups: dict[str, list[SuiteTask]] = {}
         for task in self.tasks:
-            found.setdefault(task.group, []).append(task)
-        return {name: tuple(tasks) for name, tasks in found.items()}
+            groups.setdefault(task.group, []).append(task)
+        return {name: tuple(tasks) for name, tasks in groups.items()}
 
     def head(self, n: int) -> Suite:
-        """`n` tasks in file order, an even share of each group: the first of each, the second and so on."""
+        """Return `n` tasks in file order, an even share of each group: the first of each, then the second …"""
         if n < 1:
-            raise TaskError(f"a suite of {n} tasks was asked for; expected at least 1")
+            raise TaskError(f"a suite of {n} tasks was requested; expected at least 1")
         place: dict[str, int] = {}
         ranked: list[tuple[int, int]] = []
         for position, task in enumerate(self.tasks):
@@ -116,21 +116,22 @@ class Suite:
 
 
 def load_suite(path: Path, *, limit: int | None = None) -> Suite:
-    """Read a suite; with `limit`, `head(limit)` of it.
+    """Read a suite, or `head(limit)` of it.
 
-    Raises TaskError naming every fault of the whole file as `file:line: reason`.
+    Raises:
+        TaskError: With every fault of the file as `file:line: reason`.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as fault:
-        raise TaskError(f"{path}: cannot be read ({fault}); expected JSON lines in UTF-8") from fault
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"{path}: cannot be read ({error}); expected JSON lines in UTF-8") from error
     tasks: list[SuiteTask] = []
     faults: list[str] = []
     first_seen: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        row = _Row()
+        row = _RowParser()
         task = row.parse(line)
         if task is not None and task.id in first_seen:
             row.faults.append(f"id {task.id!r} was used on line {first_seen[task.id]}; ids must differ")
@@ -153,8 +154,8 @@ _ROW_KEYS = ("id", "group", "task", "tools", "check", "solution", "phrasing", "m
 _CHECK_KEYS = ("calls", "forbidden_calls", "state", "must", "must_not", "cites", "refusal")
 
 
-class _Row:
-    """Parses one line and notes every fault on the way."""
+class _RowParser:
+    """Parses a line and collects its faults."""
 
     def __init__(self) -> None:
         self.faults: list[str] = []
@@ -162,8 +163,8 @@ class _Row:
     def parse(self, line: str) -> SuiteTask | None:
         try:
             data = json.loads(line, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as fault:
-            self.faults.append(f"not JSON ({fault}); expected one object a line")
+        except (ValueError, RecursionError) as error:
+            self.faults.append(f"not JSON ({error}); expected one object a line")
             return None
         row = self._object(data, "the row", _ROW_KEYS)
         if row is None:
@@ -183,7 +184,7 @@ class _Row:
             if (step := self._solution_step(item, f"solution[{i}]")) is not None
         )
         phrasing = None if row.get("phrasing") is None else self._text(row, "phrasing")
-        self._agree(check, tools)
+        self._check_calls(check, tools)
         if self.faults:
             return None
         return SuiteTask(identifier, group, Task(identifier, text, facts), check, tools, solution, phrasing)
@@ -194,7 +195,7 @@ class _Row:
             return Check()
         refusal = row.get("refusal", False)
         if not isinstance(refusal, bool):
-            self._found(refusal, "check.refusal", "true or false")
+            self._unexpected(refusal, "check.refusal", "true or false")
         check = Check(
             calls=tuple(
                 call
@@ -216,10 +217,10 @@ class _Row:
             refusal=refusal is True,
         )
         if not self.faults and check == Check():
-            self.faults.append("check asks for nothing, so any answer would pass; state what must hold")
+            self.faults.append("check is empty, so any answer would pass; add what must hold")
         return check
 
-    def _agree(self, check: Check, tools: tuple[str, ...] | None) -> None:
+    def _check_calls(self, check: Check, tools: tuple[str, ...] | None) -> None:
         for i, call in enumerate(check.calls):
             if call.name in check.forbidden_calls:
                 self.faults.append(f"check.calls[{i}] expects {call.name!r}, which is a forbidden call")
@@ -248,7 +249,7 @@ class _Row:
             return None
         thought = data.get("thought", "")
         if not isinstance(thought, str):
-            self._found(thought, f"{where}.thought", "text")
+            self._unexpected(thought, f"{where}.thought", "text")
             thought = ""
         return SolutionStep(call, thought, self._texts(data.get("plan", []), f"{where}.plan"))
 
@@ -258,22 +259,22 @@ class _Row:
             return None
         args = row.get("args", {})
         if not isinstance(args, dict):
-            self._found(args, f"{where}.args", "an object")
+            self._unexpected(args, f"{where}.args", "an object")
             args = {}
         return ToolCall(self._text(row, "tool", f"{where}."), args)
 
     def _facts(self, data: object) -> dict[str, str]:
         if not isinstance(data, dict):
-            self._found(data, "task.facts", "an object of text")
+            self._unexpected(data, "task.facts", "an object of text")
             return {}
         for key, value in data.items():
             if not isinstance(value, str):
-                self._found(value, f"task.facts.{key}", "text")
+                self._unexpected(value, f"task.facts.{key}", "text")
         return {key: value for key, value in data.items() if isinstance(value, str)}
 
     def _object(self, data: object, where: str, keys: tuple[str, ...]) -> Mapping[str, Any] | None:
         if not isinstance(data, dict):
-            self._found(data, where, "an object")
+            self._unexpected(data, where, "an object")
             return None
         for key in data:
             if key not in keys:
@@ -284,23 +285,23 @@ class _Row:
         value = row.get(key)
         if isinstance(value, str) and value.strip():
             return value
-        self._found(value, f"{prefix}{key}", "text that is not empty")
+        self._unexpected(value, f"{prefix}{key}", "text that is not empty")
         return ""
 
     def _texts(self, data: object, where: str, at_least: int = 0) -> tuple[str, ...]:
         items = self._list(data, where)
         good = tuple(item for item in items if isinstance(item, str) and item.strip())
         if len(good) < len(items) or len(good) < at_least:
-            self._found(data, where, "a list of texts, none empty")
+            self._unexpected(data, where, "a list of texts, none empty")
         return good
 
     def _list(self, data: object, where: str) -> list[Any]:
         if isinstance(data, list):
             return data
-        self._found(data, where, "a list")
+        self._unexpected(data, where, "a list")
         return []
 
-    def _found(self, value: object, where: str, expected: str) -> None:
+    def _unexpected(self, value: object, where: str, expected: str) -> None:
         shown = "missing or null" if value is None else json.dumps(value, ensure_ascii=False)[:80]
         self.faults.append(f"{where} is {shown}; expected {expected}")
 

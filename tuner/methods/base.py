@@ -1,4 +1,4 @@
-"""What every method makes of a model, and how an adapter's folder is read and written."""
+"""The interface of a tuning method, and how an adapter folder is read and written."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from agent.config.settings import TuningSettings
 from agent.errors import TuningError
 from agent.registry.artifact import WEIGHTS
-from tuner.settings import TrainSettings
 from tuner.tree.attention import KeysAndValues
 
 if TYPE_CHECKING:
@@ -26,42 +26,53 @@ class Group:
 
 
 class Tunable(Protocol):
-    """A model made ready by a method: what of it is trained, and how that is kept."""
+    """A model that a method has prepared: which parameters are trained, and how they are saved."""
 
     model: Any
     groups: list[Group]
+    has_prefix: bool
+    """Whether the method trains a prefix of every sequence, and nothing in the model."""
 
-    def before(self, precision: str) -> KeysAndValues:
-        """What stands before every sequence, with the gradient to what is trained."""
+    def prefix(self, precision: str) -> KeysAndValues:
+        """Return the keys and values of the prefix, with gradients; empty for a method without one."""
         ...
 
     def state(self) -> dict[str, torch.Tensor]:
-        """A copy of the trained tensors, under the names they are saved by."""
+        """Return a copy of the trained tensors, by the names they are saved under."""
         ...
 
     def start_from(self, folder: Path) -> None:
-        """Take the tensors of an adapter of the same shape. Raises TuningError for another."""
+        """Load the tensors of an adapter of the same shape. Raises TuningError for another shape."""
         ...
 
     def save(self, state: Mapping[str, torch.Tensor], folder: Path) -> None:
-        """Write these tensors as a PEFT folder."""
+        """Write tensors as a PEFT folder."""
         ...
 
-    def take_off(self) -> None:
-        """Leave the model as it was, but for the precision of its layers."""
+    def remove(self) -> None:
+        """Restore the model, except for the precision of its layers."""
         ...
 
 
-def tuned_layers(model: Any, settings: TrainSettings) -> range:
-    """Which layers are trained, from the bottom. Raises TuningError where there are not so many."""
+def tuned_layers(model: Any, settings: TuningSettings) -> range:
+    """Return the indices of the layers that are trained. Raises TuningError where the model has too few."""
     layers = int(model.config.get_text_config().num_hidden_layers)
     if settings.top_layers > layers:
         raise TuningError(f"tuning.top_layers is {settings.top_layers} and the model has {layers} layers; lower it")
     return range(layers - settings.top_layers if settings.top_layers else 0, layers)
 
 
-def tensors_of(folder: Path, ours: Any, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """The tensors of an adapter whose configuration says the same under `names`. Raises TuningError for another."""
+def read_tensors(folder: Path, ours: Any, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Read the tensors of an adapter.
+
+    Args:
+        folder: A PEFT folder.
+        ours: The configuration of the settings.
+        names: The keys in which both configurations must agree.
+
+    Raises:
+        TuningError: The configurations differ.
+    """
     from peft import PeftConfig
     from safetensors.torch import load_file
 
@@ -76,11 +87,11 @@ def tensors_of(folder: Path, ours: Any, names: Sequence[str]) -> dict[str, torch
     return load_file(folder / WEIGHTS)
 
 
-def write(config: Any, state: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """A PEFT folder of this configuration and these tensors."""
+def write_peft_folder(config: Any, state: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Write a PEFT folder with a configuration and tensors."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
-    tensors = {name: one.contiguous() for name, one in state.items()}
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})

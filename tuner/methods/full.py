@@ -1,6 +1,6 @@
 """Full fine-tuning: the weights themselves are trained, of all layers or of the top ones.
 
-Kept as PEFT keeps a copy of whole modules that acts in place of the base's, so it is a folder like any adapter's.
+Saved as PEFT saves a copy of whole modules that replaces the base's, so the folder is like that of any adapter.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuner.methods.base import Group, tensors_of, tuned_layers, write
-from tuner.settings import TrainSettings
+from agent.config.settings import TuningSettings
+from tuner.methods.base import Group, read_tensors, tuned_layers, write_peft_folder
 from tuner.tree.attention import NOTHING, KeysAndValues
 
 if TYPE_CHECKING:
@@ -18,64 +18,68 @@ if TYPE_CHECKING:
 
 
 class FullWeights:
-    """A model whose weights are trained: all, or those of the top layers and the norm behind them."""
+    """A model whose weights are trained: all, or those of the top layers and the norm after them."""
 
-    def __init__(self, model: Any, settings: TrainSettings) -> None:
+    has_prefix = False
+
+    def __init__(self, model: Any, settings: TuningSettings) -> None:
         from peft import LNTuningConfig
 
         self.model = model
         tuned = tuned_layers(model, settings)
-        every = dict(model.named_parameters(remove_duplicate=False))
-        self._trained = {name: one for name, one in every.items() if not settings.top_layers or _is_above(name, tuned)}
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._trained = {
+            name: value for name, value in parameters.items() if not settings.top_layers or _is_tuned(name, tuned)
+        }
         """By name; a tied parameter has two."""
-        self._base = {name: one.detach().clone() for name, one in self._trained.items()}
-        for one in self._trained.values():
-            one.requires_grad_()
-        unique = list({id(one): one for one in self._trained.values()}.values())
+        self._base = {name: value.detach().clone() for name, value in self._trained.items()}
+        for value in self._trained.values():
+            value.requires_grad_()
+        unique = list({id(value): value for value in self._trained.values()}.values())
         self.groups = [Group(unique, 1.0)]
         modules = sorted({name.rpartition(".")[0] for name in self._trained})
         self._config = LNTuningConfig(target_modules=modules, task_type="CAUSAL_LM", inference_mode=True)
 
-    def before(self, precision: str) -> KeysAndValues:
+    def prefix(self, precision: str) -> KeysAndValues:
         return NOTHING
 
     def state(self) -> dict[str, torch.Tensor]:
-        return {_saved(name): one.detach().clone() for name, one in self._trained.items()}
+        return {_saved_name(name): value.detach().clone() for name, value in self._trained.items()}
 
     def start_from(self, folder: Path) -> None:
         import torch
 
-        tensors = tensors_of(folder, self._config, ("target_modules",))
+        tensors = read_tensors(folder, self._config, ("target_modules",))
         with torch.no_grad():
-            for name, one in self._trained.items():
-                one.copy_(tensors[_saved(name)])
+            for name, value in self._trained.items():
+                value.copy_(tensors[_saved_name(name)])
 
     def save(self, state: Mapping[str, torch.Tensor], folder: Path) -> None:
         import torch
 
         with torch.no_grad():
-            for name, one in self._trained.items():
-                one.copy_(state[_saved(name)])
-        write(self._config, state, folder)
+            for name, value in self._trained.items():
+                value.copy_(state[_saved_name(name)])
+        write_peft_folder(self._config, state, folder)
 
-    def take_off(self) -> None:
+    def remove(self) -> None:
         import torch
 
         with torch.no_grad():
-            for name, one in self._trained.items():
-                one.copy_(self._base[name])
-                one.requires_grad_(False)
+            for name, value in self._trained.items():
+                value.copy_(self._base[name])
+                value.requires_grad_(False)
 
 
-def _is_above(name: str, tuned: range) -> bool:
-    """Whether a parameter lies in one of these layers, or in the norm behind the last."""
+def _is_tuned(name: str, tuned: range) -> bool:
+    """Return whether a parameter is in one of these layers, or in the norm after the last."""
     parts = name.split(".")
     if "layers" in parts:
         return int(parts[parts.index("layers") + 1]) in tuned
     return parts[-2].endswith("norm")
 
 
-def _saved(name: str) -> str:
-    """The name by which PEFT saves the copy of a module's parameter."""
+def _saved_name(name: str) -> str:
+    """Return the name under which PEFT saves the copy of a module's parameter."""
     module, _, last = name.rpartition(".")
     return f"base_model.model.{module}.ln_tuning_layers.{last}"

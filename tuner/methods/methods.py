@@ -1,26 +1,26 @@
-"""What of a model is trained: one table of methods, each saved as a plain PEFT folder.
-
-Source: LoRA (Hu et al., 2021), rsLoRA (Kalajdzievski, 2023), DoRA (Liu et al., 2024), LoRA+ (Hayou et al., 2024),
-QLoRA (Dettmers et al., 2023).
-"""
+"""The table of tuning methods."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from agent.config.settings import TuningSettings
 from tuner.methods.base import Tunable
-from tuner.methods.lora import _Lora, _round, prepare_model
-from tuner.settings import TrainSettings
-
-if TYPE_CHECKING:
-    pass
+from tuner.methods.lora import LoraAdapter, prepare_model, round_products
 
 
-def make_tunable(model: Any, settings: TrainSettings, precision: str, prompt: Sequence[int]) -> Tunable:
-    """Make a model ready to be trained by the method of the settings. Raises TuningError.
+def make_tunable(model: Any, settings: TuningSettings, precision: str, prompt: Sequence[int]) -> Tunable:
+    """Prepare a model for training by the method of the settings.
 
-    `prompt` are ids that examples begin with; virtual tokens start as a copy of them.
+    Args:
+        model: The base; changed in place.
+        settings: Of the training.
+        precision: Of matrix products, "float32" or "mixed".
+        prompt: Token ids that examples begin with; virtual tokens start as a copy of them.
+
+    Raises:
+        TuningError: The method does not fit the model or the machine.
     """
     if settings.method == "full":
         from tuner.methods.full import FullWeights
@@ -30,6 +30,6 @@ def make_tunable(model: Any, settings: TrainSettings, precision: str, prompt: Se
         from tuner.methods.soft_prompts import VirtualTokens
 
         if precision == "mixed":
-            _round(model)
+            round_products(model)
         return VirtualTokens(model, settings, precision, prompt)
-    return _Lora(*prepare_model(model, settings, precision))
+    return LoraAdapter(*prepare_model(model, settings, precision))

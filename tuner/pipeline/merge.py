@@ -1,9 +1,8 @@
-"""A new adapter that is the weighted sum of others: what each changes of a layer's weights, times its weight, added up.
+"""Merges adapters: a new candidate whose change of the weights is the weighted sum of theirs.
 
-The sum is exact. The factors of all lie side by side, so that its rank is the sum of theirs, and what each is
-multiplied by goes into its second factor: no rank is cut and alpha / r is 1. Only LoRA on linear layers has such a
-sum; the others are refused. Not promised: that what two adapters learnt apart works together; that is the gate's to
-say. Source: task arithmetic (Ilharco et al., 2023).
+PEFT concatenates the low-rank factors (`add_weighted_adapter` with "cat"), so the sum is exact and its rank is the sum
+of the ranks. Only LoRA on linear layers has such a sum; other adapters are refused. Does not guarantee that skills
+trained apart work together; the gate decides that. Source: task arithmetic (Ilharco et al., 2023).
 """
 
 from __future__ import annotations
@@ -11,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agent.errors import AdapterError
 from agent.llm.prompt.json_grammar import canonical
@@ -26,16 +26,13 @@ from agent.registry.artifact import CONFIG, WEIGHTS, verify
 from agent.registry.registry import Adapter
 from agent.runtime import Runtime
 from agent.util.ids import timestamp
-from agent.util.threads import give_back_memory, in_own_team
-from tuner.methods.base import write
-from tuner.pipeline.candidate import Origin, check_lives, fresh_model, take_in
+from agent.util.threads import give_back_memory, run_in_thread
+from tuner.methods.base import write_peft_folder
+from tuner.pipeline.candidate import CandidateOrigin, check_lives, fresh_model, take_in
 from tuner.reports.model_card import merge_card
 from tuner.tree.packing import Example
 
-if TYPE_CHECKING:
-    import torch
-
-_WRAPPERS = "base_model.model."
+_PREFIX = "base_model.model."
 _PLACES = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 _MAY_DIFFER = frozenset(
     {
@@ -45,12 +42,12 @@ _MAY_DIFFER = frozenset(
         *("peft_type", "peft_version", "task_type", "base_model_name_or_path", "revision"),
     }
 )
-"""What of a configuration may be other than PEFT's default: where the factors are, how they are scaled, and names."""
+"""Keys of a configuration that need not have PEFT's default: which layers, how they are scaled, and names."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """One adapter of a sum."""
+class MergePart:
+    """One adapter of a merge."""
 
     id: str
     folder: Path
@@ -58,34 +55,42 @@ class Part:
 
 
 def merge(
-    runtime: Runtime, chosen: Sequence[tuple[str, float]], *, say: Callable[[str], None] = lambda text: None
+    runtime: Runtime, adapters: Sequence[tuple[str, float]], *, say: Callable[[str], None] = lambda text: None
 ) -> Adapter:
-    """Add up adapters, each named by its id and with its weight; the sum goes into the registry as trained.
+    """Add the weighted sum of adapters to the registry as trained.
 
-    Raises AdapterError for fewer than two, for one that is named twice, is of another base or has no such sum, and
-    LivenessError where the sum changes nothing.
+    Args:
+        runtime: Of the project.
+        adapters: Ids with weights, two or more.
+        say: Receives messages for the user.
+
+    Raises:
+        AdapterError: There are fewer than two, one is named twice, of another base, or not plain LoRA.
+        LivenessError: The sum changes no output.
     """
-    if len(chosen) < 2:
-        raise AdapterError(f"a merge takes two adapters or more, and {len(chosen)} was named; see `ratchet adapters`")
+    if len(adapters) < 2:
+        raise AdapterError(f"a merge takes two adapters or more, and {len(adapters)} was named; see `ratchet adapters`")
     project = runtime.project
-    adapters = [runtime.registry.get(id) for id, _ in chosen]
+    entries = [runtime.registry.get(id) for id, _ in adapters]
     base = weights.resolve_model(project.named(project.settings.model.base), project.home.models, progress=say)
-    parts = [Part(one.id, one.folder, float(weight)) for one, (_, weight) in zip(adapters, chosen, strict=True)]
+    parts = [
+        MergePart(entry.id, entry.folder, float(weight)) for entry, (_, weight) in zip(entries, adapters, strict=True)
+    ]
     _check_parts(parts)
-    for one in adapters:
-        _check_base(one, base)
-    manifests = [verify(part.folder) for part in parts]
-    datasets = [[one.dataset_hash, part.weight] for one, part in zip(manifests, parts, strict=True)]
-    named = {part.id: part.weight for part in parts}
-    # Beside the others: a folder is taken in by renaming it.
+    for entry in entries:
+        _check_base(entry, base)
+    datasets = [[verify(part.folder).dataset_hash, part.weight] for part in parts]
+    merged = {part.id: part.weight for part in parts}
+    # In the folder of the adapters, because `take_in` renames it.
     with TemporaryDirectory(prefix=".merge-", dir=project.home.adapters) as scratch:
-        made = Path(scratch) / "adapter"
-        rank = write_sum(parts, made)
-        example = _prompt(runtime, Renderer(weights.load_tokenizer(base)))
-        in_own_team(
+        folder = Path(scratch) / "adapter"
+        rank = run_in_thread(lambda: write_sum(fresh_model(project, base, "float32"), parts, folder))
+        give_back_memory()
+        example = _prompt_example(runtime, Renderer(weights.load_tokenizer(base)))
+        run_in_thread(
             lambda: check_lives(
                 fresh_model(project, base),
-                made,
+                folder,
                 example,
                 advice="the adapters cancel each other out; choose other weights",
             )
@@ -93,57 +98,49 @@ def merge(
         give_back_memory()
         return take_in(
             runtime.registry,
-            made,
-            Origin(base, _hash(datasets), tuning="merge", created_at=timestamp(), merged=named),
-            lambda name: merge_card(name, base.name, named, rank),
-            reason=f"merge of {', '.join(f'{id} times {weight:g}' for id, weight in named.items())}",
+            folder,
+            CandidateOrigin(base, _hash(datasets), tuning="merge", created_at=timestamp(), merged=merged),
+            lambda name: merge_card(name, base.name, merged, rank),
+            reason=f"merge of {', '.join(f'{id} times {weight:g}' for id, weight in merged.items())}",
         )
 
 
-def write_sum(parts: Sequence[Part], folder: Path) -> int:
-    """Write the weighted sum of adapters as a PEFT folder and return its rank, the highest of all layers.
+def write_sum(model: Any, parts: Sequence[MergePart], folder: Path) -> int:
+    """Write the weighted sum of adapters as a PEFT folder and return its rank.
 
-    Raises AdapterError for a part that is not LoRA on linear layers and nothing else.
+    Args:
+        model: The base, in float32; left as it was.
+        parts: The adapters.
+        folder: Where the sum goes.
+
+    Raises:
+        AdapterError: A part is not plain LoRA on linear layers, or does not fit the model.
     """
-    import torch
-    from peft import LoraConfig
+    from peft import get_peft_model_state_dict
 
-    configs = [_config(part) for part in parts]
-    changes = [_change(part, config) for part, config in zip(parts, configs, strict=True)]
-    layers = sorted({layer for change in changes for layer in change})
-    tensors: dict[str, torch.Tensor] = {}
-    ranks: dict[str, int] = {}
-    for layer in layers:
-        factors = [change[layer] for change in changes if layer in change]
-        _check_shapes(layer, factors)
-        first, second = torch.cat([a for a, _ in factors], dim=0), torch.cat([b for _, b in factors], dim=1)
-        tensors[f"{_WRAPPERS}{layer}.lora_A.weight"] = first
-        tensors[f"{_WRAPPERS}{layer}.lora_B.weight"] = second
-        ranks[layer] = len(first)
-    rank = max(ranks.values())
-    others = {layer: one for layer, one in ranks.items() if one != rank}
-    alike = not others and all(set(change) == set(layers) for change in changes)
-    if alike and all(getattr(one, name) == getattr(configs[0], name) for one in configs for name in _PLACES):
-        # Kept in the words of the parts, so that a tuning with the same targets can go on from the sum.
-        places = {name: getattr(configs[0], name) for name in _PLACES}
-    else:
-        places = {"target_modules": layers}
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=rank,
-        rank_pattern=others,
-        alpha_pattern=dict(others),
-        fan_in_fan_out=configs[0].fan_in_fan_out,
-        task_type=configs[0].task_type,
-        base_model_name_or_path=configs[0].base_model_name_or_path,
-        inference_mode=True,
-        **places,
-    )
-    write(config, tensors, folder)
-    return rank
+    for part in parts:
+        _check_config(part)
+    layers = [_adapted_layers(part) for part in parts]
+    names = [f"part{place}" for place in range(len(parts))]
+    peft_model = _load_parts(model, parts, names)
+    configs = [peft_model.peft_config[name] for name in names]
+    if any(getattr(config, place) != getattr(configs[0], place) for config in configs for place in _PLACES):
+        # PEFT unites the target modules only, so each part names its layers. Otherwise the sum keeps the targets of
+        # the parts, so that a tuning with the same targets can start from it.
+        for config, adapted in zip(configs, layers, strict=True):
+            config.target_modules = set(adapted)
+            config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+    # The sum copies this configuration, and the layers of the parts are scaled already.
+    configs[0].use_rslora = False
+    peft_model.base_model.add_weighted_adapter(names, [part.weight for part in parts], "sum", combination_type="cat")
+    config = peft_model.peft_config["sum"]
+    config.inference_mode = True
+    write_peft_folder(config, get_peft_model_state_dict(peft_model, adapter_name="sum"), folder)
+    peft_model.unload()
+    return int(config.r)
 
 
-def _check_parts(parts: Sequence[Part]) -> None:
+def _check_parts(parts: Sequence[MergePart]) -> None:
     id, count = Counter(part.id for part in parts).most_common(1)[0]
     if count > 1:
         raise AdapterError(f"adapter {id} is named {count} times; name it once, with the sum of its weights")
@@ -160,8 +157,8 @@ def _check_base(adapter: Adapter, base: weights.ModelFolder) -> None:
         )
 
 
-def _config(part: Part) -> Any:
-    """The LoraConfig of a part. Raises AdapterError where more acts than factors of linear layers."""
+def _check_config(part: MergePart) -> None:
+    """Raise AdapterError where a part is more than low-rank factors of linear layers."""
     from peft import LoraConfig
 
     kind = json.loads((part.folder / CONFIG).read_bytes())["peft_type"]
@@ -170,49 +167,55 @@ def _config(part: Part) -> Any:
     config = LoraConfig.from_pretrained(str(part.folder))
     if config.use_dora:
         raise AdapterError(
-            f"adapter {part.id} was trained with DoRA, whose length of each output is no sum; "
+            f"adapter {part.id} was trained with DoRA, whose norm of each output cannot be summed; "
             "only LoRA, rsLoRA and LoRA+ can be merged"
         )
     plain: Any = LoraConfig()
-    for name, usual in plain.to_dict().items():
-        found = getattr(config, name)
-        if name not in _MAY_DIFFER and found != usual:
-            raise AdapterError(f"adapter {part.id} has {name} {found!r}, and only plain LoRA can be merged")
-    return config
+    for name, default in plain.to_dict().items():
+        value = getattr(config, name)
+        if name not in _MAY_DIFFER and value != default:
+            raise AdapterError(f"adapter {part.id} has {name} {value!r}, and only plain LoRA can be merged")
 
 
-def _change(part: Part, config: Any) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """By layer the factors A [r, in] and B [out, r], float32; B A is what the part changes, times its weight."""
-    from peft.utils.other import get_pattern_key
-    from safetensors.torch import load_file
+def _adapted_layers(part: MergePart) -> list[str]:
+    """Return the names of the layers that a part changes. Raises AdapterError for other tensors than their factors."""
+    from safetensors import safe_open
 
-    tensors = load_file(part.folder / WEIGHTS)
-    layers = sorted(name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight"))
-    odd = {f"{layer}.lora_{side}.weight" for layer in layers for side in "AB"} ^ set(tensors)
-    odd |= {name for name, tensor in tensors.items() if tensor.dim() != 2 or not name.startswith(_WRAPPERS)}
-    if odd:
+    with safe_open(part.folder / WEIGHTS, framework="pt") as file:
+        dimensions = {name: len(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    layers = sorted(name.removesuffix(".lora_A.weight") for name in dimensions if name.endswith(".lora_A.weight"))
+    unexpected = {f"{layer}.lora_{side}.weight" for layer in layers for side in "AB"} ^ set(dimensions)
+    unexpected |= {name for name, count in dimensions.items() if count != 2 or not name.startswith(_PREFIX)}
+    if unexpected:
         raise AdapterError(
-            f"adapter {part.id}: {min(odd)!r} is none of two factors of a linear layer, and only those can be merged"
+            f"adapter {part.id}: {min(unexpected)!r} is not a factor of a linear layer, and only those can be merged"
         )
-    found = {}
-    for layer in layers:
-        name = layer.removeprefix(_WRAPPERS)
-        first, second = (tensors[f"{layer}.lora_{side}.weight"].float() for side in "AB")
-        rank = len(first)
-        alpha = config.alpha_pattern.get(get_pattern_key(list(config.alpha_pattern), name), config.lora_alpha)
-        scale = alpha / (math.sqrt(rank) if config.use_rslora else rank)
-        found[name] = first, second * (part.weight * scale)
-    return found
+    return [layer.removeprefix(_PREFIX) for layer in layers]
 
 
-def _check_shapes(layer: str, factors: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    shapes = {(len(second), first.shape[1]) for first, second in factors}
-    if len(shapes) > 1:
-        raise AdapterError(f"the adapters change {layer} in the shapes {sorted(shapes)}; they are not of one base")
+def _load_parts(model: Any, parts: Sequence[MergePart], names: Sequence[str]) -> Any:
+    """Load the parts onto a model under these names."""
+    from peft import PeftModel
+
+    peft_model: Any = None
+    with warnings.catch_warnings():
+        # peft 0.21 uses a deprecated name of transformers.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        for part, name in zip(parts, names, strict=True):
+            try:
+                if peft_model is None:
+                    peft_model = PeftModel.from_pretrained(model, str(part.folder), adapter_name=name)
+                else:
+                    peft_model.load_adapter(str(part.folder), name)
+            except RuntimeError as error:
+                raise AdapterError(
+                    f"adapter {part.id} does not fit the base model ({error}); merge adapters of one base"
+                ) from error
+    return peft_model
 
 
-def _prompt(runtime: Runtime, renderer: Renderer) -> Example:
-    """The beginning of the system prompt as if the model were to say it; a dataset may be gone."""
+def _prompt_example(runtime: Runtime, renderer: Renderer) -> Example:
+    """Return the first tokens of the system prompt as targets; the datasets of the parts may be gone."""
     ids = renderer.message(Message("system", system_text(runtime.frame()))).ids[:256]
     return Example(ids, (True,) * len(ids))
 

@@ -1,8 +1,8 @@
-"""From feedback to a candidate: curate, dataset, train, check that it lives, take it into the registry.
+"""From feedback to a candidate: dataset, training, a check that the adapter acts, and the entry in the registry.
 
-Each stage leaves its result on disk under a hash or an id, and none can do nothing in silence: see `check_lives`.
-Training runs in this process, on weights of its own; a service starts it as another process. Whether the candidate
-is served is asked in `promotion`.
+Each stage leaves its result on disk under a hash or an id, and fails where it would do nothing; see `check_lives`.
+Training runs in this process, on weights of its own; a service starts it as another process. Whether the candidate is
+served is decided in `tuner.pipeline.promote`.
 """
 
 from __future__ import annotations
@@ -10,48 +10,51 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
 from agent.config.project import Project
 from agent.config.settings import TuningSettings
-from agent.errors import AdapterError, DatasetError, TuningError
+from agent.errors import TuningError
 from agent.llm.prompt.render import Frame, Renderer
 from agent.llm.weights import load as weights
-from agent.registry.artifact import verify
 from agent.registry.registry import Adapter
 from agent.runtime import Runtime
 from agent.util.ids import timestamp
-from agent.util.threads import give_back_memory, in_own_team
-from tuner.data.curate import Curated, TrainingRow, curate
-from tuner.data.dataset import LEAST_HELD_OUT, Dataset, read_dataset, told_held_back, write_dataset
-from tuner.data.examples import prepare
-from tuner.data.replay import replayed
-from tuner.data.retrieval_augment import draw_contexts
-from tuner.pipeline.candidate import Origin, check_lives, fresh_model, take_in
-from tuner.pipeline.run_folder import Begun, begin, checkpoints, finish, one_at_a_time, unfinished
-from tuner.reports.gate_report import loss_plot
+from agent.util.threads import give_back_memory, run_in_thread
+from tuner.data.dataset import LEAST_HELD_OUT, Dataset, read_dataset
+from tuner.pipeline.candidate import CandidateOrigin, check_lives, fresh_model, take_in
+from tuner.pipeline.run_folder import (
+    TuningStart,
+    begin,
+    checkpoints_of,
+    finish,
+    latest_unfinished,
+    one_at_a_time,
+)
+from tuner.pipeline.training_data import DataSources, TrainingExamples, describe_dataset, make_dataset, make_examples
 from tuner.reports.model_card import model_card
+from tuner.reports.plots import save_loss_plot
 from tuner.reports.tuning_report import write_tuning_report
-from tuner.settings import RATES, TrainSettings
-from tuner.training import distributed as parallel
-from tuner.training.hyperparameter_search import Found, require_optuna, search
+from tuner.settings import with_learning_rate
+from tuner.training import distributed
+from tuner.training.hyperparameter_search import SearchResult, require_optuna, search
 from tuner.training.results import Progress, Say, Trained
 from tuner.training.trainer import train
-from tuner.tree.packing import Example
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What one tuning made."""
+    """The result of a tuning."""
 
     adapter: Adapter
     dataset: Dataset
     trained: Trained
     folder: Path
-    """`tunings/<id>`: tuning.json, metrics.jsonl, loss.png, result.json, report.html; until it ends checkpoints."""
+    """`tunings/<id>`: tuning.json, metrics.jsonl, loss.svg, result.json, report.html; until it ends checkpoints."""
 
 
 def tune(
@@ -61,46 +64,65 @@ def tune(
     on_progress: Callable[[Progress], None] | None = None,
     say: Say = lambda text: None,
 ) -> Tuning:
-    """Train a candidate from all feedback in the store, and put it into the registry as trained.
+    """Train a candidate from all feedback in the store and add it to the registry as trained.
 
-    `resume` goes on with an unfinished tuning, named by its id, or "" for the newest. Waits while another process
-    tunes in the same home. Interrupted, it leaves a checkpoint and says how to go on.
+    Waits while another process tunes in the same home. When interrupted, it leaves a checkpoint.
+
+    Args:
+        runtime: Of the project.
+        resume: The id of an unfinished tuning to continue, or "" for the newest; None begins a new one.
+        on_progress: Called after each step and each epoch.
+        say: Receives messages for the user.
+
+    Raises:
+        DatasetError: There is nothing to train.
+        LivenessError: The adapter would change no output.
+        TuningError: Training failed, or there is no such unfinished tuning.
     """
-    with one_at_a_time(runtime.home.tunings, say):
-        project = runtime.project
-        frame = runtime.frame()
-        base = weights.resolve_model(project.named(project.settings.model.base), project.home.models, progress=say)
+    project, tunings = runtime.project, runtime.home.tunings
+    with one_at_a_time(tunings, say):
+        stage = _Stage(project, runtime.frame(), _resolve_base(project, say), tunings)
         if resume is None:
-            begun, dataset = _begin(runtime, frame, base)
+            parent = _parent(runtime)
+            dataset = _make_dataset(runtime, stage, parent)
+            start = stage.begin(dataset, parent)
         else:
-            begun, dataset = _go_on(runtime, frame, base, resume)
-        parallel.tell(begun.id)
-        counts = dataset.manifest
-        say(_told_of(dataset))
-        folder = runtime.home.tunings / begun.id
-        renderer = Renderer(weights.load_tokenizer(base))
+            start = stage.unfinished(resume)
+            dataset = read_dataset(runtime.home.datasets / start.dataset)
+            parent = None if start.parent is None else runtime.registry.get(start.parent)
+        distributed.broadcast(start.id)
+        say(describe_dataset(dataset))
+        folder, examples = tunings / start.id, stage.examples(dataset)
         try:
-            trained, example = _train(runtime, frame, base, renderer, begun, dataset, on_progress, say)
+            trained = stage.train(start, examples, parent, on_progress, say)
         except KeyboardInterrupt:
-            say(f"stopped; go on with `ratchet tune --resume {begun.id}`")
+            say(f"stopped; continue with `ratchet tune --resume {start.id}`")
             raise
-        loss_plot(folder / "metrics.jsonl", folder / "loss.png")
-        in_own_team(lambda: check_lives(fresh_model(project, base), folder / "adapter", example))
+        save_loss_plot(folder / "metrics.jsonl", folder / "loss.svg")
+        run_in_thread(lambda: check_lives(fresh_model(project, stage.base), folder / "adapter", examples.train[0]))
         give_back_memory()
-        adapter = _keep(runtime, folder, base, dataset, trained, begun)
-        chosen = asdict(_chosen(project))
-        write_tuning_report(folder, adapter.id, trained, chosen, counts, renderer.decode)
+        card = partial(_card, stage=stage, dataset=dataset, trained=trained)
+        adapter = take_in(
+            runtime.registry,
+            _with_loss_plot(folder),
+            CandidateOrigin(stage.base, dataset.hash, start.id, start.created_at, parent=start.parent),
+            card,
+            reason=f"tuning {start.id}",
+        )
+        settings = asdict(with_learning_rate(project.settings.tuning))
+        write_tuning_report(folder, adapter.id, trained, settings, dataset.manifest, stage.renderer.decode)
         finish(folder)
         return Tuning(adapter, dataset, trained, folder)
 
 
 def follow(runtime: Runtime) -> None:
     """Take part in the tuning that the first of several processes runs. See `tuner.training.distributed`."""
-    project = runtime.project
-    begun = unfinished(runtime.home.tunings, parallel.tell(None))
-    base = weights.resolve_model(project.named(project.settings.model.base), project.home.models)
-    dataset = read_dataset(runtime.home.datasets / begun.dataset)
-    _train(runtime, runtime.frame(), base, Renderer(weights.load_tokenizer(base)), begun, dataset)
+    project, tunings = runtime.project, runtime.home.tunings
+    start = latest_unfinished(tunings, distributed.broadcast(None))
+    stage = _Stage(project, runtime.frame(), _resolve_base(project), tunings)
+    dataset = read_dataset(runtime.home.datasets / start.dataset)
+    parent = None if start.parent is None else runtime.registry.get(start.parent)
+    stage.train(start, stage.examples(dataset), parent)
 
 
 def search_settings(
@@ -110,45 +132,42 @@ def search_settings(
     minutes: float | None = None,
     on_progress: Callable[[int, Progress], None] | None = None,
     say: Say = lambda text: None,
-) -> Found:
-    """Search for settings with what `tune` would train on now; makes no adapter. See `tuner.training.hyperparameter_search`.
+) -> SearchResult:
+    """Search for better settings on the data that `tune` would train on now; adds no adapter.
 
-    Waits while another process tunes in the same home. Called again, it goes on until there are `trials`. Raises
-    TuningError where nothing is held out.
+    Waits while another process tunes in the same home. Called again, it continues until there are `trials`. See
+    `tuner.training.hyperparameter_search`.
+
+    Raises:
+        TuningError: Nothing is held out, Optuna is missing, or several processes were started.
     """
-    if parallel.world() > 1:
+    if distributed.world() > 1:
         raise TuningError("a search runs in one process, and a launcher started several; start it without one")
     require_optuna()
-    with one_at_a_time(runtime.home.tunings, say):
-        project = runtime.project
-        frame = runtime.frame()
-        base = weights.resolve_model(project.named(project.settings.model.base), project.home.models, progress=say)
-        dataset, parent = _make_dataset(runtime, frame, timestamp())
+    project, tunings = runtime.project, runtime.home.tunings
+    with one_at_a_time(tunings, say):
+        stage = _Stage(project, runtime.frame(), _resolve_base(project, say), tunings)
+        parent = _parent(runtime)
+        dataset = _make_dataset(runtime, stage, parent)
         _check_held_out(dataset, project)
-        say(_told_of(dataset))
-        examples, held_out = _examples(project, frame, base, Renderer(weights.load_tokenizer(base)), dataset)
+        say(describe_dataset(dataset))
+        examples = stage.examples(dataset)
 
-        def attempt(settings: TrainSettings, heard: Callable[[Progress], None]) -> Trained:
-            give_back_memory()  # What a trial that was cut short held hung on its traceback until now.
-            return _until_interrupted(
-                lambda tell: train(
-                    fresh_model(project, base, _trained_in(project.settings.model.dtype)),
-                    examples,
-                    held_out,
-                    settings,
-                    folder=None,
-                    start_from=None if parent is None else parent.folder,
-                    on_progress=tell,
-                ),
-                heard,
-            )
+        def attempt(settings: TuningSettings, on_trial_progress: Callable[[Progress], None]) -> Trained:
+            give_back_memory()  # The traceback of a pruned trial held its memory until now.
+            return stage.attempt(settings, examples, parent, on_trial_progress)
 
         try:
             return search(
                 attempt,
-                _train_settings(project),
+                with_learning_rate(project.settings.tuning),
                 searches=runtime.home.searches,
-                about=(dataset.hash, frame.version, base.revision, "" if parent is None else parent.tensors_sha256),
+                about=(
+                    dataset.hash,
+                    stage.frame.version,
+                    stage.base.revision,
+                    "" if parent is None else parent.tensors_sha256,
+                ),
                 trials=trials,
                 minutes=minutes,
                 fixed_shape=parent is not None,
@@ -156,8 +175,133 @@ def search_settings(
                 say=say,
             )
         except KeyboardInterrupt:
-            say("stopped; the same command goes on")
+            say("stopped; the same command continues the search")
             raise
+
+
+class _Stage:
+    """The training stage: examples from a dataset, and an adapter folder from examples."""
+
+    def __init__(self, project: Project, frame: Frame, base: weights.ModelFolder, tunings: Path) -> None:
+        self.frame = frame
+        self.base = base
+        self.project = project
+        self.renderer = Renderer(weights.load_tokenizer(base))
+        self._tunings = tunings
+
+    def begin(self, dataset: Dataset, parent: Adapter | None) -> TuningStart:
+        """Make the folder of a new tuning."""
+        start = TuningStart(
+            id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:6]}",
+            dataset=dataset.folder.name,
+            parent=None if parent is None else parent.id,
+            prompt_version=self.frame.version,
+            base_revision=self.base.revision,
+            created_at=timestamp(),
+        )
+        begin(self._tunings, start)
+        return start
+
+    def unfinished(self, wanted: str) -> TuningStart:
+        """Return an unfinished tuning. Raises TuningError where prompt or base have changed since."""
+        start = latest_unfinished(self._tunings, wanted)
+        for name, before, now in (
+            ("prompt", start.prompt_version, self.frame.version),
+            ("base", start.base_revision, self.base.revision),
+        ):
+            if before != now:
+                raise TuningError(
+                    f"tuning {start.id} was begun with {name} {before[:12]}, which now is {now[:12]}; restore it, or "
+                    "begin a new tuning with `ratchet tune`"
+                )
+        return start
+
+    def examples(self, dataset: Dataset) -> TrainingExamples:
+        max_tokens = self.project.settings.tuning.max_tokens_per_pack
+        return make_examples(dataset, self.frame, self.base, self.renderer, max_tokens=max_tokens)
+
+    def train(
+        self,
+        start: TuningStart,
+        examples: TrainingExamples,
+        parent: Adapter | None,
+        on_progress: Callable[[Progress], None] | None = None,
+        say: Say = lambda text: None,
+    ) -> Trained:
+        """Train into the folder of a tuning."""
+        folder = self._tunings / start.id
+        # An adapter here was left by a crash after the training, which is repeated from its last checkpoint.
+        if distributed.rank() == 0:
+            shutil.rmtree(folder / "adapter", ignore_errors=True)
+        return _until_interrupted(
+            lambda report: train(
+                self._fresh_model(),
+                examples.train,
+                examples.held_out,
+                with_learning_rate(self.project.settings.tuning),
+                folder=folder / "adapter",
+                start_from=None if parent is None else parent.folder,
+                metrics=folder / "metrics.jsonl",
+                checkpoints=checkpoints_of(folder),
+                on_progress=report,
+                say=say,
+            ),
+            on_progress,
+        )
+
+    def attempt(
+        self,
+        settings: TuningSettings,
+        examples: TrainingExamples,
+        parent: Adapter | None,
+        on_progress: Callable[[Progress], None],
+    ) -> Trained:
+        """Train with other settings and keep only the figures."""
+        return _until_interrupted(
+            lambda report: train(
+                self._fresh_model(),
+                examples.train,
+                examples.held_out,
+                settings,
+                folder=None,
+                start_from=None if parent is None else parent.folder,
+                on_progress=report,
+            ),
+            on_progress,
+        )
+
+    def _fresh_model(self) -> object:
+        dtype = self.project.settings.model.dtype
+        # `train` itself computes products in bfloat16 where the settings say so.
+        return fresh_model(self.project, self.base, "float32" if dtype in ("auto", "mixed") else dtype)
+
+
+def _resolve_base(project: Project, say: Say = lambda text: None) -> weights.ModelFolder:
+    return weights.resolve_model(project.named(project.settings.model.base), project.home.models, progress=say)
+
+
+def _parent(runtime: Runtime) -> Adapter | None:
+    """Return the adapter to start from, if the settings say so and there is one."""
+    return runtime.serving() if runtime.project.settings.tuning.start == "active" else None
+
+
+def _make_dataset(runtime: Runtime, stage: _Stage, parent: Adapter | None) -> Dataset:
+    settings = runtime.project.settings
+    sources = DataSources(
+        runtime.store,
+        runtime.registry,
+        runtime.home.datasets,
+        recall=lambda task: runtime.recalled(task, same_wording=False),
+        encoder=lambda: runtime.encoder,
+    )
+    return make_dataset(
+        sources,
+        settings.tuning,
+        base=settings.model.base,
+        prompt_version=stage.frame.version,
+        parent=parent,
+        created_at=timestamp(),
+    )
 
 
 def _check_held_out(dataset: Dataset, project: Project) -> None:
@@ -169,203 +313,30 @@ def _check_held_out(dataset: Dataset, project: Project) -> None:
         )
 
 
-def _told_of(dataset: Dataset) -> str:
-    counts = dataset.manifest
-    told = f"{counts['corrections']} corrections, {counts['accepted_runs']} accepted runs"
-    held = told_held_back(counts.get("held_back_kinds", {}))
-    return f"dataset {dataset.hash[:12]}: {told}" + (f"; not trained: {held} (`ratchet corrections`)" if held else "")
-
-
-def _begin(runtime: Runtime, frame: Frame, base: weights.ModelFolder) -> tuple[Begun, Dataset]:
-    """Write the dataset and the folder of a new tuning."""
-    created_at = timestamp()
-    dataset, parent = _make_dataset(runtime, frame, created_at)
-    begun = Begun(
-        id=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:6]}",
-        dataset=dataset.folder.name,
-        parent=None if parent is None else parent.id,
-        prompt_version=frame.version,
-        base_revision=base.revision,
-        created_at=created_at,
-    )
-    begin(runtime.home.tunings, begun)
-    return begun, dataset
-
-
-def _make_dataset(runtime: Runtime, frame: Frame, created_at: str) -> tuple[Dataset, Adapter | None]:
-    """Write what is to be learnt; also returns the adapter to go on from, if the settings say so and there is one."""
-    project, settings = runtime.project, runtime.project.settings.tuning
-    # What the rule says now, before anything is made of it.
-    runtime.arbitrate()
-    curated = curate(runtime.store)
-    parent = runtime.serving() if settings.start == "active" else None
-    learnt = _trained_on(runtime, parent, curated)
-    rows = curated.rows
-    if parent is not None and settings.replay < 1:
-        rows = replayed(rows, learnt, settings.replay, runtime.encoder)
-    served = tuple(_as_served_now(runtime, row) for row in rows)
-    drawn = draw_contexts(runtime, served)
-    dataset = write_dataset(
-        replace(curated, rows=(*served, *drawn.rows)),
-        project.home.datasets,
-        validation_share=settings.validation_share,
-        created_at=created_at,
-        provenance={
-            "prompt_version": frame.version,
-            "base": project.settings.model.base,
-            "contexts": dict(drawn.counts),
-        },
-        trained_on=learnt,
-    )
-    return dataset, parent
-
-
-def _go_on(runtime: Runtime, frame: Frame, base: weights.ModelFolder, wanted: str) -> tuple[Begun, Dataset]:
-    """An unfinished tuning and its dataset. Raises TuningError where prompt or base are not what they were."""
-    begun = unfinished(runtime.home.tunings, wanted)
-    for name, was, now in (
-        ("prompt", begun.prompt_version, frame.version),
-        ("base", begun.base_revision, base.revision),
-    ):
-        if was != now:
-            raise TuningError(
-                f"tuning {begun.id} was begun with {name} {was[:12]} and now it is {now[:12]}; put it back, or begin "
-                "a new tuning with `ratchet tune`"
-            )
-    return begun, read_dataset(runtime.home.datasets / begun.dataset)
-
-
-def _train(
-    runtime: Runtime,
-    frame: Frame,
-    base: weights.ModelFolder,
-    renderer: Renderer,
-    begun: Begun,
-    dataset: Dataset,
-    on_progress: Callable[[Progress], None] | None = None,
-    say: Say = lambda text: None,
-) -> tuple[Trained, Example]:
-    """Train into the tuning's folder; also returns an example of what was trained on."""
-    project = runtime.project
-    examples, held_out = _examples(project, frame, base, renderer, dataset)
-    folder = runtime.home.tunings / begun.id
-    # What lies here was left by a crash behind the training, which is done again from its last checkpoint.
-    if parallel.rank() == 0:
-        shutil.rmtree(folder / "adapter", ignore_errors=True)
-    trained = _until_interrupted(
-        lambda tell: train(
-            fresh_model(project, base, _trained_in(project.settings.model.dtype)),
-            examples,
-            held_out,
-            _train_settings(project),
-            folder=folder / "adapter",
-            start_from=None if begun.parent is None else runtime.registry.get(begun.parent).folder,
-            metrics=folder / "metrics.jsonl",
-            checkpoints=checkpoints(folder),
-            on_progress=tell,
-            say=say,
-        ),
-        on_progress,
-    )
-    return trained, examples[0]
-
-
-def _examples(
-    project: Project, frame: Frame, base: weights.ModelFolder, renderer: Renderer, dataset: Dataset
-) -> tuple[list[Example], list[Example]]:
-    """What is trained on, and what is held out."""
-    context = weights.read_context(base)
-    limit = project.settings.tuning.max_tokens_per_pack or int(renderer.tokenizer.model_max_length)
-    train_on, held_out = (
-        prepare(rows, frame, renderer, context=context, max_tokens=limit) for rows in (dataset.train, dataset.held_out)
-    )
-    return train_on, held_out
-
-
 def _until_interrupted(
     training: Callable[[Callable[[Progress], None]], Trained], on_progress: Callable[[Progress], None] | None
 ) -> Trained:
-    """Train in a team of threads of its own. Ctrl-C reaches the training where it tells of its progress."""
+    """Train in threads of its own. Ctrl-C reaches the training at its next report of progress."""
     stopped = threading.Event()
 
-    def tell(progress: Progress) -> None:
+    def report(progress: Progress) -> None:
         if stopped.is_set():
             raise KeyboardInterrupt
         if on_progress is not None:
             on_progress(progress)
 
-    trained = in_own_team(lambda: training(tell), on_interrupt=stopped.set)
+    trained = run_in_thread(lambda: training(report), on_interrupt=stopped.set)
     give_back_memory()
     return trained
 
 
-def _chosen(project: Project) -> TuningSettings:
-    """The settings of a tuning, with the learning rate that they come to."""
-    chosen = project.settings.tuning
-    return replace(chosen, learning_rate=chosen.learning_rate or RATES[chosen.method])
+def _with_loss_plot(folder: Path) -> Path:
+    """Copy the loss plot into the adapter folder of a tuning; returns that folder."""
+    adapter = folder / "adapter"
+    (adapter / "report").mkdir()
+    shutil.copyfile(folder / "loss.svg", adapter / "report" / "loss.svg")
+    return adapter
 
 
-def _train_settings(project: Project) -> TrainSettings:
-    known = asdict(_chosen(project))
-    return TrainSettings(**{name: known[name] for name in TrainSettings.__dataclass_fields__})
-
-
-def _trained_in(dtype: str) -> str:
-    """The weights to train on: `train` itself makes the products bfloat16 where the settings say so."""
-    return "float32" if dtype in ("auto", "mixed") else dtype
-
-
-def _trained_on(runtime: Runtime, adapter: Adapter | None, curated: Curated) -> set[str]:
-    """The tasks that an adapter, or one it goes back to or is the sum of, was trained on.
-
-    All there are where one of those, or its dataset, is gone.
-    """
-    tasks: set[str] = set()
-    seen: set[str] = set()
-    ahead = [] if adapter is None else [adapter.id]
-    while ahead:
-        id = ahead.pop()
-        if id in seen:
-            continue
-        seen.add(id)
-        try:
-            one = runtime.registry.get(id)
-            if one.merged:
-                ahead += one.merged
-                continue
-            dataset = read_dataset(runtime.home.datasets / verify(one.folder).dataset_hash[:16])
-        except (AdapterError, DatasetError):
-            return {row.task for row in curated.rows}
-        tasks |= {row.task for row in dataset.train}
-        ahead += [] if one.parent is None else [one.parent]
-    return tasks
-
-
-def _keep(
-    runtime: Runtime,
-    folder: Path,
-    base: weights.ModelFolder,
-    dataset: Dataset,
-    trained: Trained,
-    begun: Begun,
-) -> Adapter:
-    """Take the trained folder into the registry, with its loss plot."""
-    made = folder / "adapter"
-    (made / "report").mkdir()
-    shutil.copyfile(folder / "loss.png", made / "report" / "loss.png")
-    origin = Origin(base, dataset.hash, begun.id, begun.created_at, parent=begun.parent)
-    return take_in(
-        runtime.registry,
-        made,
-        origin,
-        lambda name: model_card(name, base.name, dataset, trained, _chosen(runtime.project)),
-        reason=f"tuning {begun.id}",
-    )
-
-
-def _as_served_now(runtime: Runtime, row: TrainingRow) -> TrainingRow:
-    """The row with what its task would be shown of the other solved ones today: early runs had few to recall."""
-    trajectory = row.trajectory
-    recalled = runtime.recalled(trajectory.task, same_wording=False)
-    made_by = replace(trajectory.provenance, recalled=recalled)
-    return replace(row, trajectory=replace(trajectory, provenance=made_by))
+def _card(name: str, *, stage: _Stage, dataset: Dataset, trained: Trained) -> str:
+    return model_card(name, stage.base.name, dataset, trained, with_learning_rate(stage.project.settings.tuning))

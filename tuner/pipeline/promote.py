@@ -1,4 +1,4 @@
-"""Is a candidate better than what is served, and if so, serve it: evaluate, gate, promote."""
+"""The stages that decide whether a candidate is served: evaluation, gate, promotion."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from agent.registry.registry import Adapter, State
 from agent.run.state import Unrecorded
 from agent.runtime import Runtime
 from agent.util.ids import timestamp
+from tools.functions import source_of
 from tuner.evaluation.evaluate import Evaluation, evaluate
 from tuner.evaluation.gate import Decision, GatePolicy, decide
 from tuner.evaluation.suite import Suite, SuiteTask, load_suite
@@ -25,8 +26,8 @@ from tuner.reports.gate_report import write_gate_report
 
 
 @dataclass(frozen=True)
-class Gated:
-    """What the gate said of a candidate, and the evaluations behind it."""
+class GateResult:
+    """The gate's decision on a candidate, with its evaluations."""
 
     decision: Decision
     base: Evaluation
@@ -44,21 +45,27 @@ def evaluate_adapter(
     fresh: bool = False,
     recall: bool = True,
 ) -> Evaluation:
-    """Run a suite under an adapter (its id; None is the base). The same question is answered from disk.
+    """Run a suite with an adapter; a repeated evaluation is read from disk.
 
-    Without `recall` the runs are shown nothing of the log: what the model does that has learnt nothing at all.
+    Args:
+        runtime: Of the project.
+        suite: The tasks.
+        adapter: Its id; None is the base.
+        progress: Called with the number of finished tasks and of all tasks.
+        fresh: Run again even if the result is on disk.
+        recall: Whether runs are given solved tasks; without it the base has learnt nothing.
     """
-    kept = runtime.home.evaluations / f"{_question(runtime, suite, adapter, recall)}.json"
-    if kept.is_file() and not fresh:
-        return Evaluation.load(kept)
+    saved = runtime.home.evaluations / f"{_evaluation_key(runtime, suite, adapter, recall)}.json"
+    if saved.is_file() and not fresh:
+        return Evaluation.load(saved)
 
     def run_one(task: SuiteTask, workspace: Path) -> Trajectory:
-        done = runtime.run(
+        trajectory = runtime.run(
             task.task, adapter=adapter, tools=task.tools, workspace=workspace, recorder=Unrecorded(), recall=recall
         )
-        return runtime.reveal(done)
+        return runtime.reveal(trajectory)
 
-    runtime.stepper(adapter)  # loaded before the clock of the first task starts
+    runtime.stepper(adapter)  # Loaded before the time of the first task starts.
     result = evaluate(
         suite,
         run_one,
@@ -67,8 +74,8 @@ def evaluate_adapter(
         concurrency=runtime.project.settings.model.max_sessions,
         progress=progress,
     )
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    result.save(kept)
+    saved.parent.mkdir(parents=True, exist_ok=True)
+    result.save(saved)
     return result
 
 
@@ -78,10 +85,10 @@ def gate(
     suite: Suite,
     *,
     progress: Callable[[str, int, int], None] | None = None,
-) -> Gated:
-    """Compare base, active and candidate on a suite, write the report beside the adapter, move the candidate on.
+) -> GateResult:
+    """Compare base, active and candidate on a suite, add the report to the adapter, and set the candidate's state.
 
-    The base has learnt nothing. Active is what is served now: while that has no adapter, the base with its recall.
+    The base runs without recall. Active is what is served now; without an adapter that is the base with recall.
     """
 
     def run(name: str, adapter: str | None, *, recall: bool = True) -> Evaluation:
@@ -98,14 +105,17 @@ def gate(
     active = None
     if served is not None or runtime.recall_version():
         active = run("active", served.id if served is not None else None)
-    made = run("candidate", candidate.id)
-    chosen = runtime.project.settings.gate
+    evaluated = run("candidate", candidate.id)
+    settings = runtime.project.settings.gate
     policy = GatePolicy(
-        margin=chosen.margin, never_lost=chosen.never_lost, min_tasks=chosen.min_tasks, resamples=chosen.resamples
+        margin=settings.margin,
+        never_lost=settings.never_lost,
+        min_tasks=settings.min_tasks,
+        resamples=settings.resamples,
     )
-    decision = decide(base, active, made, policy)
+    decision = decide(base, active, evaluated, policy)
     scratch = runtime.home.evaluations / f"gate-{candidate.id}"
-    report = write_gate_report(scratch, decision, base, active, made)
+    report = write_gate_report(scratch, decision, base, active, evaluated)
     documents = {f"report/{path.name}": path.read_bytes() for path in sorted(report.iterdir())}
     add_documents(candidate.folder, documents)
     shutil.rmtree(scratch)
@@ -113,7 +123,7 @@ def gate(
         runtime.registry.transition(candidate.id, State.GATED, decision.reasons[0], timestamp())
     elif not decision.ship and candidate.state is not State.RETIRED:
         runtime.registry.reject(candidate.id, decision.reasons[0], timestamp())
-    return Gated(decision, base, active, made, candidate.folder / "report")
+    return GateResult(decision, base, active, evaluated, candidate.folder / "report")
 
 
 def promote(
@@ -122,8 +132,13 @@ def promote(
     *,
     progress: Callable[[str, int, int], None] | None = None,
     suite: Suite | None = None,
-) -> Gated:
-    """Gate a candidate and, if it ships, make it the one that is served."""
+) -> GateResult:
+    """Gate a candidate and serve it if the gate decides so.
+
+    Raises:
+        AdapterError: It is active or rejected, or there is no such adapter.
+        TuningError: No suite is set.
+    """
     candidate = runtime.registry.get(adapter)
     if candidate.state in (State.ACTIVE, State.REJECTED):
         raise AdapterError(
@@ -136,14 +151,14 @@ def promote(
 
 
 def project_suite(project: Project, *, limit: int | None = None) -> Suite:
-    """The held-out suite that the settings name."""
+    """Load the held-out suite of the settings. Raises TuningError where none is set."""
     if not project.settings.gate.suite:
         raise TuningError("no held-out suite is named; set gate.suite in ratchet.toml to a file of tasks with checks")
     return load_suite(project.resolve(project.settings.gate.suite), limit=limit)
 
 
-def _question(runtime: Runtime, suite: Suite, adapter: str | None, recall: bool) -> str:
-    """Names what an evaluation answers: suite, adapter, prompt, settings, documents, code and tool files."""
+def _evaluation_key(runtime: Runtime, suite: Suite, adapter: str | None, recall: bool) -> str:
+    """Hash everything that decides a result: suite, adapter, prompt, settings, documents, code and tool files."""
     entry = None if adapter is None else runtime.registry.get(adapter)
     frame: Frame = runtime.frame()
     settings = runtime.project.settings
@@ -156,6 +171,7 @@ def _question(runtime: Runtime, suite: Suite, adapter: str | None, recall: bool)
         runtime.documents_version(),
         str(runtime.recall_version() if recall else 0),
         *(_hash_of(runtime.project.resolve(name)) for name in settings.tools.files if name.endswith(".py")),
+        *(source_of(function) for function in runtime.functions),
         *(str((one.metadata or {}).get("version")) for one in (runtime.tasks.tools() if settings.tools.tasks else ())),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]

@@ -1,4 +1,4 @@
-"""The folder of a tuning, `tunings/<id>`: what it was begun with, so that it can be gone on with, and one at a time."""
+"""The folder of a tuning, `tunings/<id>`: what it was started with, so that it can be continued, and a lock."""
 
 from __future__ import annotations
 
@@ -12,70 +12,70 @@ from pathlib import Path
 from agent.errors import TuningError
 from agent.util.atomic_files import alone, write_whole
 
-_BEGUN = "tuning.json"
+_START = "tuning.json"
 _CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
-class Begun:
-    """A tuning that was begun."""
+class TuningStart:
+    """What a tuning was started with."""
 
     id: str
     dataset: str
     """Name of its folder."""
     parent: str | None
-    """Id of the adapter it starts from; None: from the base."""
+    """Id of the adapter that training starts from; None is the base."""
     prompt_version: str
     base_revision: str
     created_at: str
 
 
-def begin(tunings: Path, begun: Begun) -> Path:
-    """Make the folder of a new tuning and write down what it was begun with."""
-    folder = tunings / begun.id
-    checkpoints(folder).mkdir(parents=True)
-    write_whole(folder / _BEGUN, json.dumps(asdict(begun), indent=1))
+def begin(tunings: Path, start: TuningStart) -> Path:
+    """Make the folder of a new tuning and record what it was started with."""
+    folder = tunings / start.id
+    checkpoints_of(folder).mkdir(parents=True)
+    write_whole(folder / _START, json.dumps(asdict(start), indent=1))
     return folder
 
 
-def unfinished(tunings: Path, wanted: str) -> Begun:
-    """The tuning of this id, or with "" the newest that was not finished. Raises TuningError where there is none."""
-    found = sorted(path.parent for path in tunings.glob(f"*/{_BEGUN}") if checkpoints(path.parent).is_dir())
-    chosen = [folder for folder in found if wanted in ("", folder.name)]
-    if not chosen:
+def latest_unfinished(tunings: Path, wanted: str) -> TuningStart:
+    """Return the unfinished tuning of an id, or with "" the newest. Raises TuningError where there is none."""
+    folders = sorted(path.parent for path in tunings.glob(f"*/{_START}") if checkpoints_of(path.parent).is_dir())
+    matching = [folder for folder in folders if wanted in ("", folder.name)]
+    if not matching:
         raise TuningError(
-            f"no tuning {wanted or 'at all'} can be gone on with; unfinished are "
-            f"{', '.join(folder.name for folder in found) or 'none'}. A new one is begun by `ratchet tune`"
+            f"no tuning {wanted or 'at all'} can be continued; unfinished are "
+            f"{', '.join(folder.name for folder in folders) or 'none'}. `ratchet tune` begins a new one"
         )
     try:
-        return Begun(**json.loads((chosen[-1] / _BEGUN).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as fault:
+        return TuningStart(**json.loads((matching[-1] / _START).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise TuningError(
-            f"{chosen[-1] / _BEGUN} cannot be read ({fault}); begin a new one by `ratchet tune`"
-        ) from fault
+            f"{matching[-1] / _START} cannot be read ({error}); begin a new one with `ratchet tune`"
+        ) from error
 
 
 def dataset_of(folder: Path) -> str | None:
-    """The name of the dataset that a tuning was begun with; None where that cannot be read."""
+    """Return the name of the dataset that a tuning was started with; None where that cannot be read."""
     try:
-        return str(json.loads((folder / _BEGUN).read_text(encoding="utf-8"))["dataset"])
+        return str(json.loads((folder / _START).read_text(encoding="utf-8"))["dataset"])
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def checkpoints(folder: Path) -> Path:
-    """Where a tuning keeps its checkpoints until it is finished."""
+def checkpoints_of(folder: Path) -> Path:
+    """Return the folder of a tuning's checkpoints, which exists until it is finished."""
     return folder / _CHECKPOINTS
 
 
 def finish(folder: Path) -> None:
-    """Drop what is only needed to go on."""
-    shutil.rmtree(checkpoints(folder))
+    """Delete the checkpoints of a finished tuning."""
+    shutil.rmtree(checkpoints_of(folder))
 
 
 @contextmanager
 def one_at_a_time(tunings: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Wait until no other process tunes in this home; two at once would take far longer than one after the other."""
+    """Wait until no other process tunes in this home; two at once take far longer than one after the other."""
     tunings.mkdir(parents=True, exist_ok=True)
     with alone(tunings / ".lock", say, "another tuning is running"):
         yield

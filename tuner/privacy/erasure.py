@@ -16,20 +16,20 @@ from pathlib import Path
 
 from agent.config.project import Project
 from agent.errors import AdapterError, DatasetError
-from agent.privacy.erasure import Learnt, LearntAdapter, LearntDataset, Traces, is_shown, reason_of
+from agent.privacy.erasure import AdapterTrace, DatasetTrace, Traces, TrainingTraces, is_recalled_text, reason_of
 from agent.privacy.subject import Subject
 from agent.registry.artifact import remove_documents, verify
 from agent.registry.registry import Adapter, Registry
 from tuner.data.curate import TrainingRow
 from tuner.data.dataset import read_dataset
-from tuner.pipeline.run_folder import checkpoints, dataset_of, one_at_a_time
+from tuner.pipeline.run_folder import checkpoints_of, dataset_of, one_at_a_time
 from tuner.privacy.task_models import find_tasks, retraining_tasks
 from tuner.privacy.tracing import names_subject, pages_of, text_files
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a project's home holds that was made of its runs. An `agent.privacy.erasure.Tuned`."""
+class HomeTraining:
+    """What a project's home holds that was made of its runs. An `agent.privacy.erasure.TrainingData`."""
 
     project: Project
     say: Callable[[str], None] = lambda text: None
@@ -37,7 +37,7 @@ class Made:
     def alone(self) -> AbstractContextManager[None]:
         return one_at_a_time(self.project.home.tunings, self.say)
 
-    def find(self, traces: Traces) -> Learnt:
+    def find(self, traces: Traces) -> TrainingTraces:
         home = self.project.home
         known = {one.name: one for one in _datasets(home.datasets, traces)}
         goes = tuple(one for one in known.values() if one.goes)
@@ -47,8 +47,8 @@ class Made:
         adapters = tuple(_adapters(registry, known, traces))
         tasks = tuple(find_tasks(self.project, traces))
         suite = self.project.resolve(self.project.settings.gate.suite) if self.project.settings.gate.suite else None
-        return Learnt(
-            datasets=tuple(LearntDataset(one.name, one.examples, one.runs) for one in goes),
+        return TrainingTraces(
+            datasets=tuple(DatasetTrace(one.name, one.examples, one.runs) for one in goes),
             files=tuple(files),
             adapters=adapters,
             tasks=tasks,
@@ -56,7 +56,7 @@ class Made:
             suite=suite if suite is not None and names_subject(suite, traces.subject) else None,
         )
 
-    def remove(self, learnt: Learnt, *, pages: bool) -> None:
+    def remove(self, learnt: TrainingTraces, *, pages: bool) -> None:
         for dataset in learnt.datasets:
             shutil.rmtree(self.project.home.datasets / dataset.name)
         for path in learnt.files:
@@ -72,7 +72,7 @@ class Made:
                 remove_documents(task.folder, task.pages)
 
 
-def retraining(adapters: Sequence[LearntAdapter], line: Sequence[str]) -> tuple[str, ...]:
+def retraining(adapters: Sequence[AdapterTrace], line: Sequence[str]) -> tuple[str, ...]:
     """What serves and trains without the forgotten runs; nothing where no adapter learnt of them.
 
     `line` is what is served and what each rollback would come to.
@@ -112,7 +112,7 @@ def _datasets(folder: Path, traces: Traces) -> Iterator[_Dataset]:
         rows = dataset.train + dataset.held_out
         examples = tuple(dict.fromkeys(row.run for row in rows if row.run in runs or _is_theirs(row, traces.subject)))
         shown = any(
-            one.run in traces.runs or is_shown(traces.subject, traces.texts, one)
+            one.run in traces.runs or is_recalled_text(traces.subject, traces.texts, one)
             for row in rows
             for one in row.trajectory.provenance.recalled
         ) or any(passage.document in traces.documents for row in rows for passage in row.trajectory.passages)
@@ -152,7 +152,7 @@ def _tuning_files(folder: Path, datasets: set[str], traces: Traces) -> Iterator[
             if found.name == "report.html" or found.suffix == ".tmp":
                 goes = concerned or names_subject(found, traces.subject)
             else:
-                goes = concerned and found in (checkpoints(path), path / "adapter")
+                goes = concerned and found in (checkpoints_of(path), path / "adapter")
             if goes:
                 yield found
 
@@ -174,7 +174,7 @@ class _Lessons:
     """The adapters it goes back to."""
 
 
-def _adapters(registry: Registry, datasets: Mapping[str, _Dataset], traces: Traces) -> Iterator[LearntAdapter]:
+def _adapters(registry: Registry, datasets: Mapping[str, _Dataset], traces: Traces) -> Iterator[AdapterTrace]:
     """Those that learnt, or may have learnt, of what is forgotten now or was before, or name the ID."""
     earlier = frozenset(run for one in traces.earlier for run in one.runs)
     # What matches now counts, whether its run is in the log still or not.
@@ -189,7 +189,7 @@ def _adapters(registry: Registry, datasets: Mapping[str, _Dataset], traces: Trac
         line = _ancestors(one.id, lessons)
         learnt = {id: lessons[id].runs or frozenset[str]() for id in line if id in lessons}
         every = frozenset[str]().union(*learnt.values())
-        made = LearntAdapter(
+        made = AdapterTrace(
             id=one.id,
             state=one.state,
             served=served is not None and served.id == one.id,

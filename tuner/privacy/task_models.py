@@ -13,14 +13,14 @@ from typing import Any
 
 from agent.config.project import Project
 from agent.errors import AdapterError
-from agent.privacy.erasure import LearntTask, Traces
+from agent.privacy.erasure import TaskTrace, Traces
 from agent.privacy.subject import Subject
 from agent.registry.artifact import TASK
 from agent.registry.task_models import project_tasks, served_folder, versions
 from tuner.privacy.tracing import names_subject, pages_of
 
 
-def find_tasks(project: Project, traces: Traces) -> Iterator[LearntTask]:
+def find_tasks(project: Project, traces: Traces) -> Iterator[TaskTrace]:
     """Of every task of the home and of the settings each version that there is anything to say of."""
     earlier = frozenset(run for one in traces.earlier for run in one.runs)
     for folder, tools in project_tasks(project).items():
@@ -28,7 +28,7 @@ def find_tasks(project: Project, traces: Traces) -> Iterator[LearntTask]:
         for version in _versions(folder):
             told = _told(version)
             runs, files = runs_of(told), [project.resolve(name) for name in files_of(told)]
-            made = LearntTask(
+            made = TaskTrace(
                 folder=version,
                 id=version.name,
                 tools=tools,
@@ -61,7 +61,7 @@ def before(told: Mapping[str, Any]) -> dict[str, list[str]]:
     return {"runs": sorted(runs_of(told)), "data": list(files_of(told))}
 
 
-def retraining_tasks(tasks: Sequence[LearntTask]) -> tuple[str, ...]:
+def retraining_tasks(tasks: Sequence[TaskTrace]) -> tuple[str, ...]:
     """What serves and trains the tasks without the forgotten runs.
 
     A task that learnt of them before any correction, where it goes on from, is for the user to train again.

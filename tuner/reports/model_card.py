@@ -1,4 +1,4 @@
-"""The model card of an adapter: what it was made from, how, and what is known of it."""
+"""The model card of an adapter: its data, its training and its limits."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from agent.config.settings import TuningSettings
 from tuner.data.dataset import Dataset
 from tuner.training.results import Trained
 
-_CAUTION = """Whether it is better than what was served before is the gate's to say: see `report/`. It was made for this
-project's tools and instructions, and nothing is known of it outside them."""
+_CAUTION = """Whether it is better than the adapter that was served before is decided by the gate: see `report/`. It was
+trained for this project's tools and instructions, and was not tested with others."""
 
 
 def model_card(name: str, base: str, dataset: Dataset, trained: Trained, settings: TuningSettings) -> str:
-    """Markdown, with the front matter that PEFT folders carry."""
+    """Return Markdown with the front matter of a PEFT folder."""
     counts = dataset.manifest
     held = (
         f"{trained.first_held_out_loss:.3f} before, {trained.held_out_loss:.3f} after"
@@ -24,15 +24,15 @@ def model_card(name: str, base: str, dataset: Dataset, trained: Trained, setting
     table = "\n".join(f"| {key} | {value} |" for key, value in asdict(settings).items())
     return f"""{_front(name, base, settings.method)}
 
-An adapter of {base} (method {settings.method}), trained by Ratchet from people's feedback on the agent's own runs.
+An adapter of {base} (method {settings.method}), trained by Ratchet from feedback on the agent's own runs.
 
-- Made from dataset `{dataset.hash[:16]}`: {counts["corrections"]} corrections and {counts["accepted_runs"]} accepted
+- Trained on dataset `{dataset.hash[:16]}`: {counts["corrections"]} corrections and {counts["accepted_runs"]} accepted
   runs over {counts["tasks"]} tasks, by {", ".join(counts["reviewers"])}.
 - {trained.target_tokens} target tokens in {trained.steps} optimizer steps, {trained.seconds / 60:.1f} minutes;
-  {trained.packed_tokens} tokens as trees, which as rows would have been {trained.row_tokens}.
+  {trained.packed_tokens} tokens packed as trees, {trained.row_tokens} without packing.
 - Loss on held-out rows: {held}. Best epoch {trained.best_epoch + 1} of {trained.epochs}.
 - Trained parameters: {trained.parameters}. Peak memory: {trained.peak_bytes / 2**30:.1f} GiB.
-- Still wrong somewhere: {len(trained.missed)} of {trained.looked_at} examples that were looked at.
+- Examples with an error left: {len(trained.missed)} of {trained.looked_at} that were inspected.
 
 {_CAUTION}
 
@@ -43,12 +43,12 @@ An adapter of {base} (method {settings.method}), trained by Ratchet from people'
 
 
 def merge_card(name: str, base: str, weights: Mapping[str, float], rank: int) -> str:
-    """The card of a weighted sum of adapters, given by id."""
+    """Return the card of a weighted sum of adapters, whose weights are given by id."""
     table = "\n".join(f"| {id} | {weight:g} |" for id, weight in weights.items())
     return f"""{_front(name, base, "lora")}
 
-A LoRA adapter of {base}, made by Ratchet without training: the weighted sum of what other adapters change of the
-weights. It is exact: their factors lie side by side, in rank {rank}, and are scaled by alpha / r = 1.
+A LoRA adapter of {base}, made by Ratchet without training: the weighted sum of the weight changes of other
+adapters. The sum is exact: their factors are concatenated, in rank {rank}.
 
 | adapter | weight |
 |---|---|

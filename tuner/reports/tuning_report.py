@@ -1,25 +1,20 @@
-"""`report.html` of a tuning: curves, figures next to those of the run before, what is still wrong, settings, data."""
+"""The report of a tuning: curves, figures beside those of the previous tuning, errors that remain, settings, data."""
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agent.util.atomic_files import write_whole
-from tuner.data.dataset import told_held_back
-from tuner.data.retrieval_augment import told_contexts
-from tuner.reports.gate_report import loss_curves
-from tuner.reports.html import Table, html_table, page, short
+from tuner.data.dataset import describe_held_back
+from tuner.reports.html import Table, report_page, short
+from tuner.reports.plots import line_chart, loss_curves
 from tuner.training.results import Trained
 
 RESULT = "result.json"
 MOST_SHOWN = 40
-_WIDTH, _HEIGHT, _EDGE = 720, 260, 44
-_COLOURS = {"loss": "var(--active)", "held_out_loss": "var(--candidate)"}
-_OTHER = "var(--candidate)"
 
 
 def write_tuning_report(
@@ -30,24 +25,33 @@ def write_tuning_report(
     manifest: Mapping[str, Any],
     decode: Callable[[Sequence[int]], str],
 ) -> Path:
-    """Write `result.json` and `report.html` into a tuning's folder; `decode` makes text of token ids."""
+    """Write `result.json` and `report.html` into the folder of a tuning.
+
+    Args:
+        folder: Of the tuning, with `metrics.jsonl`.
+        adapter: Its id.
+        trained: The figures of the training.
+        settings: Of the tuning.
+        manifest: Of the dataset.
+        decode: Returns the text of token ids.
+    """
     figures = _figures(trained, manifest)
-    before = _newest_before(folder)
+    previous = _previous_result(folder)
     write_whole(
         folder / RESULT, json.dumps({"tuning": folder.name, "adapter": adapter, "figures": figures}, indent=1) + "\n"
     )
-    old = {} if before is None else before["figures"]
-    columns = ("", "this tuning", *([] if before is None else [f"before ({before['adapter']})"]))
+    old = {} if previous is None else previous["figures"]
+    columns = ("", "this tuning", *([] if previous is None else [f"before ({previous['adapter']})"]))
     missed = sorted(trained.missed.items(), key=lambda item: (-len(item[1]), item[0]))
     tables = [
         Table(
             "Figures",
             columns,
-            tuple((name, value, *([] if before is None else [old.get(name, "")])) for name, value in figures.items()),
+            tuple((name, value, *([] if previous is None else [old.get(name, "")])) for name, value in figures.items()),
         ),
         Table(
-            f"Still wrong: {len(missed)} of {trained.looked_at} examples that were looked at",
-            ("run", "tokens", "wanted, and what comes instead"),
+            f"Still wrong: {len(missed)} of {trained.looked_at} examples that were inspected",
+            ("run", "tokens", "target → likeliest token"),
             tuple(
                 (run, str(len(pairs)), short("; ".join(_pair(decode, *pair) for pair in pairs), 300))
                 for run, pairs in missed[:MOST_SHOWN]
@@ -61,9 +65,13 @@ def write_tuning_report(
         Table("Settings", ("setting", "value"), tuple((name, str(value)) for name, value in settings.items())),
         Table("Data", ("", ""), tuple((name, short(str(value), 300)) for name, value in manifest.items())),
     ]
-    body = f"<h1>Tuning {html.escape(folder.name)}</h1>\n<p>Adapter {html.escape(adapter)}</p>\n"
-    body += curves_svg(loss_curves(folder / "metrics.jsonl")) + "".join(map(html_table, tables))
-    write_whole(folder / "report.html", page(f"Tuning {folder.name}", body))
+    page = report_page(
+        f"Tuning {folder.name}",
+        tables,
+        subtitle=f"Adapter {adapter}",
+        charts=[line_chart(loss_curves(folder / "metrics.jsonl"))],
+    )
+    write_whole(folder / "report.html", page)
     return folder / "report.html"
 
 
@@ -72,8 +80,7 @@ def _figures(trained: Trained, manifest: Mapping[str, Any]) -> dict[str, str]:
     return {
         "corrections": str(manifest["corrections"]),
         "accepted runs": str(manifest["accepted_runs"]),
-        "corrections not trained": told_held_back(manifest.get("held_back_kinds", {})) or "none",
-        "contexts drawn anew": told_contexts(manifest.get("contexts", {})),
+        "corrections not trained": describe_held_back(manifest.get("held_back_kinds", {})) or "none",
         "optimizer steps": str(trained.steps),
         "best epoch": f"{trained.best_epoch + 1} of {trained.epochs}",
         "training loss at the end": f"{trained.loss:.3f}",
@@ -89,48 +96,17 @@ def _figures(trained: Trained, manifest: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _newest_before(folder: Path) -> dict[str, Any] | None:
-    """What the newest tuning before this one came to."""
+def _previous_result(folder: Path) -> dict[str, Any] | None:
+    """Return adapter and figures of the tuning before this one."""
     for path in sorted(folder.parent.glob(f"*/{RESULT}"), reverse=True):
         if path.parent.name < folder.name:
             try:
-                found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-                return {"adapter": str(found["adapter"]), "figures": dict(found["figures"])}
+                result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+                return {"adapter": str(result["adapter"]), "figures": dict(result["figures"])}
             except (OSError, ValueError, KeyError, TypeError):
                 continue
     return None
 
 
-def _pair(decode: Callable[[Sequence[int]], str], wanted: int, said: int) -> str:
-    return f"{decode([wanted])!r} → {decode([said])!r}"
-
-
-def curves_svg(every: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Curves over the steps by name, on axes from 0; those of `loss_curves`, or any others."""
-    curves = {name: points for name, points in every.items() if points}
-    last = max(step for points in curves.values() for step, _ in points) or 1
-    top = max(loss for points in curves.values() for _, loss in points) or 1
-    parts = [
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" role="img" font-size="12" '
-        'aria-label="Loss over optimizer steps; the table below gives the figures">'
-    ]
-    for share in (0, 0.5, 1):
-        y = _up(share)
-        parts.append(f'<line x1="{_EDGE}" x2="{_WIDTH - 8}" y1="{y}" y2="{y}" stroke="var(--line)"/>')
-        parts.append(f'<text x="{_EDGE - 6}" y="{y + 4}" text-anchor="end">{share * top:.2f}</text>')
-    parts.append(f'<text x="{_WIDTH - 8}" y="{_HEIGHT - 4}" text-anchor="end">step {last:.0f}</text>')
-    for place, (name, points) in enumerate(curves.items()):
-        line = " ".join(f"{_along(step / last)},{_up(loss / top)}" for step, loss in points)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{_COLOURS.get(name, _OTHER)}" stroke-width="2"/>')
-        label = html.escape({"loss": "training", "held_out_loss": "held out"}.get(name, name))
-        colour = _COLOURS.get(name, _OTHER)
-        parts.append(f'<text x="{_EDGE + 8 + 90 * place}" y="14" style="fill:{colour}">{label}</text>')
-    return "\n".join([*parts, "</svg>\n"])
-
-
-def _along(share: float) -> float:
-    return round(_EDGE + share * (_WIDTH - _EDGE - 8), 1)
-
-
-def _up(share: float) -> float:
-    return round(_HEIGHT - 22 - share * (_HEIGHT - 44), 1)
+def _pair(decode: Callable[[Sequence[int]], str], target: int, likeliest: int) -> str:
+    return f"{decode([target])!r} → {decode([likeliest])!r}"

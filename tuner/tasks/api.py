@@ -20,16 +20,16 @@ from agent.config.project import Project, find_project
 from agent.errors import DatasetError
 from agent.registry.artifact import verify
 from agent.registry.task_models import find_task, served_folder
-from agent.util.threads import give_back_memory, in_own_team
+from agent.util.threads import give_back_memory, run_in_thread
 from tuner.privacy.task_models import before
 from tuner.tasks.data.columns import Columns
-from tuner.tasks.data.readers import read, read_file
+from tuner.tasks.data.readers import read_examples, read_file
 from tuner.tasks.data.records import TASKS, TaskName
-from tuner.tasks.data.splits import Leakage, Splits, part
-from tuner.tasks.fit.warm_start import REPLAYED, open_start, replayed
-from tuner.tasks.fit.zero_shot import Way, way_of
+from tuner.tasks.data.splits import Leakage, Splits, split_examples
+from tuner.tasks.fit.warm_start import REPLAY_SHARE, add_replay, open_warm_start
+from tuner.tasks.fit.zero_shot import ModelKind, choose_model_kind
 from tuner.tasks.origin import Origin
-from tuner.tasks.predictor import Say, TaskPredictor, TaskResult, silent
+from tuner.tasks.predictor import Say, TaskPredictor, TaskResult, ignore
 
 if TYPE_CHECKING:
     from tuner.tasks.head.training import TaskProgress
@@ -47,11 +47,11 @@ def train(
     leakage: Leakage = "refuse",
     start: str | Path | None = None,
     replay: str | Path | None = None,
-    replay_share: float = REPLAYED,
+    replay_share: float = REPLAY_SHARE,
     into: str = "",
     project: Project | None = None,
-    say: Say = silent,
-    on_progress: Callable[[TaskProgress], None] = silent,
+    say: Say = ignore,
+    on_progress: Callable[[TaskProgress], None] = ignore,
     **settings: Any,
 ) -> TaskResult:
     """Train a task from a file, or a folder with a file for each split, and save it to a folder with its report.
@@ -69,7 +69,7 @@ def train(
     earlier = None if start is None else served_folder(find_task(project, str(start)))
     if earlier is not None and model is None:
         model = verify(earlier).base
-    way = way_of(task, model, project, say=say)
+    way = choose_model_kind(task, model, project, say=say)
     origin = Origin.of(
         project,
         data,
@@ -106,15 +106,17 @@ def fit_in_team(
     settings: Mapping[str, Any],
     *,
     kept: Mapping[str, Any] | None = None,
-    way: Way = "head",
+    way: ModelKind = "head",
     into: str = "",
 ) -> TaskResult:
     """The `fit` of a way in a team of threads of its own, which Ctrl-C ends behind a step.
 
     `kept` goes into `task.json`.
     """
-    start = None if origin.start is None else open_start(project.resolve(origin.start))
-    told = {"origin": origin.to_dict(), **({} if start is None else {"before": before(start.told)}), **(kept or {})}
+    from tuner.tasks.fit.request import FitRequest
+
+    start = None if origin.start is None else open_warm_start(project.resolve(origin.start))
+    told = {"origin": origin.to_dict(), **({} if start is None else {"before": before(start.metadata)}), **(kept or {})}
     stopped = threading.Event()
 
     def tell(progress: TaskProgress) -> None:
@@ -122,25 +124,38 @@ def fit_in_team(
             raise KeyboardInterrupt
         on_progress(progress)
 
+    request = FitRequest(
+        task=task,
+        splits=splits,
+        folder=folder,
+        project=project,
+        name=name,
+        model=model,
+        settings=settings,
+        columns=origin.read_columns(),
+        into=into,
+        metadata=told,
+        start=start,
+        say=say,
+        on_progress=tell,
+    )
+
     def work() -> TaskResult:
         if way == "generation":
-            from tuner.tasks.fit import language as generation
+            from tuner.tasks.fit.language import train_language_model
 
-            return generation.fit(
-                task, splits, model, folder, name, project, into, say, tell, settings, kept=told, start=start
-            )
-        from tuner.tasks.fit.head import fit
+            return train_language_model(request)
+        from tuner.tasks.fit.head import train_head
 
-        columns = origin.read_columns()
-        return fit(task, splits, model, folder, name, project, columns, say, tell, settings, kept=told, start=start)
+        return train_head(request)
 
-    made = in_own_team(work, on_interrupt=stopped.set)
+    made = run_in_thread(work, on_interrupt=stopped.set)
     give_back_memory()
     return made
 
 
 def load(
-    folder: str | Path, *, beside: TaskPredictor | None = None, project: Project | None = None, say: Say = silent
+    folder: str | Path, *, beside: TaskPredictor | None = None, project: Project | None = None, say: Say = ignore
 ) -> TaskPredictor:
     """A trained task from its folder, verified: of what was tuned on from it, the version that is served.
 
@@ -152,27 +167,27 @@ def load(
 
 
 def load_version(
-    folder: Path, *, beside: TaskPredictor | None = None, project: Project, say: Say = silent
+    folder: Path, *, beside: TaskPredictor | None = None, project: Project, say: Say = ignore
 ) -> TaskPredictor:
     """The very folder, verified. Raises AdapterError, WeightsError."""
     from tuner.tasks.artifact import open_folder
-    from tuner.tasks.fit.language import is_generation, open_generation
+    from tuner.tasks.fit.language_folder import is_generation, open_generation
 
     if is_generation(folder):
         other = None if beside is None else beside.generator
         return TaskPredictor(open_generation(folder, project, beside=other, say=say), folder)
-    model, _ = in_own_team(lambda: open_folder(folder, project.home.models))
+    model, _ = open_folder(folder, project.home.models)
     return TaskPredictor(model, folder)
 
 
-def read_splits(task: TaskName, origin: Origin, project: Project, say: Say = silent) -> Splits:
+def read_splits(task: TaskName, origin: Origin, project: Project, say: Say = ignore) -> Splits:
     """The examples of a training, in its three parts; the same files give the same parts. Raises DatasetError."""
     columns = origin.read_columns()
-    found = dict(read(task, project.resolve(origin.data), columns, say=say).splits)
+    found = dict(read_examples(task, project.resolve(origin.data), columns, say=say).splits)
     for name, path in (("test", origin.test), ("validation", origin.validation)):
         if path is not None:
             found[name] = read_file(task, project.resolve(path), columns, say=say)
-    splits = part(
+    splits = split_examples(
         found.get("train", []),
         found.get("validation", []),
         found.get("test", []),
@@ -181,8 +196,8 @@ def read_splits(task: TaskName, origin: Origin, project: Project, say: Say = sil
     )
     if origin.replay is None:
         return splits
-    older = read(task, project.resolve(origin.replay), columns, say=say).train
-    return replayed(splits, older, origin.replay_share, origin.seed)
+    older = read_examples(task, project.resolve(origin.replay), columns, say=say).train
+    return add_replay(splits, older, origin.replay_share, origin.seed)
 
 
 def _check_free(folder: Path) -> None:

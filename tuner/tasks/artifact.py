@@ -18,9 +18,9 @@ from agent.llm.weights.load import ModelFolder, encoder_weights
 from agent.registry.artifact import CARD, CONFIG, TASK, WEIGHTS, Manifest, seal, tensors_hash, verify
 from tuner.pipeline.candidate import code_version
 from tuner.tasks.head.classify import ClassifyTask
-from tuner.tasks.head.model import Encoder, TaskModel, load_encoder
+from tuner.tasks.head.model import LoadedEncoder, TaskModel, load_encoder
 from tuner.tasks.head.ngrams import NgramModel
-from tuner.tasks.head.tasks import Task, make_task
+from tuner.tasks.head.tasks import HeadTask, make_task
 from tuner.tasks.settings import ADAPTERS, TaskSettings
 
 VERSION = 1
@@ -117,13 +117,13 @@ def read_task(folder: Path) -> dict[str, Any]:
     return told
 
 
-def rebuilt(encoder: Encoder | None, told: Mapping[str, Any]) -> TaskModel | NgramModel:
+def rebuilt(encoder: LoadedEncoder | None, told: Mapping[str, Any]) -> TaskModel | NgramModel:
     """An untrained model of the shape that `task.json` tells of."""
     task = make_task(told["task"], told["labels"], told["options"])
     return untrained(encoder, task, TaskSettings(**told["settings"]))
 
 
-def untrained(encoder: Encoder | None, task: Task, settings: TaskSettings) -> TaskModel | NgramModel:
+def untrained(encoder: LoadedEncoder | None, task: HeadTask, settings: TaskSettings) -> TaskModel | NgramModel:
     """An untrained model; `encoder` is needed by all methods but `ngrams`."""
     if settings.method == "ngrams":
         assert isinstance(task, ClassifyTask)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tuner.evaluation.statistics import Interval, bootstrap_mean
-from tuner.tasks.data.schemes import OUTSIDE, chunks
+from tuner.tasks.data.schemes import OUTSIDE, find_chunks
 from tuner.tasks.data.words import is_unspaced
 
 RESAMPLES = 1000
@@ -39,7 +39,7 @@ class ClassRow:
 
 
 @dataclass(frozen=True)
-class Scores:
+class TaskScores:
     """What came of predictions that were held against labels."""
 
     main: str
@@ -60,7 +60,7 @@ class Scores:
 
 def single_label(
     gold: Sequence[str], said: Sequence[str], labels: Sequence[str], *, resamples: int = RESAMPLES
-) -> Scores:
+) -> TaskScores:
     """One label a text: accuracy decides."""
     right = tuple(float(one == other) for one, other in zip(gold, said, strict=True))
     rows = _report(gold, said, labels) if resamples else ()
@@ -68,12 +68,12 @@ def single_label(
         "accuracy": _mean(right, resamples),
         "macro_f1": bootstrap_counts(_class_counts(gold, said, labels), _macro, resamples),
     }
-    return Scores("accuracy", figures, rows, confusion=_confusion(gold, said), right=right)
+    return TaskScores("accuracy", figures, rows, confusion=_confusion(gold, said), right=right)
 
 
 def multi_label(
     gold: Sequence[Sequence[str]], said: Sequence[Sequence[str]], labels: Sequence[str], *, resamples: int = RESAMPLES
-) -> Scores:
+) -> TaskScores:
     """Any number of labels a text: micro F1 decides; `exact` is the share of texts with all labels right."""
     counts = _set_counts(gold, said, labels)
     right = tuple(float(set(one) == set(other)) for one, other in zip(gold, said, strict=True))
@@ -82,12 +82,12 @@ def multi_label(
         "macro_f1": bootstrap_counts(counts, _macro, resamples),
         "exact": _mean(right, resamples),
     }
-    return Scores("micro_f1", figures, _rows_of(counts, labels), right=right)
+    return TaskScores("micro_f1", figures, _rows_of(counts, labels), right=right)
 
 
-def entities(gold: Sequence[Sequence[str]], said: Sequence[Sequence[str]], *, resamples: int = RESAMPLES) -> Scores:
+def entities(gold: Sequence[Sequence[str]], said: Sequence[Sequence[str]], *, resamples: int = RESAMPLES) -> TaskScores:
     """IOB2 tags of sentences: F1 of whole entities decides, right only with both ends and the type."""
-    wanted, found = ([set(chunks(tags)) for tags in one] for one in (gold, said))
+    wanted, found = ([set(find_chunks(tags)) for tags in one] for one in (gold, said))
     kinds = sorted({kind for sets in (wanted, found) for one in sets for kind, _, _ in one})
     counts = np.zeros((len(gold), len(kinds), 3))
     for row, (right, told) in enumerate(zip(wanted, found, strict=True)):
@@ -112,10 +112,12 @@ def entities(gold: Sequence[Sequence[str]], said: Sequence[Sequence[str]], *, re
     }
     confusion = _confusion([_kind(tag) for tag in tags], [_kind(tag) for tag in said_tags])
     by_word = _report(tags, said_tags, by_tag) if resamples else ()
-    return Scores("entity_f1", figures, _rows_of(counts, kinds), by_word, confusion, whole)
+    return TaskScores("entity_f1", figures, _rows_of(counts, kinds), by_word, confusion, whole)
 
 
-def relations(gold: Sequence[str], said: Sequence[str], labels: Sequence[str], *, resamples: int = RESAMPLES) -> Scores:
+def relations(
+    gold: Sequence[str], said: Sequence[str], labels: Sequence[str], *, resamples: int = RESAMPLES
+) -> TaskScores:
     """Relations of entity pairs: the official macro F1 of SemEval-2010 task 8 decides.
 
     Both directions of a relation are one class, of which only those the right way round are right; the label that
@@ -139,10 +141,10 @@ def relations(gold: Sequence[str], said: Sequence[str], labels: Sequence[str], *
         "micro_f1": bootstrap_counts(counts, _micro, resamples),
         "accuracy": _mean(right, resamples),
     }
-    return Scores("macro_f1", figures, _rows_of(counts, kinds), confusion=_confusion(gold, said), right=right)
+    return TaskScores("macro_f1", figures, _rows_of(counts, kinds), confusion=_confusion(gold, said), right=right)
 
 
-def answers(gold: Sequence[Sequence[str]], said: Sequence[str], *, resamples: int = RESAMPLES) -> Scores:
+def answers(gold: Sequence[Sequence[str]], said: Sequence[str], *, resamples: int = RESAMPLES) -> TaskScores:
     """Answers as texts, "" for none: SQuAD's F1 decides, the best over those that count as right."""
     exact = [
         max(float(_plain(other) == _plain(one)) for one in wanted or ("",))
@@ -155,7 +157,7 @@ def answers(gold: Sequence[Sequence[str]], said: Sequence[str], *, resamples: in
         for name, chosen in parts.items():
             kept = [value for value, keep in zip(f1, chosen, strict=True) if keep]
             figures[f"f1_{name}"] = _mean(kept, resamples)
-    return Scores("f1", figures, right=tuple(f1))
+    return TaskScores("f1", figures, right=tuple(f1))
 
 
 def overlap(gold: str, said: str) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 from agent.config.project import Project
 from tuner.tasks.data.columns import Columns
 from tuner.tasks.data.splits import Leakage
-from tuner.tasks.fit.warm_start import REPLAYED
+from tuner.tasks.fit.warm_start import REPLAY_SHARE
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Origin:
     """The folder of the earlier training that this one goes on from."""
     replay: str | None = None
     """Older examples, of which a share is learnt again."""
-    replay_share: float = REPLAYED
+    replay_share: float = REPLAY_SHARE
 
     @staticmethod
     def of(
@@ -41,7 +41,7 @@ class Origin:
         seed: int = 0,
         start: Path | None = None,
         replay: str | Path | None = None,
-        replay_share: float = REPLAYED,
+        replay_share: float = REPLAY_SHARE,
     ) -> Origin:
         """As a training is told. What says nothing of columns is left out."""
         named = {name: value for name, value in asdict(columns or Columns()).items() if value}

@@ -10,7 +10,7 @@ from tuner.tasks.data.records import Span
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelPrediction:
     """Labels of a text or of a pair of entities."""
 
     labels: tuple[str, ...]
@@ -34,7 +34,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Entities:
+class EntityPrediction:
     """Stretches of a text, in its own characters."""
 
     text: str
@@ -55,7 +55,7 @@ class Entities:
 
 
 @dataclass(frozen=True)
-class Found:
+class AnswerPrediction:
     """A stretch of the context, or none."""
 
     text: str
@@ -70,7 +70,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Alike:
+class SimilarityPrediction:
     """How alike two texts are."""
 
     score: float
@@ -83,7 +83,7 @@ class Alike:
 
 
 @dataclass(frozen=True)
-class Said:
+class TextPrediction:
     """A text that a language model wrote."""
 
     text: str
@@ -94,4 +94,4 @@ class Said:
         return {"said": self.text, "score": round(self.score, 4)}
 
 
-Prediction = Labelled | Entities | Found | Alike | Said
+Prediction = LabelPrediction | EntityPrediction | AnswerPrediction | SimilarityPrediction | TextPrediction

@@ -9,26 +9,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.errors import DatasetError
-from agent.util.threads import in_own_team
 from tuner.tasks.data.columns import Columns
-from tuner.tasks.data.marked import related
-from tuner.tasks.data.readers import read, read_file
+from tuner.tasks.data.marked import parse_marked_text
+from tuner.tasks.data.readers import read_examples, read_file
 from tuner.tasks.data.records import (
-    Asked,
-    Classified,
-    Conversed,
-    Example,
-    Related,
-    Similar,
-    Tagged,
+    AnswerExample,
+    ChatTurn,
+    ClassifyExample,
+    ConverseExample,
+    EmbedExample,
+    RelateExample,
+    TagExample,
+    TaskExample,
     TaskName,
-    Turn,
-    Written,
+    WriteExample,
 )
 from tuner.tasks.data.words import split_words
 from tuner.tasks.head.ngrams import NgramModel
 from tuner.tasks.language.generation import Generator
-from tuner.tasks.metrics import Scores
+from tuner.tasks.metrics import TaskScores
 from tuner.tasks.predictions import Prediction
 
 if TYPE_CHECKING:
@@ -36,11 +35,11 @@ if TYPE_CHECKING:
     from tuner.tasks.head.training import TrainedTask
 
 Say = Callable[[str], None]
-Text = str | tuple[str, str] | Example
+Text = str | tuple[str, str] | TaskExample
 """A text, a pair of texts (for `answer` question and context), or a record without labels."""
 
 
-def silent(_: object) -> None:
+def ignore(_: object) -> None:
     """Tells nobody."""
 
 
@@ -68,13 +67,13 @@ class TaskPredictor:
     def predict(self, texts: Sequence[Text]) -> list[Prediction]:
         """A prediction for each text. For `relate` a text has `<e1>…</e1>` and `<e2>…</e2>`; raises DatasetError."""
         examples = [as_example(self.task, one) for one in texts]
-        return in_own_team(lambda: predict_with(self._model, examples)) if examples else []
+        return predict_with(self._model, examples) if examples else []
 
-    def evaluate(self, examples: Sequence[Example]) -> Scores:
+    def evaluate(self, examples: Sequence[TaskExample]) -> TaskScores:
         """Held against the labels of examples, which may not be empty."""
         if not examples:
             raise DatasetError("there are no examples to measure with")
-        return in_own_team(lambda: self._model.task.measure(examples, predict_with(self._model, examples)))
+        return self._model.task.measure(examples, predict_with(self._model, examples))
 
     def evaluate_file(
         self,
@@ -83,19 +82,19 @@ class TaskPredictor:
         *,
         most: int | None = None,
         seed: int = 0,
-        say: Say = silent,
-    ) -> Scores:
+        say: Say = ignore,
+    ) -> TaskScores:
         """Held against a file, or the test part of a folder; against `most` of it, drawn by seed."""
         path = Path(path)
         if path.is_dir():
-            splits = read(self.task, path, columns, say=say).splits
+            splits = read_examples(self.task, path, columns, say=say).splits
             if "test" not in splits:
                 raise DatasetError(f"{path} has the parts {', '.join(splits)}; expected one called test")
-            return self.evaluate(drawn(splits["test"], most, seed))
-        return self.evaluate(drawn(read_file(self.task, path, columns, say=say), most, seed))
+            return self.evaluate(draw_examples(splits["test"], most, seed))
+        return self.evaluate(draw_examples(read_file(self.task, path, columns, say=say), most, seed))
 
 
-def drawn(examples: Sequence[Example], most: int | None, seed: int) -> Sequence[Example]:
+def draw_examples(examples: Sequence[TaskExample], most: int | None, seed: int) -> Sequence[TaskExample]:
     """All examples, or `most` of them by seed. Raises DatasetError for a number below 1."""
     if most is None or most >= len(examples):
         return examples
@@ -110,9 +109,9 @@ class TaskResult:
 
     predictor: TaskPredictor
     folder: Path
-    before: Scores
+    before: TaskScores
     """On the test, with the head as it was made."""
-    scores: Scores
+    scores: TaskScores
     """On the test, after training."""
     trained: TrainedTask
     notes: tuple[str, ...]
@@ -123,15 +122,18 @@ def predict_with(model: TaskModel | NgramModel | Generator, examples: Sequence[A
     """What a model says of examples, in their order."""
     if isinstance(model, Generator | NgramModel):
         return model.predict(examples)
-    from tuner.tasks.head.model import score
+    from tuner.tasks.head.model import score_windows
 
     windows = model.task.windows(examples, model.tokenizer, model.settings.max_tokens)
-    return model.task.predict(examples, windows, score(model, windows))
+    return model.task.predict(examples, windows, score_windows(model, windows))
 
 
-def as_example(task: TaskName, text: Text) -> Example:
+def as_example(task: TaskName, text: Text) -> TaskExample:
     """A text as the task's record without labels. Raises DatasetError for what is not of the task."""
-    if isinstance(text, Classified | Tagged | Related | Asked | Similar | Written | Conversed):
+    if isinstance(
+        text,
+        ClassifyExample | TagExample | RelateExample | AnswerExample | EmbedExample | WriteExample | ConverseExample,
+    ):
         return text
     first, second = text if isinstance(text, tuple) else (text, None)
     if not first.strip():
@@ -139,22 +141,22 @@ def as_example(task: TaskName, text: Text) -> Example:
     if task == "answer":
         if second is None:
             raise DatasetError("a question needs its context; give both, the question first")
-        return Asked(first, second)
+        return AnswerExample(first, second)
     if task == "classify":
-        return Classified(first, pair=second)
+        return ClassifyExample(first, pair=second)
     if task == "embed":
         if second is None or not second.strip():
             raise DatasetError("how alike is asked of two texts; give both (--pair)")
-        return Similar(first, second)
+        return EmbedExample(first, second)
     if second is not None:
         raise DatasetError(f"task {task} reads one text; two were given")
     if task in ("translate", "summarise"):
-        return Written(first)
+        return WriteExample(first)
     if task == "converse":
-        return Conversed((Turn("customer", first),))
+        return ConverseExample((ChatTurn("customer", first),))
     if task == "tag":
-        return Tagged(first, split_words(first))
+        return TagExample(first, split_words(first))
     try:
-        return related(first, "")
+        return parse_marked_text(first, "")
     except ValueError as fault:
         raise DatasetError(f"{fault}; mark them in the text: the <e1>engine</e1> of the <e2>car</e2>") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,13 +9,30 @@ from typing import TYPE_CHECKING, Any
 
 from tuner.evaluation.statistics import Interval
 from tuner.reports.gate_report import markdown_table, with_interval
-from tuner.reports.html import Table, html_table, page, short
-from tuner.reports.tuning_report import curves_svg
-from tuner.tasks.data.records import Asked, Classified, Conversed, Example, Related, Similar, Tagged, Written, shown
-from tuner.tasks.data.words import spans_of
+from tuner.reports.html import Table, report_page, short
+from tuner.reports.plots import line_chart
+from tuner.tasks.data.records import (
+    AnswerExample,
+    ClassifyExample,
+    ConverseExample,
+    EmbedExample,
+    RelateExample,
+    TagExample,
+    TaskExample,
+    WriteExample,
+    display_text,
+)
+from tuner.tasks.data.words import spans_from_tags
 from tuner.tasks.head.training import TrainedTask
-from tuner.tasks.metrics import ClassRow, Scores
-from tuner.tasks.predictions import Alike, Entities, Found, Labelled, Prediction, Said
+from tuner.tasks.metrics import ClassRow, TaskScores
+from tuner.tasks.predictions import (
+    AnswerPrediction,
+    EntityPrediction,
+    LabelPrediction,
+    Prediction,
+    SimilarityPrediction,
+    TextPrediction,
+)
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -27,7 +43,7 @@ CONFUSED = 25
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TaskOutcome:
     """What a training came to, for page and card."""
 
     task: str
@@ -38,10 +54,10 @@ class Outcome:
     settings: DataclassInstance
     """`TaskSettings`, or those of a language model."""
     trained: TrainedTask
-    before: Scores
+    before: TaskScores
     """On the test, with the head as it was made."""
-    after: Scores
-    examples: Sequence[Example]
+    after: TaskScores
+    examples: Sequence[TaskExample]
     """Of the test."""
     predictions: Sequence[Prediction]
     what: str = "A head for the task"
@@ -53,16 +69,18 @@ class Outcome:
         return str(asdict(self.settings)["method"])
 
 
-def told(interval: Interval) -> str:
+def format_interval(interval: Interval) -> str:
     """A share with its interval."""
     return with_interval(interval.mean, interval.low, interval.high)
 
 
-def write_page(outcome: Outcome) -> str:
+def write_page(outcome: TaskOutcome) -> str:
     """`report.html`: one page that needs nothing else."""
     before, after = outcome.before, outcome.after
     rows = [
-        (name, told(before.figures[name]), told(one)) for name, one in after.figures.items() if name in before.figures
+        (name, format_interval(before.figures[name]), format_interval(one))
+        for name, one in after.figures.items()
+        if name in before.figures
     ]
     tables = [
         Table("Figures on the test set", ("", "before training", "after"), tuple(rows)),
@@ -76,14 +94,14 @@ def write_page(outcome: Outcome) -> str:
         ),
         Table("Training", ("", ""), tuple(_facts(outcome).items())),
     ]
-    title = f"Task {outcome.task} on {outcome.base}"
-    body = f"<h1>{html.escape(title)}</h1>\n<h2>Learning curves</h2>"
-    body += curves_svg({"loss": outcome.trained.curve})
-    body += curves_svg({f"validation {outcome.watched or after.main}": outcome.trained.validation_curve})
-    return page(title, body + "".join(map(html_table, tables)))
+    curves = [
+        {"loss": outcome.trained.curve},
+        {f"validation {outcome.watched or after.main}": outcome.trained.validation_curve},
+    ]
+    return report_page(f"Task {outcome.task} on {outcome.base}", tables, charts=[line_chart(one) for one in curves])
 
 
-def write_figures(outcome: Outcome) -> str:
+def write_figures(outcome: TaskOutcome) -> str:
     """`metrics.json`: all figures with their intervals."""
     trained = asdict(outcome.trained)
     data = {
@@ -96,7 +114,7 @@ def write_figures(outcome: Outcome) -> str:
     return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
 
-def as_data(scores: Scores) -> dict[str, Any]:
+def as_data(scores: TaskScores) -> dict[str, Any]:
     """Scores as JSON, without those of single examples."""
     return {
         "main": scores.main,
@@ -107,9 +125,11 @@ def as_data(scores: Scores) -> dict[str, Any]:
     }
 
 
-def text_report(scores: Scores) -> str:
+def text_report(scores: TaskScores) -> str:
     """Figures, and reports by class and tag in scikit-learn's form, for a terminal."""
-    parts = [markdown_table(("figure", "value"), [(name, told(one)) for name, one in scores.figures.items()])]
+    parts = [
+        markdown_table(("figure", "value"), [(name, format_interval(one)) for name, one in scores.figures.items()])
+    ]
     parts += [classification_text(rows) for rows in (scores.classes, scores.tokens) if rows]
     return "\n\n".join(parts)
 
@@ -123,10 +143,10 @@ def classification_text(rows: Sequence[ClassRow]) -> str:
     return "\n".join(lines)
 
 
-def card(id: str, outcome: Outcome) -> str:
+def card(id: str, outcome: TaskOutcome) -> str:
     """The model card, Markdown with front matter."""
     counts = outcome.counts
-    figures = [(name, told(one)) for name, one in outcome.after.figures.items()]
+    figures = [(name, format_interval(one)) for name, one in outcome.after.figures.items()]
     notes = "\n".join(f"- {note}" for note in outcome.notes) or "- nothing"
     return f"""---
 base_model: {outcome.base}
@@ -156,7 +176,7 @@ probabilities were not calibrated. Look at the worst examples in `report/` befor
 """
 
 
-def _facts(outcome: Outcome) -> dict[str, str]:
+def _facts(outcome: TaskOutcome) -> dict[str, str]:
     trained = outcome.trained
     return {
         **{f"examples, {name}": str(count) for name, count in outcome.counts.items()},
@@ -177,7 +197,7 @@ def _class_table(title: str, rows: Sequence[ClassRow]) -> Table:
     return Table(title, ("", "precision", "recall", "F1", "examples"), cells)
 
 
-def _confusion_table(scores: Scores) -> Table:
+def _confusion_table(scores: TaskScores) -> Table:
     names = sorted({*scores.confusion, *(other for row in scores.confusion.values() for other in row)})
     if len(names) <= CONFUSED:
         rows = tuple((name, *(str(scores.confusion.get(name, {}).get(other, 0)) for other in names)) for name in names)
@@ -193,13 +213,13 @@ def _confusion_table(scores: Scores) -> Table:
     )
 
 
-def _worst_table(outcome: Outcome) -> Table:
+def _worst_table(outcome: TaskOutcome) -> Table:
     """The wrong ones it was surest of."""
     wrong = [at for at, right in enumerate(outcome.after.right) if right < 1]
     wrong.sort(key=lambda at: (outcome.after.right[at], -outcome.predictions[at].score))
     rows = tuple(
         (
-            short(shown(outcome.examples[at]), 240),
+            short(display_text(outcome.examples[at]), 240),
             short(_wanted(outcome.examples[at])),
             short(_said(outcome.predictions[at])),
             f"{outcome.predictions[at].score:.2f}",
@@ -210,33 +230,33 @@ def _worst_table(outcome: Outcome) -> Table:
     return Table(title, ("text", "right", "predicted", "score"), rows)
 
 
-def _wanted(example: Example) -> str:
+def _wanted(example: TaskExample) -> str:
     match example:
-        case Classified(labels=labels):
+        case ClassifyExample(labels=labels):
             return ", ".join(labels)
-        case Related(label=label):
+        case RelateExample(label=label):
             return label
-        case Tagged():
-            return _spans_text(example.text, spans_of(example.offsets, example.tags))
-        case Asked(answers=answers):
+        case TagExample():
+            return _spans_text(example.text, spans_from_tags(example.offsets, example.tags))
+        case AnswerExample(answers=answers):
             return " / ".join(one.text for one in answers) or "(none)"
-        case Similar(score=score):
+        case EmbedExample(score=score):
             return "(together)" if score is None else f"{score:g}"
-        case Written(target=text) | Conversed(answer=text):
+        case WriteExample(target=text) | ConverseExample(answer=text):
             return text
 
 
 def _said(prediction: Prediction) -> str:
     match prediction:
-        case Labelled(labels=labels):
+        case LabelPrediction(labels=labels):
             return ", ".join(labels)
-        case Entities():
+        case EntityPrediction():
             return _spans_text(prediction.text, prediction.spans)
-        case Found(text=text):
+        case AnswerPrediction(text=text):
             return text or "(none)"
-        case Alike(score=score, rank=rank):
+        case SimilarityPrediction(score=score, rank=rank):
             return f"{score:.2f}{f', place {rank}' if rank else ''}"
-        case Said(text=text):
+        case TextPrediction(text=text):
             return text
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from agent.config.settings import TUNING_METHODS
+from agent.config.methods import TUNING_METHODS
 from agent.errors import DatasetError
 from tuner.tasks.data.records import TaskName
 
@@ -71,7 +71,7 @@ class TaskSettings:
     negatives: int = 2
     """Windows without the answer that each question brings, at most."""
     precision: str = "auto"
-    """Of the products of training: "float32", "mixed" (see `agent.llm.weights.precision`), or "auto", the faster here."""
+    """Of training: "float32", "mixed" (see `agent.llm.weights.precision`), or "auto", the faster on this machine."""
     r: int = 16
     alpha: int = 32
     rate_ratio: float = 16.0

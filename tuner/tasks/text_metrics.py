@@ -13,35 +13,35 @@ import numpy as np
 
 from agent.errors import DatasetError
 from tuner.evaluation.statistics import Interval, bootstrap_mean
-from tuner.tasks.data.languages import language_of
+from tuner.tasks.data.languages import detect_language
 from tuner.tasks.data.words import is_unspaced, split_words
-from tuner.tasks.metrics import RESAMPLES, Scores
+from tuner.tasks.metrics import RESAMPLES, TaskScores
 
 TOKENIZERS = {"Chinese": "zh", "Japanese": "char", "Thai": "char"}
 ROUGE = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}
 
 
-def translations(gold: Sequence[str], said: Sequence[str], *, resamples: int = RESAMPLES) -> Scores:
+def translations(gold: Sequence[str], said: Sequence[str], *, resamples: int = RESAMPLES) -> TaskScores:
     """Translations against one reference each: chrF of the whole decides, BLEU stands beside it."""
     corpus, right = corpus_figures(gold, said, resamples)
-    return Scores("chrf", corpus, right=right)
+    return TaskScores("chrf", corpus, right=right)
 
 
-def summaries(gold: Sequence[str], said: Sequence[str], *, resamples: int = RESAMPLES) -> Scores:
+def summaries(gold: Sequence[str], said: Sequence[str], *, resamples: int = RESAMPLES) -> TaskScores:
     """Summaries against one reference each: the mean F1 of ROUGE-L decides."""
     by_name = rouge(gold, said)
     figures = {name: _mean(values, resamples) for name, values in by_name.items()}
-    return Scores("rouge_l", figures, right=tuple(by_name["rouge_l"]))
+    return TaskScores("rouge_l", figures, right=tuple(by_name["rouge_l"]))
 
 
-def replies(gold: Sequence[str], said: Sequence[str], *, resamples: int = RESAMPLES) -> Scores:
+def replies(gold: Sequence[str], said: Sequence[str], *, resamples: int = RESAMPLES) -> TaskScores:
     """Answers to customers against the best one each: ROUGE-L decides, chrF and BLEU stand beside it.
 
     A good answer in other words scores low: these figures compare two models, they do not say how good one is.
     """
     by_name = rouge(gold, said)
     figures = {"rouge_l": _mean(by_name["rouge_l"], resamples), **corpus_figures(gold, said, resamples)[0]}
-    return Scores("rouge_l", figures, right=tuple(by_name["rouge_l"]))
+    return TaskScores("rouge_l", figures, right=tuple(by_name["rouge_l"]))
 
 
 def corpus_figures(
@@ -49,7 +49,7 @@ def corpus_figures(
 ) -> tuple[dict[str, Interval], tuple[float, ...]]:
     """chrF and BLEU of a whole, and chrF of each example."""
     metrics = _sacrebleu()
-    tokenizer = TOKENIZERS.get(language_of(gold), "13a")
+    tokenizer = TOKENIZERS.get(detect_language(gold), "13a")
     chrf, bleu = metrics.CHRF(), metrics.BLEU(tokenize=tokenizer)
     each = tuple(chrf.sentence_score(other, [one]).score / 100 for one, other in zip(gold, said, strict=True))
     return {"chrf": _corpus(chrf, gold, said, resamples), "bleu": _corpus(bleu, gold, said, resamples)}, each
@@ -58,7 +58,7 @@ def corpus_figures(
 def rouge(gold: Sequence[str], said: Sequence[str]) -> dict[str, list[float]]:
     """F1 of ROUGE-1, -2 and -L of each example, words stemmed as the library does."""
     scorer = _rouge()
-    has_unspaced = language_of(gold) in TOKENIZERS
+    has_unspaced = detect_language(gold) in TOKENIZERS
     made = scorer.RougeScorer(list(ROUGE), use_stemmer=True, tokenizer=Characters() if has_unspaced else None)
     scores = [made.score(one, other) for one, other in zip(gold, said, strict=True)]
     return {name: [float(one[kind].fmeasure) for one in scores] for kind, name in ROUGE.items()}

@@ -1,7 +1,7 @@
-"""Where only upper layers are tuned, what the layers below make of each token is computed once, and kept on disk.
+"""Caches the activations below the tuned layers on disk, so that they are computed once and not in every epoch.
 
-A token is known by its path: all ids from the first to its own. So what is kept serves every epoch, however the
-examples are packed in it. What does not fit stays on the way through all layers.
+A token is identified by its path: all ids from the first to its own. So the cache serves every epoch, however the
+examples are packed in it. Tokens that do not fit are computed through all layers.
 """
 
 from __future__ import annotations
@@ -15,78 +15,83 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tuner.tree.attention import NOTHING, KeysAndValues, TreeLayout
-from tuner.tree.loss import joined, loss_of, products_in
+from tuner.tree.loss import join_prefixes, loss_of, products_in
 from tuner.tree.packing import Pack
 
 if TYPE_CHECKING:
     import torch
 
 _Nodes = dict[tuple[int, int], int]
-"""The place of a token by that of the token before it (-1 before the first) and its id."""
+"""The place of a token, by the place of the token before it (-1 for none) and its id."""
 
 
 class FrozenLayers:
-    """A model whose lowest layers never change; called as the model itself."""
+    """A model with cached lower layers; called like the model itself."""
 
     def __init__(self, model: Any, layers: int) -> None:
-        """`layers` are those at the bottom that nothing is trained in."""
+        """Wrap a model.
+
+        Args:
+            model: The model that is trained.
+            layers: Number of layers at the bottom without trained parameters.
+        """
         self.config = model.config
         self.device = model.device
         self._model = model
         self._layers = layers
         self._nodes: _Nodes = {}
         self._kept: torch.Tensor | None = None
-        """[nodes, d] what enters the first tuned layer."""
+        """[nodes, d] inputs of the first tuned layer."""
 
     def get_input_embeddings(self) -> Any:
         return self._model.get_input_embeddings()
 
     def __call__(self, *, layout: TreeLayout, input_ids: torch.Tensor | None = None, **given: Any) -> Any:
-        kept = None if input_ids is None else self._found(layout)
-        if kept is None:
+        cached = None if input_ids is None else self._cached(layout)
+        if cached is None:
             plain = {} if input_ids is None else {"input_ids": input_ids}
             return self._model(**plain, layout=layout, **given)
         with self._only(slice(self._layers, None)):
-            return self._model(inputs_embeds=kept[None], layout=layout, **given)
+            return self._model(inputs_embeds=cached[None], layout=layout, **given)
 
     def fill(self, packs: Sequence[Pack], precision: str, most_bytes: int, say: Callable[[str], None]) -> None:
-        """Read these packs through the lower layers and keep what comes out, `most_bytes` of it at most.
+        """Compute the lower layers of these packs and store up to `most_bytes` of their outputs.
 
-        Says so where nothing can be kept: no room on the disk, or a model whose layers cannot be run apart.
+        Stores nothing, with a message, where the disk is full or the model's layers cannot be run separately.
         """
         import torch
 
         width = self.config.get_text_config().hidden_size
         dtype = self.get_input_embeddings().weight.dtype
-        chosen = self._number(packs, most_bytes // (width * dtype.itemsize))
-        if not chosen:
+        numbered = self._number(packs, most_bytes // (width * dtype.itemsize))
+        if not numbered:
             return
         say(f"reading {len(self._nodes)} tokens through the {self._layers} layers that are not tuned, once")
         try:
             self._kept = _on_disk(len(self._nodes), width, dtype)
             with torch.no_grad(), products_in(precision, self.device.type):
-                for pack in chosen:
+                for pack in numbered:
                     self._read(pack, NOTHING)
-                whole, parts = (float(loss_of(model, chosen[0])) for model in (self._model, self))
+                whole, parts = (float(loss_of(model, numbered[0])) for model in (self._model, self))
             if not np.isclose(whole, parts, rtol=1e-4 if precision == "float32" else 1e-2):
-                raise ValueError(f"the loss is {whole:.4f} in one pass and {parts:.4f} from what was kept")
-        except (OSError, ValueError, TypeError, AttributeError) as fault:
-            say(f"the layers that are not tuned are computed in every epoch, which is slower: {fault}")
+                raise ValueError(f"the loss is {whole:.4f} in one pass and {parts:.4f} from the cache")
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            say(f"the layers that are not tuned are computed in every epoch, which is slower: {error}")
             self._nodes, self._kept = {}, None
 
     def _number(self, packs: Sequence[Pack], most: int) -> list[Pack]:
-        """Give every token of the packs a place, while there are places; returns the packs that got theirs."""
-        chosen = []
+        """Give every token a place while there are places; returns the packs that got theirs."""
+        numbered = []
         for pack in packs:
             if len(self._nodes) + sum(map(len, pack.all())) > most:
                 break
-            for one in pack.all():
-                self._places(one, lambda key: self._nodes.setdefault(key, len(self._nodes)))
-            chosen.append(pack)
-        return chosen
+            for node in pack.all():
+                self._places(node, lambda key: self._nodes.setdefault(key, len(self._nodes)))
+            numbered.append(pack)
+        return numbered
 
     def _read(self, pack: Pack, before: KeysAndValues) -> None:
-        """Through the lower layers alone, branches too."""
+        """Compute the lower layers of a pack and its branches."""
         import torch
 
         layout = TreeLayout(
@@ -94,9 +99,9 @@ class FrozenLayers:
         )
         ids = torch.from_numpy(pack.ids).to(self.device)[None]
         nothing = torch.zeros(0, dtype=torch.long, device=self.device)
-        made = []
+        outputs = []
         with self._only(slice(0, self._layers)) as layers:
-            hook = layers[-1].register_forward_hook(lambda _, __, out: made.append(out))
+            hook = layers[-1].register_forward_hook(lambda _, __, out: outputs.append(out))
             try:
                 self._model(
                     input_ids=ids,
@@ -107,53 +112,53 @@ class FrozenLayers:
                 )
             finally:
                 hook.remove()
-        (out,) = made
+        (out,) = outputs
         hidden = out[0] if isinstance(out, tuple) else out
         places = self._places(pack, self._nodes.get)
         assert places is not None
         assert self._kept is not None
         self._kept[torch.tensor(places)] = hidden[0].to(self._kept)
-        behind = joined(before, layout.kept)
+        prefix = join_prefixes(before, layout.kept)
         for branch in pack.branches:
-            self._read(branch, behind)
+            self._read(branch, prefix)
 
-    def _found(self, layout: TreeLayout) -> torch.Tensor | None:
-        """What was kept of a pack's tokens [T, d]; None where a part of its tree is not kept."""
+    def _cached(self, layout: TreeLayout) -> torch.Tensor | None:
+        """Return the cached rows of a pack's tokens [T, d]; None where a part of its tree is not cached."""
         import torch
 
         if self._kept is None:
             return None
-        places, *behind = (self._places(one, self._nodes.get) for one in layout.pack.all())
-        if places is None or None in behind:
+        places, *branches = (self._places(node, self._nodes.get) for node in layout.pack.all())
+        if places is None or None in branches:
             return None
         return self._kept[torch.tensor(places)].to(self.device)
 
     @staticmethod
     def _places(pack: Pack, find: Callable[[tuple[int, int]], int | None]) -> list[int] | None:
-        """The places of a pack's tokens, one by one along their paths."""
+        """Return the places of a pack's tokens; None where a token has none."""
         before = -1
-        for token in pack.behind:
-            found = find((before, token))
-            if found is None:
+        for token in pack.prefix:
+            place = find((before, token))
+            if place is None:
                 return None
-            before = found
+            before = place
         places: list[int] = []
         for token, parent in zip(pack.ids.tolist(), pack.parents.tolist(), strict=True):
-            found = find((places[parent] if parent >= 0 else before, token))
-            if found is None:
+            place = find((places[parent] if parent >= 0 else before, token))
+            if place is None:
                 return None
-            places.append(found)
+            places.append(place)
         return places
 
     @contextmanager
-    def _only(self, chosen: slice) -> Iterator[Any]:
-        """Leave the model these of its layers for a while."""
+    def _only(self, selected: slice) -> Iterator[Any]:
+        """Reduce the model to some of its layers for a while."""
         import torch
 
         base = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
         decoder = base.get_decoder()
         layers = decoder.layers
-        decoder.layers = torch.nn.ModuleList(layers[chosen])
+        decoder.layers = torch.nn.ModuleList(layers[selected])
         try:
             yield decoder.layers
         finally:
@@ -161,11 +166,11 @@ class FrozenLayers:
 
 
 def _on_disk(rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
-    """[rows, width] in a file that goes with the process. Raises OSError where the disk has no room for it."""
+    """Return a tensor [rows, width] in a temporary file. Raises OSError where the disk is full."""
     import torch
 
     size = rows * width * dtype.itemsize
     with tempfile.TemporaryFile() as file:  # The map keeps it.
         os.posix_fallocate(file.fileno(), 0, size)
-        held = np.memmap(file, dtype=np.uint8, mode="r+", shape=(rows, width * dtype.itemsize))
-    return torch.from_numpy(held).view(dtype)
+        memory = np.memmap(file, dtype=np.uint8, mode="r+", shape=(rows, width * dtype.itemsize))
+    return torch.from_numpy(memory).view(dtype)

@@ -1,7 +1,7 @@
-"""Checkpoints of a training: staged, hashed, renamed, so that one is whole or is not there.
+"""Checkpoints of a training, written atomically.
 
 A checkpoint is a folder `step-000012` with `state.safetensors` and, written last, `checkpoint.json`: the counters and
-the SHA-256 of the tensors. The newest whole one is read; the one before it stays until there are two newer ones.
+the SHA-256 of the tensors. The newest complete one is read; the two newest are kept.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _COUNTERS = "checkpoint.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a training stood."""
+    """The saved state of a training."""
 
     tensors: Mapping[str, torch.Tensor]
     counters: Mapping[str, Any]
@@ -41,9 +41,10 @@ class Checkpoints:
         self._folder = folder
 
     def save(self, step: int, tensors: Mapping[str, torch.Tensor], counters: Mapping[str, Any]) -> None:
-        """Write a checkpoint and drop all others but the one before. Raises TuningError when it cannot be written.
+        """Write a checkpoint and delete all others but the previous one.
 
-        Nothing of a checkpoint that could not be written is left, and the one before stays.
+        Raises:
+            TuningError: It cannot be written. Nothing of it is left, and the previous one stays.
         """
         from safetensors.torch import save_file
 
@@ -53,32 +54,32 @@ class Checkpoints:
             shutil.rmtree(staged, ignore_errors=True)
             staged.mkdir(parents=True)
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staged / _TENSORS)
-            written = {"counters": dict(counters), "sha256": sha256_file(staged / _TENSORS)}
-            (staged / _COUNTERS).write_text(json.dumps(written), encoding="utf-8")
+            summary = {"counters": dict(counters), "sha256": sha256_file(staged / _TENSORS)}
+            (staged / _COUNTERS).write_text(json.dumps(summary), encoding="utf-8")
             for path in (staged / _TENSORS, staged / _COUNTERS, staged):
                 sync(path)
             shutil.rmtree(target, ignore_errors=True)
             staged.rename(target)
             sync(self._folder)
-        except Exception as fault:
-            # safetensors has an error of its own for what the system refuses.
+        except Exception as error:
+            # safetensors raises an error of its own for system errors.
             shutil.rmtree(staged, ignore_errors=True)
             raise TuningError(
-                f"the checkpoint of step {step} could not be written to {self._folder} ({fault}); make room, and go on "
-                "with `ratchet tune --resume`"
-            ) from fault
+                f"the checkpoint of step {step} could not be written to {self._folder} ({error}); make room, and "
+                "continue with `ratchet tune --resume`"
+            ) from error
         for older in self._all()[:-2]:
             shutil.rmtree(older, ignore_errors=True)
 
     def newest(self) -> Checkpoint | None:
-        """The newest that is whole; what is broken is passed over."""
+        """Return the newest complete checkpoint; damaged ones are skipped."""
         from safetensors.torch import load_file
 
         for folder in reversed(self._all()):
             try:
-                written = json.loads((folder / _COUNTERS).read_text(encoding="utf-8"))
-                if written["sha256"] == sha256_file(folder / _TENSORS):
-                    return Checkpoint(load_file(folder / _TENSORS), written["counters"])
+                summary = json.loads((folder / _COUNTERS).read_text(encoding="utf-8"))
+                if summary["sha256"] == sha256_file(folder / _TENSORS):
+                    return Checkpoint(load_file(folder / _TENSORS), summary["counters"])
             except (OSError, ValueError, KeyError):
                 continue
         return None

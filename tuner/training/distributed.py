@@ -1,7 +1,7 @@
-"""Several processes train one adapter: each takes a share of every step's examples, and gradients are added up.
+"""Several processes train one adapter: each reads a share of every step's examples, and gradients are summed.
 
-Started by `torchrun --nproc-per-node N -m agent.cli.main tune` or `accelerate launch`: the first process runs the tuning,
-the others follow it. Alone, everything here does nothing. What passes between processes is numbers and JSON.
+Started by `torchrun --nproc-per-node N -m agent.cli.main tune` or `accelerate launch`: the first process runs the
+tuning, the others follow it. In a single process everything here does nothing. Processes exchange numbers and JSON.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """Join the other processes that the launcher started, if it did."""
+def join_processes() -> Iterator[None]:
+    """Join the other processes that a launcher started, if there are any."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return
@@ -34,7 +34,7 @@ def together() -> Iterator[None]:
 
 
 def world() -> int:
-    """How many processes train together."""
+    """Return how many processes train together."""
     import torch
 
     joined = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -42,20 +42,20 @@ def world() -> int:
 
 
 def rank() -> int:
-    """Which of them this is; 0 writes and decides."""
+    """Return the number of this process; 0 writes and decides."""
     import torch
 
     return int(torch.distributed.get_rank()) if world() > 1 else 0
 
 
 def own_share(batch: Batch) -> Batch:
-    """This process's examples: neighbours in the tree, so that they share what they can. May be none."""
-    count, of, place = len(batch.rows), world(), rank()
-    return Batch(batch.rows[place * count // of : (place + 1) * count // of])
+    """Return this process's examples: neighbours in the tree, which share prefixes. May be empty."""
+    count, processes, place = len(batch.rows), world(), rank()
+    return Batch(batch.rows[place * count // processes : (place + 1) * count // processes])
 
 
-def add_up(parameters: Sequence[torch.nn.Parameter], *numbers: float) -> tuple[float, ...]:
-    """Add the gradients of all processes, in each; returns the sums of the numbers."""
+def sum_gradients(parameters: Sequence[torch.nn.Parameter], *numbers: float) -> tuple[float, ...]:
+    """Sum the gradients of all processes, in each of them; returns the sums of the numbers."""
     import torch
 
     if world() == 1:
@@ -69,8 +69,8 @@ def add_up(parameters: Sequence[torch.nn.Parameter], *numbers: float) -> tuple[f
     return tuple(totals.tolist())
 
 
-def tell(message: Any) -> Any:
-    """What the first process says, as JSON; the others get it whatever they pass."""
+def broadcast(message: Any) -> Any:
+    """Return the message of the first process, sent as JSON; what the others pass is ignored."""
     import torch
 
     if world() == 1:

@@ -1,4 +1,4 @@
-"""How many tokens a pack may have: what training keeps of each token, against the memory that is free."""
+"""Estimates how many tokens a pack may have, from the memory that training needs for a token and the free memory."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ import resource
 from typing import Any
 
 FEWEST, MOST = 512, 2048
-"""Below, passes are too short to be fast; above, they are not faster any more."""
+"""Below, passes are too short to be fast; above, they are no faster."""
 SHARE = 0.5
-"""Of the free memory that packs may fill; the rest is for optimizer, logits and everybody else."""
+"""Share of the free memory for packs; the rest is for optimizer, logits and other processes."""
 OVERHEAD = 2.0
-"""Bytes that were seen to be held over those that `_bytes_per_token` counts."""
+"""Measured bytes divided by those that `_bytes_per_token` counts."""
 
 
 def tokens_that_fit(model: Any, longest: int) -> int:
-    """Tokens of a pack for this model on this machine; never fewer than the longest example has."""
+    """Return the tokens of a pack for this model on this machine, never fewer than `longest`."""
     room = int(SHARE * _free_bytes(model) / (OVERHEAD * _bytes_per_token(model)))
     return max(longest, min(MOST, max(FEWEST, room)))
 
 
 def peak_bytes() -> int:
-    """The most memory that this process held until now."""
+    """Return the largest memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def is_out_of_memory(fault: BaseException) -> bool:
-    """Whether memory ran out, of the machine or of the GPU."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that the machine or the GPU is out of memory."""
     import torch
 
-    return isinstance(fault, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(fault)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _bytes_per_token(model: Any) -> float:
-    """What a decoder keeps of a token for its backward pass: about so many float32 rows in each layer."""
+    """Return about how many bytes a decoder saves of a token for its backward pass."""
     config = model.config.get_text_config()
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     return 4.0 * int(config.num_hidden_layers) * (12 * int(config.hidden_size) + 5 * int(inner))

@@ -8,14 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from agent.config.settings import TuningSettings
 from agent.util.atomic_files import write_whole
-from tuner.settings import TrainSettings
 
 
 class MetricsLog:
-    """Lines of JSON, appended as the training goes on; without a path nothing is written."""
+    """Appends lines of JSON during a training; without a path nothing is written."""
 
-    def __init__(self, path: Path | None, settings: TrainSettings, steps: int) -> None:
+    def __init__(self, path: Path | None, settings: TuningSettings, steps: int) -> None:
         self._path = path
         self._head = {"settings": asdict(settings), "steps": steps}
 
@@ -25,9 +25,9 @@ class MetricsLog:
         self._write(self._head)
 
     def rewind(self, step: int, epoch: int) -> None:
-        """Drop what was logged behind a checkpoint of this step and epoch, which is gone on from.
+        """Drop the lines after a checkpoint from which training continues.
 
-        Whoever is killed here leaves the old lines or the new ones.
+        A process that is killed here leaves the old lines or the new ones.
         """
         if self._path is None or not self._path.is_file():
             return
@@ -36,15 +36,17 @@ class MetricsLog:
             try:
                 rows.append(json.loads(line))
             except ValueError:
-                break  # Cut short by what ended the run.
-        kept = [row for row in rows if row.get("step", 0) <= step and ("loss" in row or row.get("epoch", -1) < epoch)]
-        write_whole(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+                break  # Cut short when the process ended.
+        remaining = [
+            row for row in rows if row.get("step", 0) <= step and ("loss" in row or row.get("epoch", -1) < epoch)
+        ]
+        write_whole(self._path, "".join(json.dumps(row) + "\n" for row in remaining))
 
     def step(self, row: Mapping[str, Any]) -> None:
         self._write(row)
 
     def epoch(self, step: int, epoch: int, held_out_loss: float | None) -> None:
-        """An evaluation behind a step, at the end of an epoch; None where nothing is held out."""
+        """Log the evaluation at the end of an epoch; None where nothing is held out."""
         if held_out_loss is not None:
             self._write({"step": step, "epoch": epoch, "held_out_loss": held_out_loss})
 

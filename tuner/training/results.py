@@ -1,4 +1,4 @@
-"""TODO: tuner/training/results.py"""
+"""What a training reports: progress while it runs, figures when it ends."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 Say = Callable[[str], None]
+"""Receives a line of text for the user."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is."""
+    """The progress of a training."""
 
     epoch: int
     step: int
     steps: int
     examples: int
-    """Learnt from so far, in every epoch again."""
+    """Read so far, repeated ones counted in each epoch."""
     loss: float
     held_out_loss: float | None
     tokens_per_second: float
@@ -27,7 +28,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a training."""
+    """The figures of a finished training."""
 
     steps: int
     epochs: int
@@ -39,12 +40,12 @@ class Trained:
     precision: str
     packed_tokens: int
     row_tokens: int
-    """What the same examples would have had as rows."""
+    """Tokens of the same examples without packing."""
     target_tokens: int
     parameters: int
     peak_bytes: int
-    """The most memory that the process held."""
+    """Largest memory of the process."""
     missed: Mapping[str, Sequence[tuple[int, int]]]
-    """Of the first examples and the held-out ones: by run, the targets it still gets wrong, and what it says there."""
+    """By run, among the inspected examples: the target tokens that are not the likeliest, with the likeliest."""
     looked_at: int
-    """Examples that were looked at for that."""
+    """Examples inspected for `missed`: the held-out ones, then training examples."""

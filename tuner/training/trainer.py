@@ -1,8 +1,8 @@
-"""Trains an adapter on packs: one loop, no trainer behind it.
+"""Trains an adapter on packs of examples: one loop for every method, without a trainer framework.
 
-The base weights are frozen; the loss is the mean cross-entropy over the target tokens of an optimizer step, each
-weighted as the settings say. Early stopping keeps the adapter of the best held-out loss. Deterministic on a CPU for
-a seed and a number of threads: a training that was killed and resumed ends with the very tensors of one that was not.
+The loss is the mean cross-entropy over the target tokens of an optimizer step, weighted as the settings say. Early
+stopping keeps the adapter of the best held-out loss. Deterministic on a CPU for a seed and a number of threads: a
+training that was killed and resumed ends with exactly the tensors of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -15,38 +15,37 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.errors import DatasetError, LivenessError, ModelError, NotBetterError, TuningError
+from agent.config.settings import TuningSettings
+from agent.errors import DatasetError, ModelError, NotBetterError, TuningError
 from agent.llm.engine.attention import use_ragged_attention
 from agent.llm.weights.precision import faster_precision
 from tuner.methods.base import tuned_layers
 from tuner.methods.methods import make_tunable
-from tuner.settings import TrainSettings
-from tuner.training import distributed as parallel
+from tuner.settings import with_learning_rate
+from tuner.training import distributed
 from tuner.training.activation_cache import FrozenLayers
 from tuner.training.checkpoints import Checkpoint, Checkpoints
-from tuner.training.memory_budget import is_out_of_memory, peak_bytes, tokens_that_fit
+from tuner.training.memory_budget import peak_bytes, tokens_that_fit
 from tuner.training.metrics_log import MetricsLog
-from tuner.training.optimizer_step import _Step
+from tuner.training.optimizer_step import OptimizerStep, StepResult
 from tuner.training.results import Progress, Say, Trained
-from tuner.training.schedule import _as_one, _plan, _rate
-from tuner.tree.adversarial import adversarial_backward
-from tuner.tree.attention import KeysAndValues
-from tuner.tree.loss import Noise, backward_behind, log_probabilities, mean_loss, misses
-from tuner.tree.packing import Batch, Example, Pack, make_batches, tokens_in
+from tuner.training.schedule import plan_epochs, rate_share, whole_batch
+from tuner.tree.loss import mean_loss, misses
+from tuner.tree.packing import Example, make_batches
 
 if TYPE_CHECKING:
     import torch
 
 
-MOST_LOOKED_AT = 200
-"""Examples that are looked at, once the training is over, for what the model still gets wrong."""
+MAX_INSPECTED = 200
+"""Examples that are inspected after the training for target tokens that the model still gets wrong."""
 
 
 def train(
     model: Any,
     examples: Sequence[Example],
     held_out: Sequence[Example],
-    settings: TrainSettings,
+    settings: TuningSettings,
     *,
     folder: Path | None,
     start_from: Path | None = None,
@@ -55,58 +54,83 @@ def train(
     on_progress: Callable[[Progress], None] | None = None,
     say: Say = lambda text: None,
 ) -> Trained:
-    """Train an adapter on a transformers decoder and save it, as a PEFT folder, in `folder`, unless that is None.
+    """Train an adapter on a transformers decoder and save it as a PEFT folder.
 
-    `start_from` is an adapter's folder to go on from, of the same rank and targets. Writes a line of metrics for
-    each optimizer step and epoch. Where the folder `checkpoints` holds one of this very training, it goes on from
-    there; it leaves one there from time to time, when interrupted and at the end. Raises DatasetError for examples
-    without targets or longer than a pack, LivenessError for a zero gradient, TuningError when the loss is not a
-    number or explodes. Processes that are `tuner.training.distributed.together` share the work; the first of them writes.
+    Processes of `tuner.training.distributed.join_processes` share the work; the first of them writes.
+
+    Args:
+        model: The base, with weights of its own; left as it was, but for its precision.
+        examples: To train on.
+        held_out: For early stopping; may be empty.
+        settings: Of the training.
+        folder: Where the adapter goes; None saves none.
+        start_from: The folder of an adapter to continue from, of the same method and shape.
+        metrics: A file of JSON lines: the settings, then each optimizer step and each evaluation.
+        checkpoints: A folder. Training continues from a checkpoint of the same training in it, and leaves one there
+            from time to time, when interrupted and at the end.
+        on_progress: Called after each step and each epoch.
+        say: Receives messages for the user.
+
+    Raises:
+        DatasetError: There are no examples, no targets, or an example is longer than a pack.
+        LivenessError: The gradient is zero.
+        NotBetterError: No epoch improved the held-out loss.
+        TuningError: The loss is not a number or explodes, or the settings do not fit the model.
     """
+    settings = with_learning_rate(settings)
     training = _Training(model, examples, held_out, settings, start_from, say)
-    leads = parallel.rank() == 0
-    kept = None if checkpoints is None else Checkpoints(checkpoints)
+    leads = distributed.rank() == 0
+    saved = None if checkpoints is None else Checkpoints(checkpoints)
     log = MetricsLog(metrics if leads else None, settings, training.steps)
-    found = None if kept is None else kept.newest()
-    if found is not None:
-        training.resume(found)
-    training.read_ahead(examples)
-    if found is None:
-        training.first_evaluation()
+    checkpoint = None if saved is None else saved.newest()
+    if checkpoint is not None:
+        training.resume(checkpoint)
+    training.cache_frozen_layers(examples)
+    if checkpoint is None:
+        training.evaluate_first()
         log.begin()
     else:
-        log.rewind(training.at.step, training.at.epoch)
-        say(f"going on behind step {training.at.step} of {training.steps}")
-    saved_at = time.perf_counter()
+        log.rewind(training.state.step, training.state.epoch)
+        say(f"continuing after step {training.state.step} of {training.steps}")
 
-    def leave_checkpoint() -> None:
-        if leads and kept is not None:
-            kept.save(training.at.step, *training.checkpoint())
+    def save_checkpoint() -> None:
+        if leads and saved is not None:
+            saved.save(training.state.step, *training.checkpoint())
 
-    try:
-        while training.goes_on():
-            if training.epoch_is_over():
-                training.end_epoch()
-                log.epoch(training.at.step, training.at.epoch - 1, training.at.held_out)
-            else:
-                step = training.take_step()
-                log.step(training.row_of(step))
-            if on_progress is not None:
-                on_progress(training.progress())
-            if time.perf_counter() - saved_at >= settings.checkpoint_seconds:
-                leave_checkpoint()
-                saved_at = time.perf_counter()
-    except KeyboardInterrupt:
-        if training.settled:
-            leave_checkpoint()
-        raise
-    leave_checkpoint()
+    _run(training, log, save_checkpoint, on_progress)
     return training.finish(folder if leads else None)
 
 
+def _run(
+    training: _Training,
+    log: MetricsLog,
+    save_checkpoint: Callable[[], None],
+    on_progress: Callable[[Progress], None] | None,
+) -> None:
+    """Take steps until the training is finished or interrupted."""
+    saved_at = time.perf_counter()
+    try:
+        while not training.is_finished():
+            if training.epoch_is_over():
+                training.end_epoch()
+                log.epoch(training.state.step, training.state.epoch - 1, training.state.held_out)
+            else:
+                log.step(training.take_step())
+            if on_progress is not None:
+                on_progress(training.progress())
+            if time.perf_counter() - saved_at >= training.settings.checkpoint_seconds:
+                save_checkpoint()
+                saved_at = time.perf_counter()
+    except KeyboardInterrupt:
+        if training.is_consistent:
+            save_checkpoint()
+        raise
+    save_checkpoint()
+
+
 @dataclass
-class _Position:
-    """Where a training stands; what of a checkpoint is no tensor."""
+class _TrainingState:
+    """The counters of a training; saved in each checkpoint."""
 
     epoch: int = 0
     done: int = 0
@@ -119,343 +143,256 @@ class _Position:
     best_loss: float = math.inf
     best_epoch: int = -1
     packed: int = 0
+    """Tokens in packs."""
     rowed: int = 0
+    """Tokens of the same examples without packing."""
     targets: int = 0
     examples: int = 0
     seconds: float = 0.0
-    """Of the runs before this one."""
+    """Of the processes before this one."""
     max_tokens: int = 0
+    """Of a pack."""
 
 
 class _Training:
-    """A model, its plan and where it stands."""
+    """A model, the plan of its training, and the state."""
 
     def __init__(
         self,
         model: Any,
         examples: Sequence[Example],
         held_out: Sequence[Example],
-        settings: TrainSettings,
+        settings: TuningSettings,
         start_from: Path | None,
         say: Say,
     ) -> None:
         import torch
 
-        if not examples:
-            raise DatasetError("there is nothing to train on; accept or correct some runs first")
-        if not any(one.target_count for one in examples):
-            raise DatasetError("the dataset has no target token; nothing could be learnt from it")
+        _check_examples(examples)
         torch.manual_seed(settings.seed)
         self.settings = settings
-        self.at = _Position()
-        self.settled = True
-        """False in the midst of a step."""
+        self.state = _TrainingState()
+        self.is_consistent = True
+        """False in the middle of a step, where no checkpoint can be taken."""
         self._say = say
         self._started = time.perf_counter()
         self._packs_trees = _packs_trees(model, say)
         self._precision = faster_precision(str(model.device)) if settings.precision == "auto" else settings.precision
-        self._tuned = make_tunable(model, settings, self._precision, examples[0].ids)
-        self._model = self._read_by = self._tuned.model
-        if settings.adversarial != "none" and settings.method in ("prompt", "prefix"):
-            raise TuningError(
-                f'adversarial training changes what the model reads, and method "{settings.method}" changes nothing '
-                'else; set tuning.adversarial to "none", or take another method'
-            )
-        longest = max(len(one.ids) for one in [*examples, *held_out])
-        self.at.max_tokens = settings.max_tokens_per_pack or tokens_that_fit(self._model, longest)
+        self._tunable = make_tunable(model, settings, self._precision, examples[0].ids)
+        self._model = self._tunable.model
+        _check_adversarial(settings, self._tunable.has_prefix)
+        longest = max(len(example.ids) for example in [*examples, *held_out])
         if start_from is not None:
-            self._tuned.start_from(start_from)
-        pulls = start_from is not None and (settings.anchor > 0 or settings.anchor_kl > 0)
-        self._anchors = [one.detach().clone() for one in self._parameters] if pulls else []
-        self._optimizer = torch.optim.AdamW(
-            [{"params": group.parameters, "scale": group.rate} for group in self._tuned.groups],
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
+            self._tunable.start_from(start_from)
+        self._stepper = OptimizerStep(
+            self._tunable,
+            settings,
+            precision=self._precision,
+            packs_trees=self._packs_trees,
+            max_tokens=settings.max_tokens_per_pack or tokens_that_fit(self._model, longest),
+            longest=max(len(example.ids) for example in examples),
+            keeps_start=start_from is not None,
+            say=say,
         )
-        self._plan = _plan(examples, settings)
-        self._held_out = _as_one(held_out, settings)
-        self._looked_at = _as_one([*held_out, *examples][:MOST_LOOKED_AT], settings)
+        self._plan = plan_epochs(examples, settings)
+        self._held_out = whole_batch(held_out, settings)
+        self._inspected = whole_batch([*held_out, *examples][:MAX_INSPECTED], settings)
         for batch in [*self._plan[0], *([self._held_out] if self._held_out else [])]:
             if self._packs_trees:
-                batch.check_fits(self.at.max_tokens)  # What is too long is said before anything is computed.
-        self._best = self._tuned.state()
+                batch.check_fits(self._stepper.max_tokens)  # Before anything is computed.
+        self._best = self._tunable.state()
         self._identity = _identity(examples, held_out, settings, start_from)
 
     @property
     def steps(self) -> int:
-        """Optimizer steps, if none are saved by stopping early."""
+        """Optimizer steps without early stopping."""
         return sum(map(len, self._plan))
 
-    def goes_on(self) -> bool:
-        at, patience = self.at, self.settings.patience
-        stops = bool(patience) and self._held_out is not None and at.epoch - 1 - at.best_epoch >= patience
-        return at.epoch < len(self._plan) and not (stops and at.done == 0)
+    def is_finished(self) -> bool:
+        state, patience = self.state, self.settings.patience
+        stops = bool(patience) and self._held_out is not None and state.epoch - 1 - state.best_epoch >= patience
+        return state.epoch >= len(self._plan) or (stops and state.done == 0)
 
     def epoch_is_over(self) -> bool:
-        return self.at.done == len(self._plan[self.at.epoch])
+        return self.state.done == len(self._plan[self.state.epoch])
 
-    def read_ahead(self, examples: Sequence[Example]) -> None:
-        """Where only upper layers are tuned, read everything through those below, once."""
-        chosen, lowest = self.settings, tuned_layers(self._model, self.settings).start
-        changed = chosen.neftune > 0 or chosen.adversarial != "none" or chosen.method in ("prompt", "prefix")
-        if not lowest or changed or not chosen.cache_gigabytes or not self._packs_trees:
+    def cache_frozen_layers(self, examples: Sequence[Example]) -> None:
+        """Compute the layers below the tuned ones once, if that is possible."""
+        settings, lowest = self.settings, tuned_layers(self._model, self.settings).start
+        input_changes = settings.neftune > 0 or settings.adversarial != "none" or self._tunable.has_prefix
+        if not lowest or input_changes or not settings.cache_gigabytes or not self._packs_trees:
             return
-        # In an order that does not depend on where the training stands, so that a resumed one reads the same.
-        batches = make_batches(examples, batch_targets=chosen.batch_targets, weighting=chosen.weighting)
+        # In an order that does not depend on the state, so that a resumed training reads the same.
+        batches = make_batches(examples, batch_targets=settings.batch_targets, weighting=settings.weighting)
         batches += [self._held_out] if self._held_out else []
-        packs = [pack for batch in batches for pack in self._packs(batch)]
+        packs = [pack for batch in batches for pack in self._stepper.packs(batch)]
         self._model.eval()
         frozen = FrozenLayers(self._model, lowest)
-        frozen.fill(packs, self._precision, int(chosen.cache_gigabytes * 2**30), self._say)
-        self._read_by = frozen
+        frozen.fill(packs, self._precision, int(settings.cache_gigabytes * 2**30), self._say)
+        self._stepper.reader = frozen
 
-    def first_evaluation(self) -> None:
-        self.at.held_out = self.at.first_held_out = self._evaluate()
-        if self.at.held_out is not None:
-            self.at.best_loss = self.at.held_out
+    def evaluate_first(self) -> None:
+        """Measure the held-out loss before the first step."""
+        self.state.held_out = self.state.first_held_out = self._evaluate()
+        if self.state.held_out is not None:
+            self.state.best_loss = self.state.held_out
 
-    def take_step(self) -> _Step:
-        """One optimizer step."""
-        at, batch = self.at, self._plan[self.at.epoch][self.at.done]
-        rate = self.settings.learning_rate * _rate(at.step, self.steps, self.settings)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
-        self.settled = False
-        self._model.train()
-        loss, tokens = self._gradient(batch)
-        step = _Step(loss, self._clip(), rate)
-        self._check(step, batch)
-        self._optimizer.step()
-        at.step += 1
-        at.done += 1
-        at.loss = loss
-        at.first_loss = loss if math.isnan(at.first_loss) else at.first_loss
-        at.packed += tokens
-        at.rowed += batch.row_tokens
-        at.targets += batch.targets
-        at.examples += len(batch.rows)
-        self.settled = True
-        return step
+    def take_step(self) -> dict[str, Any]:
+        """Take an optimizer step and return its line of the metrics log."""
+        state, batch = self.state, self._plan[self.state.epoch][self.state.done]
+        rate = self.settings.learning_rate * rate_share(state.step, self.steps, self.settings)
+        self.is_consistent = False
+        result = self._stepper.take(batch, rate, number=state.step + 1, first_loss=state.first_loss)
+        state.step += 1
+        state.done += 1
+        state.loss = result.loss
+        state.first_loss = result.loss if math.isnan(state.first_loss) else state.first_loss
+        state.packed += result.tokens
+        state.rowed += batch.row_tokens
+        state.targets += batch.targets
+        state.examples += len(batch.rows)
+        self.is_consistent = True
+        return self._log_line(result)
 
-    def row_of(self, step: _Step) -> dict[str, Any]:
-        """What the log says of the step that was just taken."""
+    def _log_line(self, result: StepResult) -> dict[str, Any]:
         return {
-            "step": self.at.step,
-            "epoch": self.at.epoch,
-            "loss": step.loss,
-            "gradient_norm": step.norm,
-            "rate": step.rate,
-            "tokens": self.at.packed,
+            "step": self.state.step,
+            "epoch": self.state.epoch,
+            "loss": result.loss,
+            "gradient_norm": result.gradient_norm,
+            "rate": result.rate,
+            "tokens": self.state.packed,
             "seconds": self.seconds(),
         }
 
     def end_epoch(self) -> None:
-        """Evaluate, keep the adapter if it is the best so far, and turn to the next epoch."""
-        at = self.at
-        at.held_out = self._evaluate()
-        if at.held_out is None or at.held_out < at.best_loss:
-            at.best_loss = at.loss if at.held_out is None else at.held_out
-            at.best_epoch = at.epoch
-            self._best = self._tuned.state()
-        at.epoch += 1
-        at.done = 0
+        """Evaluate, keep the adapter if it is the best so far, and begin the next epoch."""
+        state = self.state
+        state.held_out = self._evaluate()
+        if state.held_out is None or state.held_out < state.best_loss:
+            state.best_loss = state.loss if state.held_out is None else state.held_out
+            state.best_epoch = state.epoch
+            self._best = self._tunable.state()
+        state.epoch += 1
+        state.done = 0
 
     def progress(self) -> Progress:
         seconds = self.seconds()
-        at, steps = self.at, self.steps
-        left = seconds / at.step * (steps - at.step) if at.step else math.nan
-        epoch = at.epoch if at.done else max(0, at.epoch - 1)
-        speed = at.packed / seconds
-        return Progress(epoch, at.step, steps, at.examples, at.loss, at.held_out, speed, seconds, left)
+        state, steps = self.state, self.steps
+        left = seconds / state.step * (steps - state.step) if state.step else math.nan
+        epoch = state.epoch if state.done else max(0, state.epoch - 1)
+        speed = state.packed / seconds
+        return Progress(epoch, state.step, steps, state.examples, state.loss, state.held_out, speed, seconds, left)
 
     def seconds(self) -> float:
-        """Of training until now, those before a checkpoint included."""
-        return self.at.seconds + time.perf_counter() - self._started
+        """Return the seconds of training so far, those before a checkpoint included."""
+        return self.state.seconds + time.perf_counter() - self._started
 
     def checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Everything that a fresh training with the same arguments needs to go on from here."""
+        """Return the tensors and counters that a new training with the same arguments needs to continue."""
         import torch
 
         tensors = {f"best/{name}": tensor for name, tensor in self._best.items()}
         tensors["random"] = torch.get_rng_state()
-        for place, parameter in enumerate(self._parameters):
+        for place, parameter in enumerate(self._stepper.parameters):
             tensors[f"parameter/{place}"] = parameter.detach()
-            for name, tensor in self._optimizer.state.get(parameter, {}).items():
+            for name, tensor in self._stepper.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{place}/{name}"] = tensor
-        return tensors, {**asdict(self.at), "seconds": self.seconds(), "identity": self._identity}
+        self.state.max_tokens = self._stepper.max_tokens
+        return tensors, {**asdict(self.state), "seconds": self.seconds(), "identity": self._identity}
 
-    def resume(self, found: Checkpoint) -> None:
-        """Stand where the checkpoint was taken. Raises TuningError for one of another training."""
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Restore the state of a checkpoint. Raises TuningError for a checkpoint of another training."""
         import torch
 
-        counters = dict(found.counters)
+        counters = dict(checkpoint.counters)
         if counters.pop("identity") != self._identity:
             raise TuningError(
-                "the checkpoint is of other examples or settings; start a new tuning, or put back what it was made with"
+                "the checkpoint is of other examples or settings; start a new tuning, or restore the old settings"
             )
-        self.at = _Position(**counters)
+        tensors = checkpoint.tensors
+        self.state = _TrainingState(**counters)
+        self._stepper.max_tokens = self.state.max_tokens
         with torch.no_grad():
-            for place, parameter in enumerate(self._parameters):
-                parameter.copy_(found.tensors[f"parameter/{place}"])
-                held = f"optimizer/{place}/"
-                state = {name.removeprefix(held): one for name, one in found.tensors.items() if name.startswith(held)}
+            for place, parameter in enumerate(self._stepper.parameters):
+                parameter.copy_(tensors[f"parameter/{place}"])
+                prefix = f"optimizer/{place}/"
+                state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
                 if state:
-                    self._optimizer.state[parameter] = state
-        self._best = {name.removeprefix("best/"): one for name, one in found.tensors.items() if name.startswith("best")}
-        torch.set_rng_state(found.tensors["random"])
+                    self._stepper.optimizer.state[parameter] = state
+        self._best = {name.removeprefix("best/"): value for name, value in tensors.items() if name.startswith("best")}
+        torch.set_rng_state(tensors["random"])
 
     def finish(self, folder: Path | None) -> Trained:
-        """Save the best adapter, if there is a folder for it, take it off the model again, and sum up."""
-        at = self.at
-        if at.best_epoch < 0:
+        """Save the best adapter, if there is a folder for it, remove it from the model, and return the figures."""
+        state = self.state
+        if state.best_epoch < 0:
             raise NotBetterError(
-                f"no epoch brought the held-out loss below the {at.best_loss:.3f} it began with; lower the "
+                f"no epoch brought the held-out loss below the {state.best_loss:.3f} it began with; lower the "
                 "learning rate"
             )
         missed: dict[str, list[tuple[int, int]]] = {}
         if folder is not None:
-            self._tuned.save(self._best, folder)
+            self._tunable.save(self._best, folder)
             self._model.eval()
-            packs = self._packs(self._looked_at) if self._looked_at else []
-            missed = misses(self._read_by, packs, self._precision, before=self._before())
-        self._tuned.take_off()
+            packs = self._stepper.packs(self._inspected) if self._inspected else []
+            missed = misses(self._stepper.reader, packs, self._precision, before=self._stepper.prefix())
+        self._tunable.remove()
         return Trained(
-            steps=at.step,
-            epochs=at.epoch,
-            loss=at.loss,
-            held_out_loss=at.best_loss if self._held_out is not None else None,
-            first_held_out_loss=at.first_held_out,
-            best_epoch=at.best_epoch,
+            steps=state.step,
+            epochs=state.epoch,
+            loss=state.loss,
+            held_out_loss=state.best_loss if self._held_out is not None else None,
+            first_held_out_loss=state.first_held_out,
+            best_epoch=state.best_epoch,
             seconds=self.seconds(),
             precision=self._precision,
-            packed_tokens=at.packed,
-            row_tokens=at.rowed,
-            target_tokens=at.targets,
-            parameters=sum(one.numel() for one in self._parameters),
+            packed_tokens=state.packed,
+            row_tokens=state.rowed,
+            target_tokens=state.targets,
+            parameters=sum(parameter.numel() for parameter in self._stepper.parameters),
             peak_bytes=peak_bytes(),
             missed=missed,
-            looked_at=len(self._looked_at.rows) if self._looked_at else 0,
+            looked_at=len(self._inspected.rows) if self._inspected else 0,
         )
-
-    @property
-    def _parameters(self) -> list[torch.nn.Parameter]:
-        return [one for group in self._tuned.groups for one in group.parameters]
-
-    def _packs(self, batch: Batch) -> list[Pack]:
-        return batch.packs(self.at.max_tokens) if self._packs_trees else batch.one_by_one()
-
-    def _gradient(self, batch: Batch) -> tuple[float, int]:
-        """The mean loss of a batch, its gradient in the parameters, and the tokens that took.
-
-        Where memory runs out the packs are halved, for the rest of the training.
-        """
-        own = parallel.own_share(batch)
-        while True:
-            packs = self._packs(own) if own.rows else []
-            self._optimizer.zero_grad(set_to_none=True)
-            try:
-                loss = self._backward(packs, batch.weight)
-                break
-            except (RuntimeError, MemoryError) as fault:
-                if not is_out_of_memory(fault):
-                    raise
-                self._halve(fault)
-        loss, tokens = parallel.add_up(self._parameters, loss, tokens_in(packs))
-        self._pull()
-        return loss / batch.weight, int(tokens)
-
-    def _backward(self, packs: Sequence[Pack], weight: float) -> float:
-        chosen = self.settings
-        references = self._references(packs)
-        noise = Noise(chosen.label_smoothing, chosen.neftune, hold=chosen.anchor_kl, references=references)
-        if chosen.adversarial == "none":
-            before = self._tuned.before(self._precision)
-            return backward_behind(self._read_by, packs, weight, self._precision, noise=noise, before=before)
-        kind, size, parameters = chosen.adversarial, chosen.adversarial_size, self._parameters
-        return adversarial_backward(kind, size, self._model, packs, weight, self._precision, noise, parameters)
-
-    def _references(self, packs: Sequence[Pack]) -> dict[int, torch.Tensor]:
-        """What the adapter that was started from says at the targets; nothing where it is not to be kept."""
-        import torch
-
-        if not self._anchors or not self.settings.anchor_kl:
-            return {}
-        own = [one.detach().clone() for one in self._parameters]
-        self._model.eval()
-        with torch.no_grad():
-            for parameter, anchor in zip(self._parameters, self._anchors, strict=True):
-                parameter.copy_(anchor)
-            found = log_probabilities(self._read_by, packs, self._precision, before=self._before())
-            for parameter, kept in zip(self._parameters, own, strict=True):
-                parameter.copy_(kept)
-        self._model.train()
-        return found
-
-    def _before(self) -> KeysAndValues:
-        """What stands before every sequence, without gradients."""
-        import torch
-
-        with torch.no_grad():
-            return self._tuned.before(self._precision)
-
-    def _pull(self) -> None:
-        """Add the gradient that holds the adapter to where it started."""
-        import torch
-
-        if self._anchors and self.settings.anchor:
-            with torch.no_grad():
-                for parameter, anchor in zip(self._parameters, self._anchors, strict=True):
-                    if parameter.grad is not None:
-                        parameter.grad.add_(parameter - anchor, alpha=self.settings.anchor)
-
-    def _halve(self, fault: BaseException) -> None:
-        longest = max(len(row.ids) for epoch in self._plan for batch in epoch for row in batch.rows)
-        if self.at.max_tokens <= longest:
-            raise TuningError(
-                f"memory does not hold the longest example, {longest} tokens ({fault}); leave it out, tune fewer "
-                "layers (tuning.top_layers), or free memory"
-            ) from fault
-        self.at.max_tokens = max(longest, self.at.max_tokens // 2)
-        self._say(f"out of memory; packs have at most {self.at.max_tokens} tokens from here on")
-
-    def _clip(self) -> float:
-        import torch
-
-        return float(torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm))
-
-    def _check(self, step: _Step, batch: Batch) -> None:
-        guessing = math.log(self._model.config.get_text_config().vocab_size)
-        # Well above what guessing costs, and above what it began with: nothing is being learnt any more.
-        exploded = step.loss > 1.2 * max(guessing, self.at.first_loss if self.at.step else step.loss)
-        if exploded or not math.isfinite(step.loss) or not math.isfinite(step.norm):
-            raise TuningError(
-                f"step {self.at.step + 1}: the loss is {step.loss} and the gradient's norm {step.norm} at rate "
-                f"{step.rate:.2e}, with the examples of {', '.join(batch.groups)}; lower tuning.learning_rate"
-            )
-        if step.norm == 0.0:
-            raise LivenessError("the gradient is zero: nothing reaches the adapter; check tuning.targets")
 
     def _evaluate(self) -> float | None:
         if self._held_out is None:
             return None
         self._model.eval()
-        return mean_loss(self._read_by, self._packs(self._held_out), self._precision, before=self._before())
+        packs = self._stepper.packs(self._held_out)
+        return mean_loss(self._stepper.reader, packs, self._precision, before=self._stepper.prefix())
+
+
+def _check_examples(examples: Sequence[Example]) -> None:
+    if not examples:
+        raise DatasetError("there is nothing to train on; accept or correct some runs first")
+    if not any(example.target_count for example in examples):
+        raise DatasetError("the dataset has no target token; nothing could be learnt from it")
+
+
+def _check_adversarial(settings: TuningSettings, has_prefix: bool) -> None:
+    if settings.adversarial != "none" and has_prefix:
+        raise TuningError(
+            f'adversarial training changes the embeddings of the input, and method "{settings.method}" trains nothing '
+            'else; set tuning.adversarial to "none", or use another method'
+        )
 
 
 def _packs_trees(model: Any, say: Say) -> bool:
-    """Make the model read trees; False, having said so, where it cannot."""
+    """Make the model read trees; return False, with a message to the user, where it cannot."""
     try:
         use_ragged_attention(model)
-    except ModelError as fault:
-        say(f"training row by row, which is slower: {fault}")
+    except ModelError as error:
+        say(f"training row by row, which is slower: {error}")
         return False
     return True
 
 
 def _identity(
-    examples: Sequence[Example], held_out: Sequence[Example], settings: TrainSettings, start_from: Path | None
+    examples: Sequence[Example], held_out: Sequence[Example], settings: TuningSettings, start_from: Path | None
 ) -> str:
-    """Names everything that decides what comes out."""
+    """Hash everything that decides the result of a training."""
     digest = hashlib.sha256(repr(settings).encode())
     for example in (*examples, None, *held_out):
         digest.update(repr(example).encode())

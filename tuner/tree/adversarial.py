@@ -1,8 +1,8 @@
-"""Training against the worst small change of the embeddings, so that a typo or another wording changes less.
+"""Adversarial training on the embeddings (FreeLB), so that typos and other wordings change the output less.
 
-Each token's change is at most a share of its embedding's length, and goes along its own gradient: so a token that
-many examples share is changed once, and how examples are packed changes nothing else. Source: FGM (Miyato et al.,
-2017), PGD (Madry et al., 2018), FreeLB (Zhu et al., 2020); there a change is measured over a whole sequence.
+Each token's change is at most a share of its embedding's length and follows its own gradient. A token that many
+examples share is changed once, and how examples are packed makes no other difference. Source: FreeLB (Zhu et al.,
+2020), which measures a change over a whole sequence instead.
 """
 
 from __future__ import annotations
@@ -18,81 +18,69 @@ if TYPE_CHECKING:
     import torch
 
 CLIMBS = 3
-"""Steps that "pgd" and "freelb" take towards the worst change."""
+"""Passes of FreeLB, each after a step towards the worst change."""
 
 
-def adversarial_backward(
-    kind: str,
-    size: float,
-    model: Any,
-    packs: Sequence[Pack],
-    weight: float,
-    precision: str,
-    noise: Noise,
-    parameters: Sequence[torch.nn.Parameter],
+def freelb_backward(
+    model: Any, packs: Sequence[Pack], weight: float, precision: str, *, size: float, noise: Noise
 ) -> float:
-    """Add the gradient of the mean of clean and changed passes over `weight`; returns the first pass's loss, summed.
+    """Add the mean gradient of `CLIMBS` passes over changed embeddings.
 
-    `kind` is "fgm" (2 passes), "pgd" (4) or "freelb" (3, all changed).
+    Args:
+        model: Computes logits.
+        packs: Of one optimizer step.
+        weight: The loss is divided by it.
+        precision: Of matrix products.
+        size: The largest change of an embedding, as a share of its length.
+        noise: Further changes of the training pass.
+
+    Returns:
+        The summed loss of the first pass.
     """
     import torch
 
-    every = [one for pack in packs for one in pack.all()]
+    tree = [node for pack in packs for node in pack.all()]
     with torch.no_grad():
         embeddings = {
-            id(one): model.get_input_embeddings()(torch.from_numpy(one.ids).to(model.device)) for one in every
+            id(node): model.get_input_embeddings()(torch.from_numpy(node.ids).to(model.device)) for node in tree
         }
-    lengths = {key: size * one.norm(dim=-1, keepdim=True) for key, one in embeddings.items()}
+    limits = {key: size * embedding.norm(dim=-1, keepdim=True) for key, embedding in embeddings.items()}
 
-    def run(shifts: dict[int, torch.Tensor], share: float) -> float:
+    def run(shifts: dict[int, torch.Tensor]) -> float:
         for shift in shifts.values():
             shift.requires_grad_().grad = None
-        return sum(
-            backward(model, pack, weight / share, precision, noise=replace(noise, shifts=shifts)) for pack in packs
-        )
+        changed = replace(noise, shifts=shifts)
+        return sum(backward(model, pack, weight * CLIMBS, precision, noise=changed) for pack in packs)
 
-    def climbed(shifts: dict[int, torch.Tensor], stride: float) -> dict[int, torch.Tensor]:
-        return {key: climb(shift, lengths[key], stride) for key, shift in shifts.items()}
-
-    shifts = {key: torch.zeros_like(one) for key, one in embeddings.items()}
-    if kind == "fgm":
-        total = run(shifts, 0.5)
-        run(climbed(shifts, 1.0), 0.5)
-    elif kind == "pgd":
-        total = run(shifts, 0.5)
-        clean = [None if one.grad is None else one.grad.clone() for one in parameters]
-        shifts = climbed(shifts, 1 / CLIMBS)
-        for _ in range(CLIMBS - 1):
-            run(shifts, 0.5)
-            shifts = climbed(shifts, 1 / CLIMBS)
-        # The passes on the way there only showed the direction.
-        for parameter, gradient in zip(parameters, clean, strict=True):
-            parameter.grad = gradient
-        run(shifts, 0.5)
-    else:
-        shifts = {key: random_change(one, lengths[key]) for key, one in shifts.items()}
-        total = run(shifts, 1 / CLIMBS)
-        for _ in range(CLIMBS - 1):
-            shifts = climbed(shifts, 1 / CLIMBS)
-            run(shifts, 1 / CLIMBS)
+    shifts = {key: random_change(embedding, limits[key]) for key, embedding in embeddings.items()}
+    total = run(shifts)
+    for _ in range(CLIMBS - 1):
+        shifts = {key: climb(shift, limits[key], 1 / CLIMBS) for key, shift in shifts.items()}
+        run(shifts)
     return total
 
 
-def climb(shift: torch.Tensor, most: torch.Tensor, stride: float) -> torch.Tensor:
-    """A step of `stride` times `most` along each token's gradient, cut back to the length `most` [T, 1]."""
+def climb(shift: torch.Tensor, limit: torch.Tensor, stride: float) -> torch.Tensor:
+    """Move a change along its gradient and cut it back to its limit.
+
+    Args:
+        shift: [T, d], with a gradient.
+        limit: [T, 1], the largest length for each token.
+        stride: Length of the move, as a share of `limit`.
+    """
     gradient = shift.grad
     if gradient is None:
         return shift.detach()
-    moved = shift.detach() + stride * most * gradient / gradient.norm(dim=-1, keepdim=True).clamp_min(1e-30)
-    kept: torch.Tensor = (most / moved.norm(dim=-1, keepdim=True).clamp_min(1e-30)).clamp_max(1.0)
-    changed: torch.Tensor = moved * kept
+    moved = shift.detach() + stride * limit * gradient / gradient.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+    scale: torch.Tensor = (limit / moved.norm(dim=-1, keepdim=True).clamp_min(1e-30)).clamp_max(1.0)
+    changed: torch.Tensor = moved * scale
     return changed
 
 
-def random_change(like: torch.Tensor, most: torch.Tensor) -> torch.Tensor:
-    """A random direction for each token, of a random part of the length `most`."""
+def random_change(like: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
+    """Return for each token a random direction, of random length up to `limit` [T, 1]."""
     import torch
 
     direction = torch.randn_like(like)
-    made: torch.Tensor = most * torch.rand_like(most) * direction / direction.norm(dim=-1, keepdim=True)
-    return made
+    change: torch.Tensor = limit * torch.rand_like(limit) * direction / direction.norm(dim=-1, keepdim=True)
+    return change

@@ -1,4 +1,4 @@
-"""How the tokens of a pack look at each other: along their path in the tree, and back at every trunk before it."""
+"""Tree attention: each token of a pack attends to its path in the tree and to every trunk before the pack."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     import torch
 
 QUERY_BLOCK = 192
-"""Tokens whose attention is computed in one product; they share the columns that any of them sees."""
+"""Tokens whose attention is computed in one product, over all columns that any of them attends to."""
 
 KeysAndValues = Mapping[int, tuple["torch.Tensor", "torch.Tensor"]]
-"""By layer, [kv_heads, S, d] each; empty where nothing stands before."""
+"""Keys and values by layer, [kv_heads, S, d] each; empty without a prefix."""
 
 NOTHING: KeysAndValues = {}
 
@@ -27,13 +27,13 @@ class _Block:
     start: int
     end: int
     columns: torch.Tensor
-    """[C] the positions, trunks included, that any of the block's tokens sees."""
+    """[C] positions, trunks included, that any of the block's tokens attends to."""
     visible: torch.Tensor
     """Bool [end - start, C]."""
 
 
 class TreeLayout:
-    """For training: one row that holds a tree. See `agent.llm.engine.attention.Layout`."""
+    """The layout of a tree in one row, for training. See `agent.llm.engine.attention.Layout`."""
 
     def __init__(
         self,
@@ -44,20 +44,25 @@ class TreeLayout:
         keeps: bool = False,
         mixed: bool = False,
     ) -> None:
-        """`before` are virtual tokens, if there are any, and the pack's trunks.
+        """Prepare positions and masks.
 
-        `keeps` keeps the keys and values; `mixed` makes products in bfloat16 and everything else in float32.
+        Args:
+            pack: The tree.
+            device: Of the model.
+            before: Keys and values of the prefix: the method's prefix and the pack's trunks.
+            keeps: Whether to keep the keys and values of the pack.
+            mixed: Whether products are in bfloat16 and everything else in float32.
         """
         import torch
 
         self.pack = pack
         self.before = before
         self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        """Keys and values of each layer, once the forward pass is over."""
+        """Keys and values of each layer, after the forward pass."""
         start = next(iter(before.values()))[0].shape[1] if before else 0
         positions = pack.positions + (start - pack.start)
         self.positions = torch.from_numpy(positions).to(device)
-        """[T] of the pack's tokens, virtual ones before them counted."""
+        """[T] positions of the pack's tokens, those of the prefix counted."""
         self._keeps = keeps
         self._mixed = mixed
         self._depths = torch.from_numpy(np.concatenate([np.arange(start), positions])).to(device)
@@ -70,7 +75,9 @@ class TreeLayout:
             columns = np.concatenate([np.arange(start), start + own])
             trunks = np.ones((last - first, start), dtype=bool)
             visible = np.concatenate([trunks, seen[first:last][:, own]], 1)
-            self._blocks.append(_Block(first, last, *(torch.from_numpy(one).to(device) for one in (columns, visible))))
+            self._blocks.append(
+                _Block(first, last, *(torch.from_numpy(array).to(device) for array in (columns, visible)))
+            )
         self._biases = [_as_bias(block.visible) for block in self._blocks] if mixed else []
 
     def attend(
@@ -82,7 +89,7 @@ class TreeLayout:
         scale: float,
         window: int | None,
     ) -> torch.Tensor:
-        """Query [heads, T, d], key and value [kv_heads, T, d]; returns [T, heads, d]."""
+        """Compute attention: query [heads, T, d], key and value [kv_heads, T, d]; returns [T, heads, d]."""
         import torch
 
         if self._keeps:
@@ -97,22 +104,22 @@ class TreeLayout:
         parts = []
         for place, block in enumerate(self._blocks):
             keys, values = key.index_select(1, block.columns), value.index_select(1, block.columns)
-            asked = query[:, block.start : block.end]
+            queries = query[:, block.start : block.end]
             visible = block.visible
             if window is not None:
                 depths = self._depths[self._start + block.start : self._start + block.end]
                 visible = visible & (self._depths[block.columns] > depths[:, None] - window)
             if self._mixed:
                 bias = self._biases[place] if window is None else _as_bias(visible)
-                out = attention(asked, keys, values, bias, scale)
+                out = attention(queries, keys, values, bias, scale)
             else:
-                out = _exact_attention(asked, keys, values, visible, scale)
+                out = _exact_attention(queries, keys, values, visible, scale)
             parts.append(out.transpose(0, 1))
         return torch.cat(parts)
 
 
 def _as_bias(visible: torch.Tensor) -> torch.Tensor:
-    """Zero, or minus infinity where nothing is seen; in bfloat16, as what it is added to."""
+    """Return zero, or minus infinity where masked; in bfloat16, like the scores it is added to."""
     import torch
 
     return torch.zeros_like(visible, dtype=torch.bfloat16).masked_fill_(~visible, float("-inf"))
@@ -121,7 +128,7 @@ def _as_bias(visible: torch.Tensor) -> torch.Tensor:
 def _exact_attention(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """[heads, T, d] over [kv_heads, S, d]."""
+    """Compute attention of [heads, T, d] over [kv_heads, S, d]."""
     from torch.nn.functional import scaled_dot_product_attention
 
     share = query.shape[0] // keys.shape[0]

@@ -1,8 +1,8 @@
-"""Loss and gradient of a packed tree, to the digit those of its examples row by row.
+"""Loss and gradient of a packed tree, equal to those of its examples row by row.
 
-A pack without branches is one forward and one backward pass. A trunk is read once; its keys and values are handed
-to each branch as leaves that gather gradients, and go back through the trunk when the last branch is done. So a
-step holds the activations of one path through its packs at a time, however many branches there are.
+A pack without branches is one forward and one backward pass. A trunk is computed once; its keys and values are given to
+each branch as leaves that gather gradients, which go back through the trunk after the last branch. So a step holds the
+activations of one path through its packs at a time, whatever the number of branches.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Noise:
-    """What a training pass adds to the model's task; nothing of it acts in an evaluation."""
+    """Regularisation of a training pass; an evaluation uses none of it."""
 
     smoothing: float = 0.0
     """Share of a target's probability that is spread over all tokens. Source: Szegedy et al., 2016."""
     neftune: float = 0.0
     """Alpha of the uniform noise on the embeddings. Source: NEFTune (Jain et al., 2023)."""
     shifts: Mapping[int, torch.Tensor] = field(default_factory=dict)
-    """By the id of a pack, [T, d] that is added to the embeddings of its tokens."""
+    """By the id of a pack, [T, d] added to the embeddings of its tokens."""
     hold: float = 0.0
-    """How much the divergence from `references` counts. Source: the KL penalty of Ouyang et al., 2022."""
+    """Weight of the divergence from `references`. Source: the KL penalty of Ouyang et al., 2022."""
     references: Mapping[int, torch.Tensor] = field(default_factory=dict)
-    """By the id of a pack, [N, vocabulary] log-probabilities at its targets that are to be kept."""
+    """By the id of a pack, [N, vocabulary] reference log-probabilities at its targets."""
 
 
 SILENCE = Noise()
@@ -48,19 +48,19 @@ def backward(
     noise: Noise = SILENCE,
     before: KeysAndValues = NOTHING,
 ) -> float:
-    """Add the gradient of the pack's weighted loss over `weight`, branches included; returns that loss, summed."""
+    """Add the gradient of a pack's weighted loss divided by `weight`, branches included; returns the summed loss."""
     with products_in(precision, model.device.type):
         loss, layout = _forward(model, pack, before, noise)
     total = float(loss.detach())
     leaves = _leaves(layout.kept)
-    behind = joined(before, leaves)
+    prefix = join_prefixes(before, leaves)
     for branch in pack.branches:
-        total += backward(model, branch, weight, precision, noise=noise, before=behind)
+        total += backward(model, branch, weight, precision, noise=noise, before=prefix)
     _go_back(loss / weight, layout.kept, leaves)
     return total
 
 
-def backward_behind(
+def backward_with_prefix(
     model: Any,
     packs: Sequence[Pack],
     weight: float,
@@ -69,7 +69,7 @@ def backward_behind(
     noise: Noise = SILENCE,
     before: KeysAndValues = NOTHING,
 ) -> float:
-    """As `backward` for several packs, and on through what `before` was made of."""
+    """Call `backward` for several packs and propagate the gradient into a trained prefix, `before`."""
     leaves = _leaves(before)
     total = sum(backward(model, pack, weight, precision, noise=noise, before=leaves) for pack in packs)
     _go_back(None, before, leaves)
@@ -77,19 +77,19 @@ def backward_behind(
 
 
 def loss_of(model: Any, pack: Pack, *, before: KeysAndValues = NOTHING) -> torch.Tensor:
-    """Weighted sum of the cross-entropy over the targets of a pack and its branches. Source: next-token loss."""
+    """Return the weighted sum of the cross-entropy over the targets of a pack and its branches."""
     loss, layout = _forward(model, pack, before, SILENCE)
     if pack.branches:
-        behind = joined(before, layout.kept)
+        prefix = join_prefixes(before, layout.kept)
         for branch in pack.branches:
-            loss = loss + loss_of(model, branch, before=behind)
+            loss = loss + loss_of(model, branch, before=prefix)
     return loss
 
 
 def mean_loss(
     model: Any, packs: Sequence[Pack], precision: str = "float32", *, before: KeysAndValues = NOTHING
 ) -> float:
-    """The weighted mean loss over all targets, without gradients."""
+    """Return the weighted mean loss over all targets, without gradients."""
     import torch
 
     with torch.inference_mode(), products_in(precision, model.device.type):
@@ -100,23 +100,23 @@ def mean_loss(
 def misses(
     model: Any, packs: Sequence[Pack], precision: str = "float32", *, before: KeysAndValues = NOTHING
 ) -> dict[str, list[tuple[int, int]]]:
-    """By run, the targets that are not the likeliest token, in the order of the pack: what was wanted, what comes."""
+    """Return by run the targets that are not the likeliest token, each with the likeliest, in the order of the pack."""
     import torch
 
-    found: dict[str, list[tuple[int, int]]] = {}
+    missed: dict[str, list[tuple[int, int]]] = {}
     with torch.inference_mode():
         for pack, logits, labels in _each(model, packs, precision, before):
             likeliest = logits.argmax(-1)
             for place in (likeliest != labels).nonzero()[:, 0].tolist():
                 for run in pack.runs[place]:
-                    found.setdefault(run, []).append((int(labels[place]), int(likeliest[place])))
-    return found
+                    missed.setdefault(run, []).append((int(labels[place]), int(likeliest[place])))
+    return missed
 
 
 def log_probabilities(
     model: Any, packs: Sequence[Pack], precision: str = "float32", *, before: KeysAndValues = NOTHING
 ) -> dict[int, torch.Tensor]:
-    """By the id of a pack, branches included, what the model says at its targets: [N, vocabulary]."""
+    """Return by the id of a pack, branches included, the log-probabilities at its targets: [N, vocabulary]."""
     import torch
 
     with torch.no_grad():
@@ -126,23 +126,23 @@ def log_probabilities(
 def _each(
     model: Any, packs: Sequence[Pack], precision: str, before: KeysAndValues
 ) -> Iterator[tuple[Pack, torch.Tensor, torch.Tensor]]:
-    """Every pack and branch with its logits and labels; call it without gradients."""
+    """Yield every pack and branch with its logits and labels; call it without gradients."""
     for pack in packs:
         with products_in(precision, model.device.type):
             logits, labels, layout = _logits(model, pack, before, SILENCE)
         yield pack, logits, labels
-        yield from _each(model, pack.branches, precision, joined(before, layout.kept))
+        yield from _each(model, pack.branches, precision, join_prefixes(before, layout.kept))
 
 
 def products_in(precision: str, device: str) -> Any:
-    """A context in which matrix products are made in this precision (see `agent.llm.weights.precision`)."""
+    """Return a context in which matrix products have this precision (see `agent.llm.weights.precision`)."""
     import torch
 
     return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "mixed")
 
 
 def _forward(model: Any, pack: Pack, before: KeysAndValues, noise: Noise) -> tuple[torch.Tensor, TreeLayout]:
-    """The weighted sum of the losses, and the layout with what a trunk kept."""
+    """Return the weighted sum of the losses, and the layout with the keys and values of a trunk."""
     import torch
     from torch.nn.functional import cross_entropy, kl_div
 
@@ -158,13 +158,13 @@ def _forward(model: Any, pack: Pack, before: KeysAndValues, noise: Noise) -> tup
 def _logits(
     model: Any, pack: Pack, before: KeysAndValues, noise: Noise
 ) -> tuple[torch.Tensor, torch.Tensor, TreeLayout]:
-    """Logits [N, vocabulary] and labels [N] of the pack's own targets."""
+    """Return logits [N, vocabulary] and labels [N] of the pack's own targets."""
     import torch
 
     device = model.device
     mixed = torch.is_autocast_enabled(device.type)
     layout = TreeLayout(pack, device, before, keeps=bool(pack.branches), mixed=mixed)
-    ids, sources, labels = (torch.from_numpy(one).to(device) for one in (pack.ids, pack.sources, pack.labels))
+    ids, sources, labels = (torch.from_numpy(array).to(device) for array in (pack.ids, pack.sources, pack.labels))
     given = {"input_ids": ids[None]}
     if noise.neftune or id(pack) in noise.shifts:
         given = {"inputs_embeds": _disturbed(model.get_input_embeddings()(ids), pack, noise)[None]}
@@ -172,12 +172,12 @@ def _logits(
         places = layout.positions[None]
         out = model(**given, position_ids=places, logits_to_keep=sources, use_cache=False, layout=layout)
         return out.logits[0], labels, layout
-    # A model that reads rows only.
+    # A model that does not read trees.
     return model(**given, use_cache=False).logits[0].index_select(0, sources), labels, layout
 
 
 def _disturbed(embeddings: torch.Tensor, pack: Pack, noise: Noise) -> torch.Tensor:
-    """The embeddings [T, d] with noise, and with what the pack's tokens are shifted by."""
+    """Return the embeddings [T, d] with noise and shifts added."""
     if noise.neftune:
         longest = int(pack.positions.max()) + 1
         strength = noise.neftune / math.sqrt(longest * embeddings.shape[-1])
@@ -186,28 +186,28 @@ def _disturbed(embeddings: torch.Tensor, pack: Pack, noise: Noise) -> torch.Tens
     return embeddings if shift is None else embeddings + shift
 
 
-def _leaves(made: KeysAndValues) -> KeysAndValues:
-    """The same numbers, cut off from what they were made of; they gather gradients."""
+def _leaves(pairs: KeysAndValues) -> KeysAndValues:
+    """Return the same values as leaves that gather gradients."""
     return {
         layer: (key.detach().requires_grad_(key.requires_grad), value.detach().requires_grad_(value.requires_grad))
-        for layer, (key, value) in made.items()
+        for layer, (key, value) in pairs.items()
     }
 
 
-def _go_back(loss: torch.Tensor | None, made: KeysAndValues, leaves: KeysAndValues) -> None:
-    """The gradient of the loss, and that which the leaves gathered, through the model."""
+def _go_back(loss: torch.Tensor | None, pairs: KeysAndValues, leaves: KeysAndValues) -> None:
+    """Propagate the gradient of the loss, and the gradients that the leaves gathered, through the model."""
     import torch
 
     ends: list[tuple[torch.Tensor, torch.Tensor | None]] = [] if loss is None else [(loss, None)]
-    for layer, pair in made.items():
-        ends += [(one, leaf.grad) for one, leaf in zip(pair, leaves[layer], strict=True) if leaf.grad is not None]
+    for layer, pair in pairs.items():
+        ends += [(tensor, leaf.grad) for tensor, leaf in zip(pair, leaves[layer], strict=True) if leaf.grad is not None]
     ends = [(end, gradient) for end, gradient in ends if end.requires_grad]
     if ends:
         torch.autograd.backward([end for end, _ in ends], [gradient for _, gradient in ends])
 
 
-def joined(before: KeysAndValues, own: KeysAndValues) -> KeysAndValues:
-    """What stood before a trunk, and the trunk's own behind it."""
+def join_prefixes(before: KeysAndValues, own: KeysAndValues) -> KeysAndValues:
+    """Concatenate the keys and values before a trunk with those of the trunk."""
     import torch
 
     if not before or not own:

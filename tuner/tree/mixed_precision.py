@@ -1,7 +1,7 @@
-"""Training with products in bfloat16 and all else in float32, where the machine multiplies bfloat16 faster.
+"""Training with matrix products in bfloat16 and everything else in float32.
 
-What a framework does in a dozen passes over the activations is done here in two or three: a linear layer together
-with its LoRA, and attention with its own backward pass. Imports torch; import it where it is needed.
+Fuses a linear layer with its LoRA, and attention with its backward pass, so that activations are read two or three
+times and not a dozen. Imports torch; import this module where it is needed.
 """
 
 from __future__ import annotations
@@ -16,12 +16,20 @@ from torch.nn.functional import linear, silu
 def attention(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Float32 query [heads, T, d] over bfloat16 keys and values [kv_heads, S, d], with `bias` [T, S] on the scores.
+    """Compute attention with products in bfloat16.
 
-    Returns float32 [heads, T, d].
+    Args:
+        query: float32 [heads, T, d].
+        keys: bfloat16 [kv_heads, S, d].
+        values: bfloat16 [kv_heads, S, d].
+        bias: bfloat16 [T, S], added to the scores.
+        scale: Of the scores.
+
+    Returns:
+        float32 [heads, T, d].
     """
     heads, count, width = query.shape
-    # The heads that share keys become more rows of one query, so the keys are read once and not repeated.
+    # Heads that share keys become rows of one query, so the keys are not repeated.
     folded = query.reshape(keys.shape[0], -1, width).to(torch.bfloat16)
     apply: Any = _Attention.apply
     out: torch.Tensor = apply(folded, keys, values, bias, scale)
@@ -29,7 +37,7 @@ def attention(
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(Q K' scale + bias) V; of its inner products only the probabilities are kept."""
+    """softmax(Q K' scale + bias) V; saves only the probabilities for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, query: Any, keys: Any, values: Any, bias: Any, scale: float) -> Any:
@@ -74,8 +82,8 @@ class _LoraLinear(torch.autograd.Function):
         return to_inputs, None, None, to_down, to_up, None
 
 
-class _Gate(torch.autograd.Function):
-    """silu(gate) * up in bfloat16; the activation is made anew on the way back and not kept."""
+class FusedGate(torch.autograd.Function):
+    """silu(gate) * up in bfloat16; the backward pass computes the activation again."""
 
     @staticmethod
     def forward(ctx: Any, gate: Any, up: Any) -> Any:
@@ -89,7 +97,7 @@ class _Gate(torch.autograd.Function):
         return torch.ops.aten.silu_backward(gradient * up, gate), silu(gate).mul_(gradient)
 
 
-class _RmsNorm(torch.autograd.Function):
+class FusedRmsNorm(torch.autograd.Function):
     """x / sqrt(mean(x x) + eps) * weight in float32; the weight is frozen."""
 
     @staticmethod
@@ -107,8 +115,8 @@ class _RmsNorm(torch.autograd.Function):
         return gradient.mul_(scale).addcmul_(inputs, along), None, None
 
 
-class _Rounded:
-    """The last activations that were rounded: layers side by side read the same."""
+class _RoundingCache:
+    """Keeps the last rounded activations, which neighbouring layers share."""
 
     def __init__(self) -> None:
         self._from: torch.Tensor | None = None
@@ -120,11 +128,11 @@ class _Rounded:
         return self._to
 
 
-_rounded = _Rounded()
+_rounded = _RoundingCache()
 
 
 def round_output(model: Any) -> None:
-    """Give the output layer bfloat16 weights of its own; tied input embeddings stay as they are."""
+    """Give the output layer bfloat16 weights of its own; tied input embeddings do not change."""
     head = model.get_output_embeddings()
     rounded = torch.nn.Linear(head.in_features, head.out_features, bias=head.bias is not None, device="meta")
     rounded.weight = torch.nn.Parameter(head.weight.detach().to(torch.bfloat16), requires_grad=False)
@@ -134,9 +142,9 @@ def round_output(model: Any) -> None:
 
 
 def fuse(model: Any) -> None:
-    """Let a PEFT model on bfloat16 weights compute in few passes over its activations, where its parts are such.
+    """Fuse the parts of a PEFT model on bfloat16 weights that can be fused.
 
-    That is: each linear layer at once with its plain LoRA, the gate of an MLP of such layers, and frozen RMS norms.
+    These are linear layers with plain LoRA, the gate of an MLP of such layers, and frozen RMS norms.
     """
     from peft.tuners.lora import Linear
 
@@ -158,7 +166,7 @@ def _fused_lora() -> Any:
     apply: Any = _LoraLinear.apply
 
     class FusedLora(Linear):
-        """A linear layer and its one LoRA."""
+        """A linear layer fused with its only LoRA."""
 
         def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             if not _is_fused(self):
@@ -166,7 +174,7 @@ def _fused_lora() -> Any:
             return self.rounded(x).float()
 
         def rounded(self, x: torch.Tensor) -> torch.Tensor:
-            """What the layer gives, in bfloat16."""
+            """Return the output in bfloat16."""
             (name,) = self.active_adapters
             base = self.get_base_layer()
             with torch.autocast(x.device.type, enabled=False):
@@ -184,27 +192,27 @@ def _fused_lora() -> Any:
 
 
 def _is_fused(layer: Any) -> bool:
-    """Whether a layer now makes its products at once: its adapter may be switched off, or taken off."""
+    """Return whether a layer is fused now: its adapter may be disabled or removed."""
     return type(layer) is _fused_lora() and not layer.disable_adapters and len(layer.active_adapters) == 1
 
 
 @functools.cache
 def _fused_like(kind: Any, forward: Any) -> Any:
-    """The class with another forward, which falls back to its own as `plain_forward`."""
+    """Return a subclass with another forward; the original is `plain_forward`."""
     return type(f"Fused{kind.__name__}", (kind,), {"forward": forward, "plain_forward": kind.forward})
 
 
 def _gated_forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-    if not all(_is_fused(one) for one in (self.gate_proj, self.up_proj, self.down_proj)):
+    if not all(_is_fused(layer) for layer in (self.gate_proj, self.up_proj, self.down_proj)):
         plain: torch.Tensor = self.plain_forward(x)
         return plain
-    apply: Any = _Gate.apply
+    apply: Any = FusedGate.apply
     out: torch.Tensor = self.down_proj(apply(self.gate_proj.rounded(x), self.up_proj.rounded(x)))
     return out
 
 
 def _norm_forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-    apply: Any = _RmsNorm.apply
+    apply: Any = FusedRmsNorm.apply
     out: torch.Tensor = apply(hidden_states, self.weight, self.variance_epsilon)
     return out
 
@@ -212,16 +220,16 @@ def _norm_forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
 def _is_gated(module: Any) -> bool:
     layers = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     silus = type(getattr(module, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
-    return silus and len(list(module.children())) == 4 and all(type(one) is _fused_lora() for one in layers)
+    return silus and len(list(module.children())) == 4 and all(type(layer) is _fused_lora() for layer in layers)
 
 
 def _is_frozen_norm(module: Any) -> bool:
-    known = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
-    return type(module).__name__ in known and not module.weight.requires_grad and module.weight.dtype == torch.float32
+    names = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"}
+    return type(module).__name__ in names and not module.weight.requires_grad and module.weight.dtype == torch.float32
 
 
 def _is_plain(layer: Any) -> bool:
-    """No dropout, no DoRA, no bias of its own."""
-    dropouts = all(isinstance(one, torch.nn.Identity) for one in layer.lora_dropout.values())
-    biases = any(one.bias is not None for one in layer.lora_B.values())
+    """Return whether a layer's LoRA has no dropout, no DoRA and no bias."""
+    dropouts = all(isinstance(dropout, torch.nn.Identity) for dropout in layer.lora_dropout.values())
+    biases = any(matrix.bias is not None for matrix in layer.lora_B.values())
     return dropouts and not biases and not any(layer.use_dora.values())

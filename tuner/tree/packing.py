@@ -1,9 +1,9 @@
-"""Packs trajectories as trees: what examples share is computed once.
+"""Packs examples as prefix trees, so that shared tokens are computed once.
 
-Sorted by their ids, the examples of an optimizer step form a prefix tree. Where it fits into one pack, the pack lays
-it out as one sequence: positions go on along each path, and a token sees its ancestors and itself. Where it does not,
-what all its examples begin with becomes a trunk, read once, and the rest becomes branches that look back at the
-trunk's keys and values. Loss and gradient are those of the examples taken row by row (see `tuner.tree.loss`).
+Sorted by their ids, the examples of an optimizer step form a prefix tree. A tree that fits into one pack is one
+sequence: positions count along each path, and a token attends to its ancestors and itself. Otherwise the prefix that
+all examples share becomes a trunk, computed once, and the rest becomes branches that attend to the trunk's keys and
+values. Loss and gradient equal those of the examples row by row (see `tuner.tree.loss`).
 """
 
 from __future__ import annotations
@@ -22,67 +22,67 @@ from agent.errors import DatasetError
 Weighting = Literal["token", "example", "trajectory"]
 
 MIN_TRUNK = 64
-"""A shared beginning of fewer tokens is computed again in every pack: a pass of its own costs more."""
+"""A shorter shared prefix is computed again in every pack, because a pass of its own costs more."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One run, or a part of it, to learn from: ids, and which of them are to be said. Both of length T."""
+    """A run, or a part of it, to train on: token ids and which of them are targets, both of length T."""
 
     ids: tuple[int, ...]
     targets: tuple[bool, ...]
     group: str = ""
     """Examples of one group share most of their ids and are trained on in the same step: the task's id."""
     trajectory: str = ""
-    """The run; what counts as one under the weighting "trajectory"."""
+    """The run; its targets share one weight under the weighting "trajectory"."""
 
     @property
     def target_count(self) -> int:
-        """Targets that a token before them can say: the first of all has none."""
+        """Number of targets; the first token is never one, as no token predicts it."""
         return sum(self.targets[1:])
 
 
 @dataclass(frozen=True)
 class Pack:
-    """A prefix tree, or a part of one behind a trunk, laid out as one sequence of T tokens."""
+    """A prefix tree, or a part of one after a trunk, laid out as one sequence of T tokens."""
 
     ids: np.ndarray
     """int64 [T]"""
     positions: np.ndarray
-    """int64 [T] depth in the tree, from 0 at the very first token of its paths."""
+    """int64 [T] depth in the tree, from 0 at the first token of a path."""
     parents: np.ndarray
     """int64 [T] index of the token before it on its path; -1 where that is the trunk's last, or none."""
     sources: np.ndarray
-    """int64 [N] index of the token whose logits say each target."""
+    """int64 [N] index of the token that predicts each target."""
     labels: np.ndarray
     """int64 [N] the target ids."""
     weights: np.ndarray
-    """float32 [N] how much each counts; what several examples say at the same place counts for each."""
+    """float32 [N] weight of each target, summed over the examples that share it."""
     runs: tuple[tuple[str, ...], ...] = ()
-    """[N] the runs that say each target."""
-    behind: tuple[int, ...] = ()
-    """Ids of the trunks before it, all of which every token here sees."""
+    """[N] the runs of each target."""
+    prefix: tuple[int, ...] = ()
+    """Ids of the trunks before it, to which every token attends."""
     branches: tuple[Pack, ...] = ()
-    """Packs that go on behind the last token of this one, which then is a trunk: a single path."""
+    """Packs that continue after the last token of this one, which then is a trunk: a single path."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def start(self) -> int:
-        """Tokens of the trunks before it."""
-        return len(self.behind)
+        """Number of tokens of the trunks before it."""
+        return len(self.prefix)
 
     def all(self) -> Iterator[Pack]:
-        """This pack and everything that branches off it."""
+        """Yield this pack and all its branches."""
         yield self
         for branch in self.branches:
             yield from branch.all()
 
 
 @dataclass(frozen=True)
-class Row:
-    """An example and its weight, cut behind the last token that is needed to say its last target."""
+class WeightedExample:
+    """An example and its weight, cut after the last token that predicts a target."""
 
     path: tuple[int, ...]
     """[P]"""
@@ -96,8 +96,8 @@ class Row:
     trajectory: str
 
     @classmethod
-    def of(cls, example: Example, weight: float) -> Row:
-        depths = tuple(place for place, said in enumerate(example.targets) if said and place)
+    def of(cls, example: Example, weight: float) -> WeightedExample:
+        depths = tuple(place for place, is_target in enumerate(example.targets) if is_target and place)
         return cls(
             example.ids[: depths[-1]], example.ids[: depths[-1] + 1], depths, weight, example.group, example.trajectory
         )
@@ -105,15 +105,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one optimizer step learns from: examples, packed when they are needed."""
+    """The examples of one optimizer step, packed on demand."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[WeightedExample, ...]
     """Sorted by their paths."""
 
     def packs(self, max_tokens: int, *, min_trunk: int = MIN_TRUNK) -> list[Pack]:
-        """The prefix tree of the examples, with no path through packs and trunks above `max_tokens`.
+        """Return the prefix tree of the examples as packs.
 
-        Raises DatasetError for an example that is longer than that.
+        Args:
+            max_tokens: The largest number of tokens of a path through trunks and pack.
+            min_trunk: The smallest number of tokens of a trunk.
+
+        Raises:
+            DatasetError: An example is longer than `max_tokens`.
         """
         self.check_fits(max_tokens)
         return _split(self.rows, 0, max_tokens, min_trunk)
@@ -128,7 +133,7 @@ class Batch:
             )
 
     def one_by_one(self) -> list[Pack]:
-        """Each example as a pack of its own: for models that cannot read trees."""
+        """Return each example as a pack of its own, for models that cannot read trees."""
         return [_lay_out([row], 0) for row in self.rows]
 
     @property
@@ -137,64 +142,71 @@ class Batch:
 
     @property
     def row_tokens(self) -> int:
-        """Tokens that the examples have as rows."""
+        """Number of tokens of the examples without packing."""
         return sum(len(row.ids) for row in self.rows)
 
     @property
     def targets(self) -> int:
-        """Target tokens of the examples."""
+        """Number of target tokens."""
         return sum(len(row.depths) for row in self.rows)
 
     @property
     def weight(self) -> float:
-        """What the weights of all targets come to; the loss of the step is the weighted mean."""
+        """Sum of the weights of all targets; the loss of the step is the weighted mean."""
         return sum(row.weight * len(row.depths) for row in self.rows)
 
 
 def tokens_in(packs: Iterable[Pack]) -> int:
-    """Tokens that are computed for these packs, branches included."""
-    return sum(len(one) for pack in packs for one in pack.all())
+    """Return the number of tokens of these packs, branches included."""
+    return sum(len(node) for pack in packs for node in pack.all())
 
 
 def weight_in(packs: Iterable[Pack]) -> float:
-    """What the weights of all targets of these packs come to, branches included."""
-    return float(sum(one.weights.sum() for pack in packs for one in pack.all()))
+    """Return the sum of the weights of all targets of these packs, branches included."""
+    return float(sum(node.weights.sum() for pack in packs for node in pack.all()))
 
 
 def make_batches(
     examples: Sequence[Example], *, batch_targets: int, weighting: Weighting = "token", seed: int | None = None
 ) -> list[Batch]:
-    """The optimizer steps of an epoch: each of whole groups with `batch_targets` target tokens at least.
+    """Return the batches of an epoch, each of whole groups.
 
-    Groups come in an order drawn from `seed` (None: as given). Raises DatasetError for an example without targets.
+    Args:
+        examples: To train on.
+        batch_targets: Fewest target tokens of a batch.
+        weighting: What has the same weight: every token, example or trajectory.
+        seed: Of the order of the groups; None keeps the given order.
+
+    Raises:
+        DatasetError: An example has no target.
     """
     for example in examples:
         if not example.target_count:
             raise DatasetError(f"the example of {example.group!r} has no target token; nothing could be learnt from it")
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[WeightedExample]] = {}
     for example, weight in zip(examples, _weights(examples, weighting), strict=True):
-        groups.setdefault(example.group, []).append(Row.of(example, weight))
+        groups.setdefault(example.group, []).append(WeightedExample.of(example, weight))
     order = list(groups)
     if seed is not None:
         random.Random(seed).shuffle(order)
     batches: list[Batch] = []
-    held: list[Row] = []
+    pending: list[WeightedExample] = []
     for name in order:
-        held += groups[name]
-        if sum(len(row.depths) for row in held) >= batch_targets:
-            batches.append(_batch(held))
-            held = []
-    return [*batches, *([_batch(held)] if held else [])]
+        pending += groups[name]
+        if sum(len(row.depths) for row in pending) >= batch_targets:
+            batches.append(_batch(pending))
+            pending = []
+    return [*batches, *([_batch(pending)] if pending else [])]
 
 
 def build_pack(examples: Iterable[Example]) -> Pack:
-    """One pack of these examples, whatever its length; every target token of every example counts 1."""
-    rows = sorted((Row.of(example, 1.0) for example in examples), key=lambda row: row.path)
+    """Return one pack of these examples, whatever its length; each target of each example has weight 1."""
+    rows = sorted((WeightedExample.of(example, 1.0) for example in examples), key=lambda row: row.path)
     return _lay_out(rows, 0)
 
 
 def visibility(pack: Pack) -> np.ndarray:
-    """Bool [T, T]: row sees column. A token sees its ancestors in the pack and itself."""
+    """Return the mask [T, T], bool: each token attends to its ancestors in the pack and itself."""
     size = len(pack)
     seen = np.zeros((size, size), dtype=bool)
     for index, parent in enumerate(pack.parents):
@@ -205,12 +217,12 @@ def visibility(pack: Pack) -> np.ndarray:
 
 
 def _weights(examples: Sequence[Example], weighting: Weighting) -> list[float]:
-    """The weight of each example's targets."""
+    """Return the weight of each example's targets."""
     if weighting == "token":
         return [1.0] * len(examples)
     if weighting == "example":
         return [1 / example.target_count for example in examples]
-    # A run without a name is one of its own.
+    # An example without a run counts as a run.
     names = [example.trajectory or f"#{place}" for place, example in enumerate(examples)]
     counts: Counter[str] = Counter()
     for name, example in zip(names, examples, strict=True):
@@ -218,12 +230,12 @@ def _weights(examples: Sequence[Example], weighting: Weighting) -> list[float]:
     return [1 / counts[name] for name in names]
 
 
-def _batch(rows: Sequence[Row]) -> Batch:
+def _batch(rows: Sequence[WeightedExample]) -> Batch:
     return Batch(tuple(sorted(rows, key=lambda row: row.path)))
 
 
-def _split(rows: Sequence[Row], start: int, max_tokens: int, min_trunk: int) -> list[Pack]:
-    """Packs for sorted rows whose first `start` ids lie in trunks: no path through them is above `max_tokens`."""
+def _split(rows: Sequence[WeightedExample], start: int, max_tokens: int, min_trunk: int) -> list[Pack]:
+    """Return packs for sorted rows whose first `start` ids lie in trunks, no path being longer than `max_tokens`."""
     if start + _size(rows, start) <= max_tokens:
         return [_lay_out(rows, start)]
     shared = _common(rows[0].path, rows[-1].path)
@@ -232,21 +244,21 @@ def _split(rows: Sequence[Row], start: int, max_tokens: int, min_trunk: int) -> 
         trunk = _lay_out([replace(row, path=row.path[:shared]) for row in rows], start)
         return [replace(trunk, branches=tuple(_split(longer, shared, max_tokens, min_trunk)))]
     packs: list[Pack] = []
-    held = [row for row in rows if len(row.path) == shared]
+    pending = [row for row in rows if len(row.path) == shared]
     for _, children in groupby(longer, key=lambda row: row.path[shared]):
         child = list(children)
         if start + _size(child, start) > max_tokens:
             packs += _split(child, start, max_tokens, min_trunk)
-        elif start + _size([*held, *child], start) > max_tokens:
-            packs.append(_lay_out(held, start))
-            held = child
+        elif start + _size([*pending, *child], start) > max_tokens:
+            packs.append(_lay_out(pending, start))
+            pending = child
         else:
-            held += child
-    return [*packs, *([_lay_out(held, start)] if held else [])]
+            pending += child
+    return [*packs, *([_lay_out(pending, start)] if pending else [])]
 
 
-def _lay_out(rows: Sequence[Row], start: int) -> Pack:
-    """The rows' tokens from depth `start` on as one pack, and the targets that these say."""
+def _lay_out(rows: Sequence[WeightedExample], start: int) -> Pack:
+    """Return the rows' tokens from depth `start` on as one pack, with their targets."""
     ids: list[int] = []
     positions: list[int] = []
     parents: list[int] = []
@@ -283,8 +295,8 @@ def _lay_out(rows: Sequence[Row], start: int) -> Pack:
     )
 
 
-def _size(rows: Sequence[Row], start: int) -> int:
-    """Unique tokens of sorted rows behind depth `start`."""
+def _size(rows: Sequence[WeightedExample], start: int) -> int:
+    """Return the number of unique tokens of sorted rows after depth `start`."""
     total, previous = 0, rows[0].path[:start]
     for row in rows:
         total += len(row.path) - max(start, _common(previous, row.path))

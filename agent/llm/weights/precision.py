@@ -1,9 +1,8 @@
-"""In what precision the matrix products of a model are made.
+"""Precision of a model's matrix products.
 
-"mixed" keeps the weights of the linear layers in bfloat16, of which CPUs and GPUs that know it read and multiply
-several times as many a second; all between them (residuals, norms, attention, adapters) and the output layer stay
-float32. Sums inside a product are float32 either way. Not promised: that "mixed" gives the ids that float32 gives
-where two tokens are all but equally likely.
+"mixed" stores the weights of the linear layers in bfloat16, which CPUs and GPUs with support for it read and multiply
+several times as fast; everything else (residuals, norms, attention, adapters, the output layer) stays float32. Sums
+inside a product are float32 either way. Does not guarantee the tokens of float32 where two are almost equally likely.
 """
 
 from __future__ import annotations
@@ -14,37 +13,37 @@ from typing import Any, Literal
 Precision = Literal["float32", "mixed"]
 
 
-def serving_dtype(wanted: str, device: str) -> str:
-    """What the weights are loaded in: what is `wanted`; for "auto" bfloat16 on CUDA, elsewhere the faster precision.
+def serving_dtype(setting: str, device: str) -> str:
+    """Return the precision to serve in: the setting, or for "auto" bfloat16 on CUDA and the faster one elsewhere.
 
-    Decoding on a GPU waits for weights to be read, and bfloat16 is half as much to read.
+    Decoding on a GPU is limited by reading the weights, and bfloat16 halves them.
     """
-    if wanted != "auto":
-        return wanted
+    if setting != "auto":
+        return setting
     return "bfloat16" if device.split(":")[0] == "cuda" else faster_precision(device)
 
 
 def faster_precision(device: str) -> Precision:
-    """Times a matrix product of this machine in both: "mixed" where bfloat16 wins clearly, for few rows as for many."""
+    """Time a matrix product in both precisions; return "mixed" where bfloat16 is much faster for few and many rows."""
     import torch
     from torch.nn.functional import linear
 
     def seconds(rows: int, dtype: torch.dtype) -> float:
         inputs, weight = (torch.ones(size, 576, dtype=dtype, device=device) for size in (rows, 1536))
-        took = []
+        times = []
         for _ in range(9):
             started = time.perf_counter()
             float(linear(inputs, weight)[0, 0])
-            took.append(time.perf_counter() - started)
-        return min(took)
+            times.append(time.perf_counter() - started)
+        return min(times)
 
     with torch.inference_mode():
-        wins = all(seconds(rows, torch.bfloat16) * 1.3 < seconds(rows, torch.float32) for rows in (16, 512))
-    return "mixed" if wins else "float32"
+        is_faster = all(seconds(rows, torch.bfloat16) * 1.3 < seconds(rows, torch.float32) for rows in (16, 512))
+    return "mixed" if is_faster else "float32"
 
 
 def use_bfloat16_products(model: Any) -> None:
-    """Give every linear layer but the output one bfloat16 weights, in place. A second time changes nothing."""
+    """Convert the weights of every linear layer except the output to bfloat16, in place. Idempotent."""
     import torch
     from torch.nn.functional import linear
 

@@ -53,7 +53,7 @@ def test_everything_that_is_not_right_comes_with_what_to_do(tmp_path: Path) -> N
 def test_it_loads_no_library_and_is_quick(tmp_path: Path) -> None:
     code = (
         "import json, sys, time; started = time.perf_counter(); from pathlib import Path\n"
-        "from agent.cli.doctor import diagnose; from agent.config.settings import find_project\n"
+        "from agent.cli.doctor import diagnose; from agent.config.project import find_project\n"
         "diagnose(find_project(Path(sys.argv[1]), {}))\n"
         "heavy = sorted({'torch', 'transformers', 'chromadb', 'peft', 'numpy'} & set(sys.modules))\n"
         "print(json.dumps([time.perf_counter() - started, heavy]))\n"

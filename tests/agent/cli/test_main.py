@@ -194,7 +194,7 @@ def test_a_step_without_a_thought_is_corrected_without_one(
     assert ratchet("correct", "last", "0", "--thought", " ") == 1
     assert "the thought has 0 characters, expected 1 to 80; shorten it, or leave it out" in capsys.readouterr().err
     assert ratchet("correct", "--help") == 0
-    assert "a plan or a thought that is left out is not trained" in " ".join(capsys.readouterr().out.split())
+    assert "without --plan or --thought, none is trained" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_step_without_a_thought_is_corrected_without_one(
         (["correct", "last", "0"], 2, "nothing to correct"),
         (["correct", "last", "0", "--args", "{"], 2, "--args is not JSON"),
         (["correct", "last", "0", "--args", "[]"], 2, "--args is a JSON list"),
-        (["correct", "last", "0", "--args", "{}", "--arg", "order=1"], 2, "give one kind"),
+        (["correct", "last", "0", "--args", "{}", "--arg", "order=1"], 2, "give one of the two"),
         (["rate", "last", "fine"], 2, "invalid choice"),
         (["resume", "last"], 1, "has ended (answered)"),
         (["run", " "], 2, "the task is empty"),
@@ -496,9 +496,31 @@ def test_debug_shows_where_an_error_came_from(ratchet: Ratchet) -> None:
         ratchet("--debug", "show", "last")
 
 
+def test_messages_are_logged_on_standard_error_with_verbose_or_ratchet_log(
+    ratchet: Ratchet, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "ratchet.toml").write_text('[tools]\nfiles = ["own.py"]\n[tuning]\ncontexts = 4\n')
+    leaves = call("look", order=404, thought="Look it up.")
+    assert ratchet("run", "Where?", replies=[leaves, SAY]) == 0
+    logged = capsys.readouterr().err
+    assert logged.count("[tuning] contexts = 4 is no longer used") == 1
+    assert "DEBUG" not in logged
+    monkeypatch.setenv("RATCHET_LOG", "error")
+    assert ratchet("log") == 0
+    assert "no longer used" not in capsys.readouterr().err
+    assert ratchet("log", "--verbose") == 0
+    assert "WARNING ratchet.config:" in capsys.readouterr().err
+    monkeypatch.setenv("RATCHET_LOG", "debug")
+    assert ratchet("run", "Where?", replies=[leaves, SAY]) == 0
+    assert "DEBUG ratchet.run:" in capsys.readouterr().err
+    monkeypatch.setenv("RATCHET_LOG", "loud")
+    assert ratchet("log") == 1
+    assert 'RATCHET_LOG = "loud": expected one of "debug"' in capsys.readouterr().err
+
+
 def test_only_a_local_model_is_measured(ratchet: Ratchet, capsys: pytest.CaptureFixture[str]) -> None:
     assert ratchet("bench") == 1
-    assert "only a local model can be measured, and here a ScriptedModel is used" in capsys.readouterr().err
+    assert "only a local model can be measured, and this project uses a ScriptedModel" in capsys.readouterr().err
 
 
 # -- what a reviewer gives is masked -------------------------------------------------------------------------
@@ -529,8 +551,8 @@ def test_no_secret_of_a_reviewer_is_in_the_store_or_a_dataset(
 ) -> None:
     give_feedback(ratchet)
     with Store(folder / ".ratchet" / "ratchet.db") as store:
-        first, second = store.corrections()
-        (rating,), (arbitration,) = store.ratings(), store.arbitrations()
+        first, second = store.feedback.corrections()
+        (rating,), (arbitration,) = store.feedback.ratings(), store.feedback.arbitrations()
     assert ratchet("arbitrate", first.id, "habit", "--reason", GIVEN) == 0
     shown = capsys.readouterr()
     assert not any(one in shown.out + shown.err for one in SECRETS)
@@ -552,12 +574,12 @@ def test_a_reviewers_words_are_kept_as_they_are_where_nothing_is_masked(ratchet:
     (folder / "ratchet.toml").write_text('[tools]\nfiles = ["own.py"]\n[privacy]\nscrub = false\n')
     give_feedback(ratchet)
     with Store(folder / ".ratchet" / "ratchet.db") as store:
-        first, second = store.corrections()
-        (rating,) = store.ratings()
+        first, second = store.feedback.corrections()
+        (rating,) = store.feedback.ratings()
     assert first.thought == first.reason == second.call.arguments["text"] == rating.reason == GIVEN
 
 
-# -- where corrections belong --------------------------------------------------------------------------------
+# -- kinds of corrections --------------------------------------------------------------------------------------
 
 
 def listed(ratchet: Ratchet, capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, Any]]:
@@ -567,40 +589,26 @@ def listed(ratchet: Ratchet, capsys: pytest.CaptureFixture[str], *words: str) ->
     return found
 
 
-def test_a_fact_is_listed_as_a_to_do_with_what_a_document_could_say(
-    ratchet: Ratchet, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (folder / "handbook").mkdir()
-    keep = folder / "handbook" / "keep.md"
-    keep.write_text("# Keeping\n\nA book may be kept for thirty days.\n")
-    ratchet("docs", "add", str(folder / "handbook"))
-    search = call("search_knowledge", query="keep a book", plan=["search", "answer"], thought="Search.")
-    ratchet("run", "How long may I keep a book?", replies=[search, answer("Thirty days.", 1, thought="Say so.")])
-    assert ratchet("correct", "last", "1", "--answer", "A book may be kept for sixty days.", "--reviewer", "ann") == 0
+def test_corrections_are_listed_with_their_kind(ratchet: Ratchet, capsys: pytest.CaptureFixture[str]) -> None:
+    ratchet("run", "Where is order 1?", replies=[LOOK, SAY])
+    words = ("--kind", "fact", "--reason", "not in the handbook", "--reviewer", "ann")
+    assert ratchet("correct", "last", "1", "--answer", "It is lost.", *words) == 0
     assert ratchet("correct", "last", "0", "--thought", "Look it up.", "--reviewer", "ann") == 0
     fact, habit = listed(ratchet, capsys)
-    assert (fact["kind"], fact["decided_by"], fact["trained"]) == ("fact", "rule", False)
-    assert fact["why"] == "nothing shown before this step says 60"
-    assert fact["suggested"] == {
-        "document": "keep.md",
-        "heading": "Keeping",
-        "text": "A book may be kept for sixty days.",
-    }
-    assert (habit["kind"], habit["step"], "suggested" in habit) == ("habit", 0, False)
+    assert (fact["kind"], fact["decided_by"], fact["trained"]) == ("fact", "ann", False)
+    assert (fact["why"], fact["by_reviewer"]) == ("not in the handbook", True)
+    assert (habit["kind"], habit["step"], habit["decided_by"], habit["by_reviewer"]) == ("habit", 0, "", False)
     assert ratchet("corrections", "--kind", "fact") == 0
     shown = capsys.readouterr().out
-    assert f"to do for {fact['id'][:12]}: add to keep.md > Keeping\n    A book may be kept for sixty days." in shown
+    assert fact["id"][:12] in shown
     assert habit["id"][:12] not in shown
     assert ratchet("corrections", "--kind", "exception") == 0
     assert capsys.readouterr().err.endswith("No correction is an exception.\n")
     assert ratchet("show", "last") == 0
-    assert "    fact, says rule: nothing shown before this step says 60" in capsys.readouterr().out
-    keep.write_text("# Keeping\n\nSince May a book may be kept for sixty days.\n")
-    ratchet("docs", "sync")
-    assert listed(ratchet, capsys)[0]["kind"] == "habit"
+    assert "    fact, says ann: not in the handbook" in capsys.readouterr().out
 
 
-def test_a_reviewer_says_where_a_correction_belongs(ratchet: Ratchet, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_reviewer_changes_the_kind_of_a_correction(ratchet: Ratchet, capsys: pytest.CaptureFixture[str]) -> None:
     assert ratchet("corrections") == 1
     assert "no runs yet" in capsys.readouterr().err
     ratchet("run", "Where?", replies=[LOOK, SAY])
@@ -628,7 +636,7 @@ def test_a_reviewer_says_where_a_correction_belongs(ratchet: Ratchet, capsys: py
     assert ratchet("arbitrate", made["id"], "opinion") == 2
 
 
-def test_what_took_a_correction_back_is_listed(ratchet: Ratchet, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_supersedes_a_correction_is_listed(ratchet: Ratchet, capsys: pytest.CaptureFixture[str]) -> None:
     for order in (2, 3):
         ratchet("run", "Where is it?", replies=[LOOK, SAY])
         assert ratchet("correct", "last", "0", "--arg", f"order={order}", "--reviewer", "ann") == 0

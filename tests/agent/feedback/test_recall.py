@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from agent.encoders.encoder import HashEncoder
-from agent.feedback.recall import Recall, capped
-from agent.llm.prompt.render import beginning_text
-from agent.llm.prompt.step_grammar import ToolSpec
+from agent.feedback.recall import Recall, cut_to_tokens
+from agent.llm.prompt.render import first_call_text
+from agent.llm.prompt.tool_spec import ToolSpec
 from agent.records.feedback import Arbitration, Correction, Kind, Rating
 from agent.records.run import Branch, Outcome, Provenance, Recalled, Step, Task, ToolCall, Trajectory
 from agent.storage.store import Store
 from agent.storage.tables import Forgetting
-from agent.text.normalise import MAX_TEXT, plain
+from agent.text.normalise import MAX_TEXT, normalise_task
 
 NOW = "2026-01-01T00:00:00Z"
 
@@ -51,12 +51,16 @@ def accepted(store: Store, run: str, text: str, call: ToolCall) -> None:
 
 
 def rate(store: Store, run: str, verdict: str, id: str | None = None) -> None:
-    store.rate(Rating(id or f"r-{run}-{verdict}", run, "up" if verdict == "up" else "down", "ann", "", NOW))
+    store.feedback.add_rating(
+        Rating(id or f"r-{run}-{verdict}", run, "up" if verdict == "up" else "down", "ann", "", NOW)
+    )
 
 
 def correct(store: Store, run: str, step: int, tool: str) -> None:
     call = ToolCall(tool, {})
-    store.correct(Correction(f"c-{run}-{step}-{tool}", run, step, call, "so", (f"do {tool}",), "ann", "", NOW))
+    store.feedback.add_correction(
+        Correction(f"c-{run}-{step}-{tool}", run, step, call, "so", (f"do {tool}",), "ann", "", NOW)
+    )
 
 
 def test_an_accepted_run_is_recalled_with_its_first_step(store: Store) -> None:
@@ -75,7 +79,7 @@ def test_a_corrected_first_step_is_recalled_as_corrected(store: Store) -> None:
     )
 
 
-def test_what_nobody_stands_behind_is_not_recalled(store: Store) -> None:
+def test_what_nobody_approved_is_not_recalled(store: Store) -> None:
     done(store, "unseen", "where is parcel 1", "track")
     done(store, "down", "where is parcel 2", "track")
     rate(store, "down", "down")
@@ -166,7 +170,7 @@ def test_what_a_call_chose_makes_it_another_beginning_and_is_told(store: Store) 
     other, likeliest = recall.search("my card is lost", 3, tools=tools)
     assert (likeliest.choices, other.choices) == ((("desk", "lost_card"),), (("desk", "cash"),))
     assert 1 > likeliest.share > 0.5 > other.share
-    assert beginning_text(likeliest) == 'route desk="lost_card"'
+    assert first_call_text(likeliest) == 'route desk="lost_card"'
 
 
 def test_nothing_is_left_to_choices_unseen_where_each_has_been_taken(store: Store) -> None:
@@ -192,37 +196,27 @@ def test_without_feedback_the_encoder_is_not_asked_for(store: Store) -> None:
 
 
 def test_a_text_is_shown_in_one_line_without_numbers_and_cut() -> None:
-    assert plain("order 12345,\n\n 2 pieces") == "order #, 2 pieces"
-    assert len(plain("word " * 100)) == MAX_TEXT
+    assert normalise_task("order 12345,\n\n 2 pieces") == "order #, 2 pieces"
+    assert len(normalise_task("word " * 100)) == MAX_TEXT
 
 
-# -- where corrections belong --------------------------------------------------------------------------------
+# -- kinds of corrections --------------------------------------------------------------------------------------
 
 
-def belongs(store: Store, correction: str, kind: Kind, *, by: str = "rule", superseded_by: str | None = None) -> None:
-    run = store.correction(correction).run
-    store.arbitrate(
-        Arbitration(
-            f"a-{correction}-{store.feedback_count()}",
-            run,
-            correction,
-            kind,
-            "rule" if by == "rule" else "reviewer",
-            "" if by == "rule" else by,
-            "",
-            NOW,
-            superseded_by,
-        )
-    )
+def set_kind(store: Store, correction: str, kind: Kind) -> None:
+    run, id = store.feedback.correction(correction).run, f"a-{correction}-{store.feedback.version()}"
+    store.feedback.add_arbitration(Arbitration(id, run, correction, kind, "reviewer", "ann", "", NOW))
 
 
 def test_exceptions_and_habits_are_recalled_and_facts_are_not(store: Store) -> None:
     recall = recall_of(store)
-    for run, kind in (("habit", "habit"), ("exception", "exception"), ("fact", "fact")):
+    kinds: tuple[Kind, ...] = ("habit", "exception", "fact")
+    for kind in kinds:
+        run: str = kind
         done(store, run, f"where is the {run} parcel", "cancel")
         correct(store, run, 0, run)
         assert run in [one.tool for one in recall.search("where is the parcel", 5)]
-        belongs(store, f"c-{run}-0-{run}", "fact" if kind == "fact" else "habit" if kind == "habit" else "exception")
+        set_kind(store, f"c-{run}-0-{run}", kind)
     assert {one.tool for one in recall.search("where is the parcel", 5)} == {"habit", "exception"}
 
 
@@ -236,7 +230,7 @@ def test_a_branch_that_makes_a_fact_its_step_is_not_recalled_either(store: Store
     rate(store, "b", "up")
     recall = recall_of(store)
     assert [one.tool for one in recall.search("where is it", 3)] == ["track"]
-    belongs(store, "c-a-0-track", "fact", by="ann")
+    set_kind(store, "c-a-0-track", "fact")
     assert recall.search("where is it", 3) == ()
 
 
@@ -244,25 +238,25 @@ def test_of_a_corrected_first_step_only_a_plan_that_was_given_is_recalled(store:
     done(store, "a", "where is my parcel", "cancel")
     step = Step(ToolCall("track", {}), plan=("use cancel",), author="correction")
     copied = Correction("c", "a", 0, ToolCall("track", {}), "", step.plan, "ann", "", NOW)
-    store.correct(copied)
+    store.feedback.add_correction(copied)
     # As an older version took it up: with the plan of the step as it was.
     store.begin(Trajectory("b", Task("t-b", "where is it"), Provenance(), NOW, (step,), branch=Branch("a", 0)))
     store.end("b", Outcome.ANSWERED, NOW)
     rate(store, "b", "up")
     found = recall_of(store).search("where is my parcel", 5)
     assert {(one.tool, one.plan) for one in found} == {("track", ())}
-    assert beginning_text(found[0]) == "track"
-    store.correct(replace(copied, id="d", plan=("follow it",), only_given=True))
+    assert first_call_text(found[0]) == "track"
+    store.feedback.add_correction(replace(copied, id="d", plan=("follow it",), only_given=True))
     assert [one.plan for one in recall_of(store).search("where is my parcel", 5) if one.run == "a"] == [("follow it",)]
 
 
-def test_what_a_newer_correction_of_the_same_request_takes_back_is_not_recalled(store: Store) -> None:
+def test_a_correction_that_a_newer_one_of_the_same_request_supersedes_is_not_recalled(store: Store) -> None:
     recall = recall_of(store)
-    for run, number, tool in (("old", 11111, "cancel"), ("new", 22222, "refund")):
-        done(store, run, f"my parcel {number} is broken", "look")
+    for run, tool in (("old", "cancel"), ("new", "refund")):
+        done(store, run, "my parcel is broken", "look")
         correct(store, run, 0, tool)
     assert [one.run for one in recall.search("my parcel is broken", 5)] == ["new"]
-    belongs(store, "c-new-0-refund", "exception", by="ann")
+    set_kind(store, "c-new-0-refund", "exception")
     assert {one.run for one in recall.search("my parcel is broken", 5)} == {"new", "old"}
 
 
@@ -274,8 +268,8 @@ def test_what_was_recalled_is_capped_and_the_likeliest_is_kept() -> None:
         asked.append(text)
         return len(text.split())
 
-    assert capped(found, 1000, lambda: words) == tuple(found)
+    assert cut_to_tokens(found, 1000, lambda: words) == tuple(found)
     assert asked == []
-    assert [one.run for one in capped(found, 22, lambda: words)] == ["r2", "r3"]
-    assert [one.run for one in capped(found, 21, lambda: words)] == ["r3"]
-    assert capped(found, 10, lambda: words) == ()
+    assert [one.run for one in cut_to_tokens(found, 22, lambda: words)] == ["r2", "r3"]
+    assert [one.run for one in cut_to_tokens(found, 21, lambda: words)] == ["r3"]
+    assert cut_to_tokens(found, 10, lambda: words) == ()

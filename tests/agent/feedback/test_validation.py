@@ -154,11 +154,11 @@ def test_a_plan_is_kept_where_the_step_is_to_hold_one_and_nowhere_else() -> None
         (0, {"thought": " "}, "the thought has 0 characters"),
         (0, {"plan": []}, "a plan has 1 to 4 parts"),
         (0, {"plan": list("abcde")}, "a plan has 1 to 4 parts"),
-        (0, {"thought": "a\ttab"}, "the model could not say this step: it breaks off before"),
+        (0, {"thought": "a\ttab"}, "the model could not generate this step: it ends before"),
         (
             2,
             {"tool": "calculator", "arguments": {"expression": "1+1\x7f"}},
-            "the model could not say this step",
+            "the model could not generate this step",
         ),
         (0, {"thought": "x", "reviewer": " "}, "needs the name of who gives it"),
     ],
@@ -204,7 +204,7 @@ def test_a_correction_copies_its_identifiers_from_what_the_run_was_shown() -> No
         return make_correction(run, 1, arguments={"order_id": order_id}, reviewer="ann", id="c-1", at="then", **given)
 
     assert made("44000").call == ToolCall("order", {"order_id": "44000"})
-    with pytest.raises(FeedbackError, match=r"could not say this step.*copied from what the run was shown"):
+    with pytest.raises(FeedbackError, match=r"could not generate this step.*copied from the task or an observation"):
         made("12345")
 
 
@@ -229,7 +229,7 @@ def test_what_a_reviewer_gives_is_masked_before_it_is_checked() -> None:
     assert correct(0, **given, **words, changes=arguments).call == made.call
     assert correct(0, **given, **words, arguments={**arguments, "to": "<email_1>"}).call == made.call
     # An address that the run does not show cannot be copied from it, and is not in the error either.
-    with pytest.raises(FeedbackError, match="could not say this step") as caught:
+    with pytest.raises(FeedbackError, match="could not generate this step") as caught:
         correct(0, **given, **words, arguments={"to": "bo@z.example"})
     assert "bo@z.example" not in str(caught.value)
     ended = {**given, "tool": None, "answer": "Ask jo@x.example.", "citations": []}
@@ -271,5 +271,5 @@ def test_a_quoted_answer_is_corrected_by_its_words_alone() -> None:
 
     assert made("It costs 9 euros.").call.arguments == {"text": "It costs 9 euros.", "citations": [1]}
     assert made("No such order. It is red.").call.arguments["citations"] == [2]
-    with pytest.raises(FeedbackError, match=r"text: string .*one or 2 whole sentences that tools said"):
+    with pytest.raises(FeedbackError, match=r"text: string .*one or 2 whole sentences of observations"):
         made("It costs 8 euros.")

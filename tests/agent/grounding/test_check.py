@@ -1,4 +1,4 @@
-"""An answer is held against what was shown: what stands there passes, what was changed does not."""
+"""Sentences that the observations support pass the check; changed and invented ones do not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.encoders.encoder import Encoder, HashEncoder
-from agent.grounding.check import FITTED, check_answer, evidence_of, ground, nothing_said
+from agent.grounding.check import FITTED, check_answer, check_sentences, collect_evidence, no_answer_reply
 from agent.records.run import Evidence, Step, ToolCall, step_from_dict, step_to_dict
 from tools.context import Passage
 
@@ -25,12 +25,12 @@ WORDS = HashEncoder()
 
 
 def supported(answer: str) -> list[bool]:
-    return [one.supported for one in ground(answer, SHOWN, WORDS).sentences]
+    return [one.supported for one in check_sentences(answer, SHOWN, WORDS).sentences]
 
 
 @pytest.mark.parametrize("one", SHOWN, ids=lambda one: one.text[:12])
-def test_a_sentence_that_was_shown_is_supported_by_itself(one: Evidence) -> None:
-    (found,) = ground(f" {one.text} ", SHOWN, WORDS).sentences
+def test_a_sentence_of_the_evidence_is_supported_by_itself(one: Evidence) -> None:
+    (found,) = check_sentences(f" {one.text} ", SHOWN, WORDS).sentences
     assert (found.supported, found.score, found.evidence) == (True, 1.0, (one,))
 
 
@@ -44,8 +44,8 @@ def test_a_sentence_that_was_shown_is_supported_by_itself(one: Evidence) -> None
         ("押金为200元。", DEPOSIT),
     ],
 )
-def test_other_words_for_the_same_are_supported(answer: str, by: Evidence) -> None:
-    (found,) = ground(answer, SHOWN, WORDS).sentences
+def test_a_paraphrase_is_supported(answer: str, by: Evidence) -> None:
+    (found,) = check_sentences(answer, SHOWN, WORDS).sentences
     assert found.supported
     assert found.evidence == (by,)
     assert FITTED.rule(answer).threshold <= found.score < 1.0
@@ -71,26 +71,26 @@ def test_other_words_for_the_same_are_supported(answer: str, by: Evidence) -> No
         "Yes.",
     ],
 )
-def test_what_was_changed_or_made_up_is_not_supported(answer: str) -> None:
-    (found,) = ground(answer, SHOWN, WORDS).sentences
+def test_a_changed_or_invented_sentence_is_not_supported(answer: str) -> None:
+    (found,) = check_sentences(answer, SHOWN, WORDS).sentences
     assert not found.supported
     assert found.evidence == ()
 
 
-def test_two_sentences_support_one_that_has_a_clause_of_each() -> None:
+def test_two_sentences_support_one_with_a_clause_of_each() -> None:
     one = Evidence("Lamps are repaired in the workshop.", 1)
     two = Evidence("Lost poles are replaced for 9 euros.", 2)
-    (found,) = ground(
+    (found,) = check_sentences(
         "Lamps are repaired in the workshop, and lost poles are replaced for 9 euros.", (one, two), WORDS
     ).sentences
     assert (found.supported, found.evidence) == (True, (one, two))
     swapped = "Lamps are repaired for 9 euros, and lost poles are replaced in the workshop."
-    assert ground(swapped, (one, two), WORDS).unsupported == (swapped,)
+    assert check_sentences(swapped, (one, two), WORDS).unsupported == (swapped,)
 
 
-def test_nothing_is_supported_by_nothing() -> None:
-    assert ground("Boots are fine.", (), WORDS).unsupported == ("Boots are fine.",)
-    assert ground("", SHOWN, WORDS).sentences == ()
+def test_without_evidence_no_sentence_is_supported() -> None:
+    assert check_sentences("Boots are fine.", (), WORDS).unsupported == ("Boots are fine.",)
+    assert check_sentences("", SHOWN, WORDS).sentences == ()
 
 
 nouns = st.sampled_from(["boots", "tents", "lamps", "stoves", "ropes", "maps"])
@@ -109,11 +109,11 @@ def test_a_copy_is_always_supported_and_one_with_a_changed_number_never(
     shown = tuple(Evidence(said(noun, number, chinese), 1) for noun, number in known)
     taken = {number for _, number in known}
     for noun, number in known:
-        assert ground(said(noun, number, chinese), shown, WORDS).unsupported == ()
+        assert check_sentences(said(noun, number, chinese), shown, WORDS).unsupported == ()
         other = next(one for one in range(number + 1, 10_000) if one not in taken)
         wrong = said(noun, other, chinese)
-        assert ground(wrong, shown, WORDS).unsupported == (wrong,)
-        assert ground(f"{said(noun, number, chinese)} {wrong}", shown, WORDS).unsupported == (wrong,)
+        assert check_sentences(wrong, shown, WORDS).unsupported == (wrong,)
+        assert check_sentences(f"{said(noun, number, chinese)} {wrong}", shown, WORDS).unsupported == (wrong,)
 
 
 STEPS = (
@@ -128,8 +128,8 @@ STEPS = (
 )
 
 
-def test_evidence_is_what_passages_and_tools_said() -> None:
-    assert evidence_of(STEPS) == (
+def test_evidence_is_the_sentences_of_passages_and_observations() -> None:
+    assert collect_evidence(STEPS) == (
         Evidence("Boots come back in 30 days.", 1, "returns.md", "Boots"),
         Evidence("Socks never do", 1, "returns.md", "Boots"),
         Evidence("Order A-17 holds boots."),
@@ -141,7 +141,7 @@ def no_encoder() -> Encoder:
     raise AssertionError("nothing is to be embedded")
 
 
-def test_quotes_are_given_as_they_are_and_need_no_encoder() -> None:
+def test_quotes_are_returned_unchanged_and_need_no_encoder() -> None:
     answer = "Socks never do Order A-17 has shipped."
     made = check_answer("Socks?", answer, STEPS, no_encoder, "withhold")
     assert made.reply == answer
@@ -150,10 +150,10 @@ def test_quotes_are_given_as_they_are_and_need_no_encoder() -> None:
 
 
 def test_chinese_needs_no_encoder() -> None:
-    assert ground("押金为200元。本店周末不营业。", SHOWN, no_encoder).unsupported == ("本店周末不营业。",)
+    assert check_sentences("押金为200元。本店周末不营业。", SHOWN, no_encoder).unsupported == ("本店周末不营业。",)
 
 
-def test_what_is_unsupported_is_left_out_or_marked() -> None:
+def test_unsupported_sentences_are_withheld_or_marked() -> None:
     answer = "Boots come back in 30 days. Hats come back in 90 days."
     held = check_answer("Boots?", answer, STEPS, lambda: WORDS, "withhold")
     assert held.reply == "Boots come back in 30 days."
@@ -170,12 +170,12 @@ def test_what_is_unsupported_is_left_out_or_marked() -> None:
         ("可以带狗吗\uff1f", "文档中没有相关说明。需要为您转接人工吗\uff1f"),
     ],
 )
-def test_with_nothing_left_the_reply_says_so_and_offers_a_person(question: str, reply: str) -> None:
+def test_if_every_sentence_is_withheld_the_reply_offers_to_escalate(question: str, reply: str) -> None:
     assert check_answer(question, "Yes, dogs love it.", STEPS, lambda: WORDS, "withhold").reply == reply
-    assert nothing_said(question) == reply
+    assert no_answer_reply(question) == reply
 
 
-def test_what_was_found_is_read_back_equal() -> None:
+def test_a_checked_answer_survives_a_round_trip_through_json() -> None:
     made = check_answer("?", "Boots come back in 30 days. Hats too.", STEPS, lambda: WORDS, "withhold")
     step = replace(STEPS[1], grounding=made)
     assert step_from_dict(json.loads(json.dumps(step_to_dict(step)))) == step

@@ -1,10 +1,10 @@
-"""What a sentence claims: its words, names and figures, and what it denies."""
+"""What a sentence claims: its words, names, figures and negations."""
 
 from __future__ import annotations
 
 import pytest
 
-from agent.grounding.claims import Claim, contradicts, is_chinese, rarity, share
+from agent.grounding.claims import Claim, contradicts, is_chinese, weighted_share, word_weights
 
 
 @pytest.mark.parametrize(
@@ -23,21 +23,21 @@ from agent.grounding.claims import Claim, contradicts, is_chinese, rarity, share
         ("\uff11\uff12元", {"12": 1}),
     ],
 )
-def test_figures_are_numbers_dates_and_identifiers_in_one_form(text: str, figures: dict[str, int]) -> None:
+def test_figures_are_numbers_dates_and_identifiers_in_a_normal_form(text: str, figures: dict[str, int]) -> None:
     assert dict(Claim(text).figures) == figures
 
 
 @pytest.mark.parametrize("text", ["一人", "There is one.", "三", "十五", "2 two 二"])
-def test_what_a_sentence_must_mean_it_may_mean(text: str) -> None:
+def test_certain_figures_are_among_the_possible_ones(text: str) -> None:
     claim = Claim(text)
-    assert claim.figures <= claim.known_figures
-    assert claim.known_figures
+    assert claim.figures <= claim.possible_figures
+    assert claim.possible_figures
 
 
-def test_a_heading_lends_its_figures_and_words() -> None:
+def test_figures_and_words_of_the_heading_count() -> None:
     claim = Claim("The fee is five euros.", "Prices 2024")
-    assert claim.known_figures["2024"] == 1
-    assert "pric" in claim.held - claim.words
+    assert claim.possible_figures["2024"] == 1
+    assert "pric" in claim.all_words - claim.words
     assert "2024" not in claim.figures
 
 
@@ -45,17 +45,17 @@ def test_a_heading_lends_its_figures_and_words() -> None:
     ("one", "other"),
     [("Returns are packed", "return pack"), ("copies", "copy"), ("stopped", "stopping"), ("takes", "taking")],
 )
-def test_common_endings_do_not_matter(one: str, other: str) -> None:
+def test_inflected_forms_have_the_same_stem(one: str, other: str) -> None:
     assert Claim(one).words == Claim(other).words
 
 
-def test_chinese_is_read_in_pairs_without_those_of_mere_joints() -> None:
+def test_chinese_is_split_into_pairs_without_function_words() -> None:
     assert Claim("会员的折扣").words == {"会员", "折扣"}
     assert is_chinese("会员可用 VIP 卡")
     assert not is_chinese("The word 会 is one")
 
 
-def test_names_are_what_capitals_do_not_merely_begin() -> None:
+def test_a_capital_that_only_begins_the_sentence_makes_no_name() -> None:
     assert Claim("Parcels go to Anna Berg in Oslo.").names == {"anna", "berg", "oslo"}
     assert Claim("Anna Berg signs.").names == {"anna", "berg"}
     assert Claim("会员使用 Visa 付款").names == {"visa"}
@@ -73,16 +73,16 @@ def test_names_are_what_capitals_do_not_merely_begin() -> None:
         ("不仅可以退货。", "可以退货。", False),
     ],
 )
-def test_a_negation_counts_where_the_other_says_what_it_denies(one: str, other: str, wanted: bool) -> None:
+def test_a_negation_contradicts_a_sentence_that_states_what_it_negates(one: str, other: str, wanted: bool) -> None:
     assert contradicts(Claim(one), Claim(other)) is wanted
     assert contradicts(Claim(other), Claim(one)) is wanted
 
 
-def test_a_rare_word_weighs_more_than_a_common_one() -> None:
+def test_a_rare_word_has_more_weight_than_a_common_one() -> None:
     claims = [Claim("tents weigh little"), Claim("tents cost much"), Claim("tents leak")]
-    weights = rarity(claims)
+    weights = word_weights(claims)
     assert weights["leak"] > weights["tent"]
     asked = Claim("tents leak").words
-    leak, tent = (share(asked, frozenset([word]), weights, 9.0) for word in ("leak", "tent"))
+    leak, tent = (weighted_share(asked, frozenset([word]), weights, 9.0) for word in ("leak", "tent"))
     assert leak > 0.5 > tent
-    assert share(frozenset(), asked, weights, 9.0) == 0.0
+    assert weighted_share(frozenset(), asked, weights, 9.0) == 0.0

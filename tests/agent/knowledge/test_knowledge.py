@@ -13,17 +13,17 @@ import pytest
 
 from agent.encoders.encoder import HashEncoder, Vectors
 from agent.errors import MemoryIndexError
-from agent.knowledge.knowledge import Memory
+from agent.knowledge.knowledge import Knowledge
 from agent.knowledge.vector_index import ChromaIndex, IndexLock, Stamp
 
-OpenMemory = Callable[..., Memory]
+OpenKnowledge = Callable[..., Knowledge]
 
 
-def found(memory: Memory, query: str, k: int = 1) -> list[str]:
+def places(memory: Knowledge, query: str, k: int = 1) -> list[str]:
     return [f"{passage.document} > {passage.heading}" for passage in memory.search(query, k)]
 
 
-def test_passages_are_found_with_document_and_heading(open_memory: OpenMemory, folder: Path) -> None:
+def test_results_name_document_and_heading(open_memory: OpenKnowledge, folder: Path) -> None:
     memory = open_memory()
     report = memory.add_folder(folder)
     assert report.added == ("returns.md", "shipping.md", "stoves.txt")
@@ -38,11 +38,11 @@ def test_passages_are_found_with_document_and_heading(open_memory: OpenMemory, f
     assert memory.search("tent", 0) == []
 
 
-def test_an_empty_memory_finds_nothing(open_memory: OpenMemory) -> None:
+def test_a_search_without_documents_has_no_results(open_memory: OpenKnowledge) -> None:
     assert open_memory().search("tent", 3) == []
 
 
-def test_adding_again_changes_only_what_changed(open_memory: OpenMemory, folder: Path) -> None:
+def test_adding_again_changes_only_what_changed(open_memory: OpenKnowledge, folder: Path) -> None:
     memory = open_memory()
     memory.add_folder(folder)
     again = memory.add_folder(folder)
@@ -66,7 +66,7 @@ def test_adding_again_changes_only_what_changed(open_memory: OpenMemory, folder:
     assert all(passage.document != "shipping.md" for passage in memory.search("parcels warehouse", 9))
 
 
-def test_other_chunk_settings_split_anew(open_memory: OpenMemory, folder: Path) -> None:
+def test_other_chunk_settings_split_documents_again(open_memory: OpenKnowledge, folder: Path) -> None:
     open_memory().add_folder(folder)
     assert open_memory(chunk_tokens=5).add_folder(folder).changed == (
         "returns.md",
@@ -75,7 +75,9 @@ def test_other_chunk_settings_split_anew(open_memory: OpenMemory, folder: Path) 
     )
 
 
-def test_an_unreadable_file_keeps_its_old_text_and_an_empty_one_does_not(open_memory: OpenMemory, folder: Path) -> None:
+def test_an_unreadable_file_keeps_its_old_text_and_an_empty_one_does_not(
+    open_memory: OpenKnowledge, folder: Path
+) -> None:
     memory = open_memory()
     memory.add_folder(folder)
     (folder / "returns.md").write_bytes(b"\xff\x00")
@@ -83,11 +85,11 @@ def test_an_unreadable_file_keeps_its_old_text_and_an_empty_one_does_not(open_me
     report = memory.add_folder(folder)
     assert [entry.name for entry in report.skipped] == ["returns.md", "stoves.txt"]
     assert report.removed == ("stoves.txt",)
-    assert [document.name for document in memory.list()] == ["returns.md", "shipping.md"]
+    assert [document.name for document in memory.documents()] == ["returns.md", "shipping.md"]
 
 
 def test_a_second_folder_neither_removes_nor_overwrites_the_first(
-    open_memory: OpenMemory, folder: Path, tmp_path: Path
+    open_memory: OpenKnowledge, folder: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
     other.mkdir()
@@ -101,10 +103,10 @@ def test_a_second_folder_neither_removes_nor_overwrites_the_first(
     assert report.skipped[0].reason.startswith("a document of this name was added from")
     moved = folder.rename(tmp_path / "moved")
     assert memory.add_folder(moved).unchanged == ("returns.md", "shipping.md", "stoves.txt")
-    assert len(memory.list()) == 4
+    assert len(memory.documents()) == 4
 
 
-def test_a_removed_document_is_not_found(open_memory: OpenMemory, folder: Path) -> None:
+def test_a_removed_document_is_not_found(open_memory: OpenKnowledge, folder: Path) -> None:
     memory = open_memory()
     memory.add_folder(folder)
     memory.remove("stoves.txt")
@@ -114,8 +116,8 @@ def test_a_removed_document_is_not_found(open_memory: OpenMemory, folder: Path) 
 
 
 @pytest.mark.parametrize("damage", ["missing", "no database", "cut database", "no vectors", "cut vectors", "noise"])
-def test_a_damaged_index_is_rebuilt_from_the_shelf(
-    open_memory: OpenMemory, folder: Path, tmp_path: Path, damage: str
+def test_a_damaged_index_is_rebuilt_from_the_document_store(
+    open_memory: OpenKnowledge, folder: Path, tmp_path: Path, damage: str
 ) -> None:
     for number in range(40):
         (folder / f"n{number}.md").write_text(f"# N{number}\n\nword{number} other{number}")
@@ -138,7 +140,7 @@ def test_a_damaged_index_is_rebuilt_from_the_shelf(
     else:
         data.write_bytes(data.read_bytes()[:100])
     memory = open_memory()
-    assert found(memory, "word7 other7") == ["n7.md > N7"]
+    assert places(memory, "word7 other7") == ["n7.md > N7"]
     assert len(memory.search("word7", 100)) == 44
     index = ChromaIndex(chroma)
     memory.close()
@@ -148,11 +150,11 @@ def test_a_damaged_index_is_rebuilt_from_the_shelf(
         index.close()
 
 
-def memory_generation(memory: Memory) -> int:
-    return memory._shelf.state().generation
+def memory_generation(memory: Knowledge) -> int:
+    return memory.store.state().generation
 
 
-def test_an_index_of_another_generation_is_noticed(open_memory: OpenMemory, folder: Path, tmp_path: Path) -> None:
+def test_an_index_of_another_generation_is_rebuilt(open_memory: OpenKnowledge, folder: Path, tmp_path: Path) -> None:
     first = open_memory()
     first.add_folder(folder)
     first.close()
@@ -166,7 +168,7 @@ def test_an_index_of_another_generation_is_noticed(open_memory: OpenMemory, fold
     assert len(open_memory().search("gas stoves", 9)) == 3
 
 
-def test_a_change_cut_off_half_way_is_noticed(tmp_path: Path) -> None:
+def test_an_interrupted_change_invalidates_the_index(tmp_path: Path) -> None:
     index = ChromaIndex(tmp_path / "chroma")
     index.rebuild([(["a"], HashEncoder().encode(["a"]))], Stamp(1, 1, "hash-256"))
     assert index.open() == Stamp(1, 1, "hash-256")
@@ -176,50 +178,48 @@ def test_a_change_cut_off_half_way_is_noticed(tmp_path: Path) -> None:
     index.close()
 
 
-def test_another_encoder_is_refused_until_all_is_embedded_anew(open_memory: OpenMemory, folder: Path) -> None:
+def test_another_encoder_is_an_error_until_all_documents_are_embedded_with_it(
+    open_memory: OpenKnowledge, folder: Path
+) -> None:
     open_memory().add_folder(folder)
     memory = open_memory(HashEncoder(32))
     with pytest.raises(MemoryIndexError, match="embedded with hash-256, and the encoder is now hash-32"):
         memory.search("tent", 1)
     assert memory.rebuild() == 4
-    assert found(memory, "parcels leave the warehouse") == ["shipping.md > Shipping"]
+    assert places(memory, "parcels leave the warehouse") == ["shipping.md > Shipping"]
     back = open_memory()
     assert back.add_folder(folder).chunks_embedded == 4
-    assert found(back, "parcels leave the warehouse") == ["shipping.md > Shipping"]
+    assert places(back, "parcels leave the warehouse") == ["shipping.md > Shipping"]
 
 
-def test_where_all_vectors_are_of_another_known_encoder_that_one_is_taken(
-    open_memory: OpenMemory, folder: Path
-) -> None:
+def test_the_encoder_that_all_vectors_come_from_is_loaded(open_memory: OpenKnowledge, folder: Path) -> None:
     open_memory().add_folder(folder)
     known = {"hash-256": HashEncoder(), "hash-32": HashEncoder(32)}
-    memory = open_memory(HashEncoder(32), encoder_named=known.get)
-    assert found(memory, "parcels leave the warehouse") == ["shipping.md > Shipping"]
+    memory = open_memory(HashEncoder(32), load_encoder=known.get)
+    assert places(memory, "parcels leave the warehouse") == ["shipping.md > Shipping"]
     (folder / "boots.txt").write_text("Boots are waxed twice a year.")
-    adding = open_memory(HashEncoder(32), encoder_named=known.get)
+    adding = open_memory(HashEncoder(32), load_encoder=known.get)
     assert adding.add_folder(folder).chunks_embedded == 1
     # Had it embedded with its own, vectors of two encoders would lie beside each other.
-    assert found(open_memory(), "boots are waxed twice") == ["boots.txt > "]
-    fresh = open_memory(HashEncoder(32), encoder_named=known.get)
+    assert places(open_memory(), "boots are waxed twice") == ["boots.txt > "]
+    fresh = open_memory(HashEncoder(32), load_encoder=known.get)
     assert fresh.rebuild() == 5, "asked for, its own encoder takes the place of the other"
-    assert found(memory, "boots are waxed twice") == ["boots.txt > "]
+    assert places(memory, "boots are waxed twice") == ["boots.txt > "]
     with pytest.raises(MemoryIndexError, match="embedded with hash-32, and the encoder is now hash-256"):
         open_memory().search("tent", 1)
 
 
-def test_a_search_is_answered_while_all_is_embedded_anew_and_right_behind_it(
-    open_memory: OpenMemory, folder: Path
-) -> None:
+def test_searches_are_answered_during_and_after_a_change_of_encoder(open_memory: OpenKnowledge, folder: Path) -> None:
     class Asking(HashEncoder):
-        """Searches by another memory each time it embeds."""
+        """Searches with another `Knowledge` each time it embeds."""
 
         def encode(self, texts: Sequence[str]) -> Vectors:
-            seen.append(found(reader, "parcels leave the warehouse"))
+            seen.append(places(reader, "parcels leave the warehouse"))
             return super().encode(texts)
 
     seen: list[list[str]] = []
     new = HashEncoder(32)
-    reader = open_memory(encoder_named={"hash-32": new}.get)
+    reader = open_memory(load_encoder={"hash-32": new}.get)
     reader.add_folder(folder)
     writer = open_memory()
     assert writer.rebuild(Asking(32)) == 4
@@ -235,9 +235,9 @@ def test_a_search_is_answered_while_all_is_embedded_anew_and_right_behind_it(
         ), "query and passages are compared in the vectors of one encoder"
 
 
-def test_vectors_that_change_under_a_search_make_it_begin_again(open_memory: OpenMemory, folder: Path) -> None:
+def test_a_search_starts_again_if_the_vectors_are_replaced_meanwhile(open_memory: OpenKnowledge, folder: Path) -> None:
     class Switching(HashEncoder):
-        """The first query it embeds, another memory embeds everything anew behind it."""
+        """After its first query another `Knowledge` embeds everything with another encoder."""
 
         def encode(self, texts: Sequence[str]) -> Vectors:
             vectors = super().encode(texts)
@@ -247,7 +247,7 @@ def test_vectors_that_change_under_a_search_make_it_begin_again(open_memory: Ope
             return vectors
 
     class Opposite(HashEncoder):
-        """As long, and pointing the other way: taken for the other's, its vectors fit worst where they fit best."""
+        """The same vectors negated: confused with the original's, the best results become the worst."""
 
         @property
         def name(self) -> str:
@@ -260,7 +260,7 @@ def test_vectors_that_change_under_a_search_make_it_begin_again(open_memory: Ope
     new = Opposite()
     writer = open_memory()
     writer.add_folder(folder)
-    reader = open_memory(Switching(), encoder_named={"opposite": new}.get)
+    reader = open_memory(Switching(), load_encoder={"opposite": new}.get)
     best, *_ = reader.search("gas stoves", 1, where={"trust": "own"})
     assert done == [True]
     assert best.document == "stoves.txt"
@@ -271,14 +271,14 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from agent.knowledge.vector_index import IndexLock
-with IndexLock(Path(sys.argv[1])).required():
+with IndexLock(Path(sys.argv[1])).hold():
     print("held", flush=True)
     time.sleep(60)
 """
 
 
-def test_beside_a_writer_a_second_one_is_refused_and_a_search_is_answered(
-    open_memory: OpenMemory, folder: Path, tmp_path: Path
+def test_while_one_process_writes_a_second_writer_fails_and_searches_are_answered(
+    open_memory: OpenKnowledge, folder: Path, tmp_path: Path
 ) -> None:
     memory = open_memory()
     memory.add_folder(folder)
@@ -291,36 +291,36 @@ def test_beside_a_writer_a_second_one_is_refused_and_a_search_is_answered(
             with pytest.raises(MemoryIndexError, match=f"locked by PID {holder.pid}, which"):
                 memory.add_folder(folder)
             assert time.monotonic() - started < 1
-            assert found(memory, "parcels leave the warehouse") == ["shipping.md > Shipping"]
+            assert places(memory, "parcels leave the warehouse") == ["shipping.md > Shipping"]
         finally:
             holder.kill()
     # The lock of a killed process is free.
     assert memory.add_folder(folder).chunks_embedded == 0
 
 
-def test_a_lock_holds_between_threads_too(tmp_path: Path) -> None:
+def test_the_lock_excludes_threads_of_the_same_process(tmp_path: Path) -> None:
     lock = IndexLock(tmp_path / "lock")
-    with lock.held(seconds=0) as first, lock.held(seconds=0) as second:
+    with lock.try_hold(seconds=0) as first, lock.try_hold(seconds=0) as second:
         assert (first, second) == (True, False)
 
 
-def test_what_one_memory_adds_another_open_one_finds(open_memory: OpenMemory, folder: Path) -> None:
+def test_documents_added_by_one_instance_are_results_of_another(open_memory: OpenKnowledge, folder: Path) -> None:
     reader, writer = open_memory(), open_memory()
     writer.add_folder(folder)
-    assert found(reader, "gas stoves are filled outside") == ["stoves.txt > "]
+    assert places(reader, "gas stoves are filled outside") == ["stoves.txt > "]
     (folder / "boots.txt").write_text("Boots are waxed twice a year.")
     writer.add_folder(folder)
-    assert found(reader, "boots are waxed twice") == ["boots.txt > "]
+    assert places(reader, "boots are waxed twice") == ["boots.txt > "]
     writer.rebuild()
-    assert found(reader, "boots are waxed twice") == ["boots.txt > "]
+    assert places(reader, "boots are waxed twice") == ["boots.txt > "]
 
 
 WRITER = """
 import sys
 from pathlib import Path
 from agent.encoders.encoder import HashEncoder, Vectors
-from agent.knowledge.knowledge import Memory
-memory = Memory.open(Path(sys.argv[1]) / "ratchet.db", Path(sys.argv[1]) / "index", HashEncoder())
+from agent.knowledge.knowledge import Knowledge
+memory = Knowledge.open(Path(sys.argv[1]) / "ratchet.db", Path(sys.argv[1]) / "index", HashEncoder())
 print(memory.add_folder(Path(sys.argv[2])).chunks_embedded)
 memory.close()
 """
@@ -328,12 +328,12 @@ memory.close()
 
 @pytest.mark.slow
 def test_an_open_reader_survives_a_large_addition_by_another_process(
-    open_memory: OpenMemory, folder: Path, tmp_path: Path
+    open_memory: OpenKnowledge, folder: Path, tmp_path: Path
 ) -> None:
     """Chroma writes its vectors out every 1,000 entries; a stale reader must neither miss nor undo that."""
     reader = open_memory()
     reader.add_folder(folder)
-    assert found(reader, "gas stoves are filled outside") == ["stoves.txt > "]
+    assert places(reader, "gas stoves are filled outside") == ["stoves.txt > "]
     sections = "\n\n".join(f"# H{number}\n\nword{number} other{number} third{number}" for number in range(2500))
     (folder / "large.md").write_text(sections)
     command = [sys.executable, "-c", WRITER, str(tmp_path / "home"), str(folder)]
@@ -347,7 +347,7 @@ def test_an_open_reader_survives_a_large_addition_by_another_process(
     assert stamp.chunks == 2504
 
 
-def test_searching_in_threads_while_documents_are_added(open_memory: OpenMemory, folder: Path) -> None:
+def test_searching_in_threads_while_documents_are_added(open_memory: OpenKnowledge, folder: Path) -> None:
     memory = open_memory()
     memory.add_folder(folder)
     for number in range(300):
@@ -355,13 +355,13 @@ def test_searching_in_threads_while_documents_are_added(open_memory: OpenMemory,
     with ThreadPoolExecutor(5) as pool:
         added = pool.submit(memory.add_folder, folder)
         queries = ["parcels leave the warehouse every morning shipping"] * 60
-        answers = list(pool.map(lambda query: found(memory, query), queries))
+        answers = list(pool.map(lambda query: places(memory, query), queries))
         assert len(added.result().added) == 300
     assert answers == [["shipping.md > Shipping"]] * 60
     assert memory.search("N299 word299", 1)[0].score > 0.999
 
 
-def test_a_rare_word_finds_what_no_vector_would(open_memory: OpenMemory, folder: Path) -> None:
+def test_a_rare_word_retrieves_what_vectors_miss(open_memory: OpenKnowledge, folder: Path) -> None:
     class Blind(HashEncoder):
         """Every text is the same to it."""
 
@@ -370,19 +370,19 @@ def test_a_rare_word_finds_what_no_vector_would(open_memory: OpenMemory, folder:
 
     memory = open_memory(Blind())
     memory.add_folder(folder)
-    assert found(memory, "what of stoves") == ["stoves.txt > "]
-    assert found(memory, "Parcel") == ["shipping.md > Shipping"]
+    assert places(memory, "what of stoves") == ["stoves.txt > "]
+    assert places(memory, "Parcel") == ["shipping.md > Shipping"]
 
 
-def test_chinese_words_are_found(open_memory: OpenMemory, folder: Path) -> None:
+def test_chinese_words_are_searchable(open_memory: OpenKnowledge, folder: Path) -> None:
     (folder / "zh.md").write_text("# 退货\n\n帐篷可以在三十天内退回。\n\n# 配送\n\n包裹每天早上发出。")
     memory = open_memory()
     memory.add_folder(folder)
-    assert found(memory, "包裹什么时候发出") == ["zh.md > 配送"]
-    assert found(memory, "帐") == ["zh.md > 退货"]
+    assert places(memory, "包裹什么时候发出") == ["zh.md > 配送"]
+    assert places(memory, "帐") == ["zh.md > 退货"]
 
 
-def test_pieces_that_follow_each_other_are_one_passage(open_memory: OpenMemory, folder: Path) -> None:
+def test_consecutive_chunks_become_one_passage(open_memory: OpenKnowledge, folder: Path) -> None:
     text = "\n\n".join(f"Step {number}: turn the valve {number} times." for number in range(6))
     (folder / "valve.md").write_text(f"# Valve\n\n{text}\n\n# Other\n\nNo valve here.")
     memory = open_memory(chunk_tokens=10)
@@ -395,14 +395,14 @@ def test_pieces_that_follow_each_other_are_one_passage(open_memory: OpenMemory, 
     assert all("+" not in passage.id for passage in memory.search("valve step 2 3 turn times", 3, join=False))
 
 
-def test_neighbours_of_a_hit_come_along(open_memory: OpenMemory, folder: Path) -> None:
+def test_neighbours_of_a_result_are_added_to_its_passage(open_memory: OpenKnowledge, folder: Path) -> None:
     (folder / "valve.md").write_text("# Valve\n\nBefore it.\n\nTurn the valve.\n\nBehind it.\n\n# Other\n\nNothing.")
     memory = open_memory(chunk_tokens=5, neighbours=1)
     memory.add_folder(folder)
     assert memory.search("turn the valve", 1)[0].text == "Before it.\n\nTurn the valve.\n\nBehind it."
 
 
-def test_a_copy_is_not_shown_beside_its_original(open_memory: OpenMemory, folder: Path) -> None:
+def test_a_near_duplicate_is_left_out(open_memory: OpenKnowledge, folder: Path) -> None:
     (folder / "copy.md").write_text((folder / "returns.md").read_text().replace("thirty days.", "thirty days!"))
     memory = open_memory()
     memory.add_folder(folder)
@@ -410,7 +410,7 @@ def test_a_copy_is_not_shown_beside_its_original(open_memory: OpenMemory, folder
     assert sum("thirty days" in text for text in texts) == 1
 
 
-def test_a_search_can_ask_for_metadata_and_trust(open_memory: OpenMemory, folder: Path, tmp_path: Path) -> None:
+def test_a_search_can_filter_by_metadata_and_trust(open_memory: OpenKnowledge, folder: Path, tmp_path: Path) -> None:
     outside = tmp_path / "mails"
     outside.mkdir()
     (outside / "mail.md").write_text("---\nfrom: a customer\n---\nTents come back within ninety days!")
@@ -425,8 +425,8 @@ def test_a_search_can_ask_for_metadata_and_trust(open_memory: OpenMemory, folder
     assert memory.add_folder(outside, trust="own").changed == ("mail.md",)
 
 
-def test_what_is_removed_for_good_leaves_an_empty_index_that_the_next_search_makes_anew(
-    open_memory: OpenMemory, folder: Path, tmp_path: Path
+def test_removing_for_good_empties_the_index_and_the_next_search_rebuilds_it(
+    open_memory: OpenKnowledge, folder: Path, tmp_path: Path
 ) -> None:
     memory = open_memory()
     memory.add_folder(folder)

@@ -1,4 +1,4 @@
-"""The standard suites of langchain-tests for the documents' faces, passed as they are."""
+"""The LangChain adapters pass the standard suites of langchain-tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from langchain_tests.unit_tests import EmbeddingsUnitTests
 
 from agent.encoders.encoder import HashEncoder
 from agent.knowledge.indexer import NewText
-from agent.knowledge.knowledge import Memory
+from agent.knowledge.knowledge import Knowledge
 from agent.knowledge.langchain import RatchetEmbeddings, RatchetRetriever, RatchetVectorStore
 
 
@@ -34,7 +34,7 @@ class _Hashed:
 
 
 class TestEmbeddingsUnit(_Hashed, EmbeddingsUnitTests):
-    """Skipped by the suite: `test_init_from_env`, for nothing is read from the environment."""
+    """The suite skips `test_init_from_env`, since nothing is read from the environment."""
 
 
 class TestEmbeddings(_Hashed, EmbeddingsIntegrationTests):
@@ -52,12 +52,12 @@ class TestVectorStore(VectorStoreIntegrationTests):
 class TestRetriever(RetrieversIntegrationTests):
     @pytest.fixture(autouse=True)
     def _memory(self, tmp_path: Path) -> Iterator[None]:
-        type(self).memory = Memory.open(tmp_path / "ratchet.db", tmp_path / "index", HashEncoder())
+        type(self).memory = Knowledge.open(tmp_path / "ratchet.db", tmp_path / "index", HashEncoder())
         self.memory.add_texts([NewText(word, f"All about a {word}.") for word in ("tent", "stove", "boot", "map")])
         yield
         self.memory.close()
 
-    memory: Memory
+    memory: Knowledge
 
     @property
     def retriever_constructor(self) -> type[BaseRetriever]:
@@ -72,7 +72,7 @@ class TestRetriever(RetrieversIntegrationTests):
         return "a stove"
 
 
-def test_a_filter_asks_for_metadata(tmp_path: Path) -> None:
+def test_a_filter_selects_by_metadata(tmp_path: Path) -> None:
     store = RatchetVectorStore.from_texts(
         ["a red tent", "a green tent"],
         RatchetEmbeddings(HashEncoder()),
@@ -86,10 +86,10 @@ def test_a_filter_asks_for_metadata(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_passage_says_where_it_is_from(tmp_path: Path) -> None:
+def test_a_retrieved_document_names_its_source(tmp_path: Path) -> None:
     (tmp_path / "help").mkdir()
     (tmp_path / "help" / "tents.md").write_text("# Tents\n\nWash by hand.")
-    memory = Memory.open(tmp_path / "ratchet.db", tmp_path / "index", HashEncoder())
+    memory = Knowledge.open(tmp_path / "ratchet.db", tmp_path / "index", HashEncoder())
     memory.add_folder(tmp_path / "help")
     (found,) = RatchetRetriever(memory=memory, k=1).invoke("wash")
     assert (found.metadata["document"], found.metadata["heading"]) == ("tents.md", "Tents")

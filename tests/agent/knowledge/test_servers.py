@@ -1,4 +1,4 @@
-"""The index of vectors on servers: a real Chroma server, and a real PostgreSQL with pgvector where one is installed."""
+"""The vector index on servers: a real Chroma server, and a real PostgreSQL with pgvector if one is installed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from agent.encoders.encoder import HashEncoder
 from agent.errors import MemoryIndexError
-from agent.knowledge.knowledge import Memory
+from agent.knowledge.knowledge import Knowledge
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ def free_port() -> int:
 
 @contextmanager
 def running(command: list[str], port: int) -> Iterator[None]:
-    """A server, once it answers at a port; ended with what is done with it."""
+    """Start a server, wait until its port answers, and stop it at the end."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             end = time.monotonic() + 60
@@ -94,12 +94,12 @@ USE = """
 import sys
 from pathlib import Path
 from agent.encoders.encoder import HashEncoder
-from agent.knowledge.knowledge import Memory
+from agent.knowledge.knowledge import Knowledge
 
 server, folder, home = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
 
 def opened(tenant=""):
-    return Memory.open(home / "ratchet.db", home / "index", HashEncoder(), server=server, tenant=tenant)
+    return Knowledge.open(home / "ratchet.db", home / "index", HashEncoder(), server=server, tenant=tenant)
 
 memory = opened()
 memory.add_folder(folder)
@@ -119,12 +119,12 @@ print("all of it")
 """
 
 
-def test_a_server_stands_in_for_the_folder(server: str, folder: Path, tmp_path: Path) -> None:
+def test_a_server_replaces_the_folder(server: str, folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", USE, server, str(folder), str(tmp_path / "home")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout == "all of it\n", done.stderr
 
 
-def test_a_server_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_kind_of_server_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MemoryIndexError, match="the index 'ftp://x' is not known"):
-        Memory.open(tmp_path / "ratchet.db", tmp_path / "index", HashEncoder(), server="ftp://x")
+        Knowledge.open(tmp_path / "ratchet.db", tmp_path / "index", HashEncoder(), server="ftp://x")

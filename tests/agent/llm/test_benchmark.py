@@ -21,38 +21,37 @@ class Listening:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.heard: list[tuple[Request, Generation]] = []
+        self.received: list[tuple[Request, Generation]] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
     def generate(self, request: Request) -> Generation:
         made = self.engine.generate(request)
-        self.heard.append((request, made))
+        self.received.append((request, made))
         return made
 
 
-def test_what_is_timed_is_what_the_figures_say(make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "BUFFER", 2**22)
+def test_the_figures_are_those_of_the_timed_requests(make_engine: MakeEngine) -> None:
     engine: Any = Listening(make_engine())
-    heard: list[str] = []
-    speed = measure_speed(engine, repeats=2, say=heard.append)
+    received: list[str] = []
+    speed = measure_speed(engine, repeats=2, memory_bytes=2**22, say=received.append)
     size = speed.prompt_tokens
     assert size == min(1500, engine.context * 3 // 4)
-    long = [made for request, made in engine.heard if len(request.ids) == size]
+    long = [made for request, made in engine.received if len(request.ids) == size]
     known = round(0.8 * size)
     assert [made.cached for made in long] == [0, known, 0, known]
-    decoded = [made for request, made in engine.heard if request.max_new == measuring.DECODED]
+    decoded = [made for request, made in engine.received if request.max_new == measuring.DECODED]
     assert len(decoded) == 2 * (1 + speed.sessions)
-    assert {(made.end, made.sampled, made.cached) for made in decoded} == {("length", measuring.DECODED, 0)}
+    assert {(made.finish_reason, made.sampled, made.cached) for made in decoded} == {("length", measuring.DECODED, 0)}
     assert speed.first_token_seconds > 0 < speed.known_first_token_seconds
     assert speed.prompt_tokens_per_second == pytest.approx(size / speed.first_token_seconds)
     assert min(speed.decode_tokens_per_second, speed.decode_tokens_per_second_together) > 0
     assert speed.weights_bytes == sum(4 * one.numel() for one in engine.model.parameters())
-    assert heard == ["reading prompts", "decoding", "reading memory"]
+    assert received == ["reading prompts", "decoding", "reading memory"]
 
 
-def test_shares_are_of_what_they_are_called() -> None:
+def test_shares_are_computed_from_the_measured_speeds() -> None:
     speed = Speed(True, 1500, 2.0, 0.5, 750.0, 20.0, 8, 60.0, 500_000_000, 20e9)
     assert speed.known_first_token_share == 0.25
     assert speed.share_of_memory_limit == 0.5

@@ -11,15 +11,17 @@ from langchain_core.messages import AIMessageChunk, HumanMessage
 
 from agent.errors import AdapterError, GrammarError, ModelError, PromptError
 from agent.llm.chat_model import LocalModel
-from agent.llm.engine.scheduler import Engine, Generation, Request
+from agent.llm.engine.scheduler import Engine
+from agent.llm.engine.session import Generation, Request
 from agent.llm.prompt.render import Frame, Message, Renderer
-from agent.llm.prompt.step_grammar import ToolSpec, write_step
+from agent.llm.prompt.step_grammar import write_step
+from agent.llm.prompt.tool_spec import ToolSpec
 from agent.llm.step_model import Proposal
 from agent.records.run import Outcome, Provenance, Step, Task, ToolCall, Trajectory
 from agent.run.limits import Budget
 from agent.run.loop import run
 from agent.run.state import Options
-from agent.text.quotes import quoted
+from agent.text.quotes import match_quotes
 from tools.basics import answer
 
 LONG = 2
@@ -73,11 +75,11 @@ def test_the_callers_event_cancels_a_stream_and_is_never_set_by_it(model: LocalM
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert not cancelled.is_set()
-    heard = []
+    received = []
     for piece in model.stream("Where is it?", seed=LONG, max_tokens=900, cancelled=cancelled):
-        heard.append(piece)
+        received.append(piece)
         cancelled.set()
-    assert heard[-1].response_metadata["finish_reason"] == "cancelled"
+    assert received[-1].response_metadata["finish_reason"] == "cancelled"
 
 
 def test_a_tool_that_must_be_called_is_called_and_streamed_as_a_chunk(model: LocalModel) -> None:
@@ -97,7 +99,7 @@ def test_a_tool_choice_that_names_no_tool_is_refused(model: LocalModel) -> None:
 
 def test_another_model_is_not_quietly_replaced_by_this_one(model: LocalModel) -> None:
     assert model.invoke([HumanMessage("Hello")], model="tiny").content
-    with pytest.raises(ModelError, match="asked for model 'huge', but this engine holds 'tiny'"):
+    with pytest.raises(ModelError, match="model 'huge' was requested, but this engine has 'tiny'"):
         model.invoke([HumanMessage("Hello")], model="huge")
 
 
@@ -250,7 +252,7 @@ def test_a_step_in_chinese_is_copied_quoted_streamed_and_read_back_whole(model: 
     for seed in range(30):
         pieces: list[str] = []
         made = propose(model, ASKED, CHINESE, seed, on_text=pieces.append)
-        assert (made.end, made.error) == ("stop", None)
+        assert (made.finish_reason, made.error) == ("stop", None)
         assert made.call is not None
         step = Step(made.call, thought=made.thought, plan=made.plan, token_ids=made.token_ids)
         text = write_step(step)
@@ -268,7 +270,7 @@ def test_a_step_in_chinese_is_copied_quoted_streamed_and_read_back_whole(model: 
         else:
             quotes = CHINESE.shape(ASKED.task, ASKED.steps).quotes
             assert [one.text for one in quotes] == ["包裹已发货。", "五月九日到达。"]
-            assert quoted(arguments["text"], quotes) is not None
+            assert match_quotes(arguments["text"], quotes) is not None
     assert len(called) == 3, f"only {called} were called; this shows little"
 
 
@@ -277,10 +279,10 @@ def test_a_step_that_the_budget_cuts_off_is_no_step_and_holds_no_half_character(
     for most in range(1, 30):
         pieces: list[str] = []
         made = propose(model, ASKED, CHINESE, seed=1, max_tokens=most, on_text=pieces.append)
-        assert (made.end, made.call, len(made.token_ids)) == ("length", None, most)
-        assert made.said == "".join(pieces)
-        assert "\ufffd" not in made.said
-        cut += model.renderer.decode(made.token_ids) != made.said
+        assert (made.finish_reason, made.call, len(made.token_ids)) == ("length", None, most)
+        assert made.text == "".join(pieces)
+        assert "\ufffd" not in made.text
+        cut += model.renderer.decode(made.token_ids) != made.text
     assert cut, "no character was cut in two; this shows nothing"
 
 
@@ -298,5 +300,5 @@ def test_a_prompt_longer_than_the_model_says_what_to_do_whether_streamed_or_not(
 def test_a_tool_whose_arguments_nothing_fits_ends_the_run_with_where_it_was(model: LocalModel) -> None:
     nothing = {"type": "string", "pattern": "^[0-9]{5}$", "maxLength": 3}
     tool = ToolSpec("look", "Look.", {"type": "object", "properties": {"a": nothing}, "required": ["a"]})
-    with pytest.raises(GrammarError, match=r'no way out behind .*"tool":"look","args":\{"a":'):
+    with pytest.raises(GrammarError, match=r'admits nothing after .*"tool":"look","args":\{"a":'):
         propose(model, ASKED, Frame("Help.", (tool,), plan=False, thought=False))

@@ -17,13 +17,13 @@ def test_replies_come_in_order_and_what_was_asked_is_kept() -> None:
     assert replies[0].content == "Hello."
     assert [(one["name"], one["args"]) for one in replies[1].tool_calls] == [("look", {"id": "7"})]
     assert replies[2].tool_calls[0]["args"] == {"text": "There.", "citations": [2, 3]}
-    assert model.asked == [[HumanMessage(f"question {number}")] for number in range(3)]
+    assert model.conversations == [[HumanMessage(f"question {number}")] for number in range(3)]
 
 
-def test_one_reply_too_few_says_so() -> None:
+def test_a_call_after_the_last_reply_raises() -> None:
     model = ScriptedModel(["Hello."])
     model.invoke("a")
-    with pytest.raises(ModelError, match="1 replies and was asked for one more"):
+    with pytest.raises(ModelError, match="1 replies and was called once more"):
         model.invoke("b")
 
 
@@ -31,7 +31,7 @@ def test_binding_tools_leaves_the_script_as_it_is() -> None:
     model = ScriptedModel([AIMessage("Hello."), "Bye."])
     assert model.bind_tools([{"name": "look"}], tool_choice="any").invoke("a").content == "Hello."
     assert model.invoke("b").content == "Bye."
-    assert len(model.asked) == 2
+    assert len(model.conversations) == 2
 
 
 def test_a_call_carries_plan_and_thought_and_arguments_of_any_name() -> None:

@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage
 
 from agent.errors import ModelError
 from agent.llm.prompt.render import Frame
-from agent.llm.prompt.step_grammar import ToolSpec
+from agent.llm.prompt.tool_spec import ToolSpec
 from agent.llm.scripted import ScriptedModel, answer, call
 from agent.llm.step_model import ChatStepper, Proposal, Stepper, as_stepper
 from agent.records.run import Provenance, Task, ToolCall, Trajectory, Usage
@@ -26,12 +26,12 @@ def propose(stepper: Stepper, **options: Any) -> Proposal:
 
 
 def test_a_tool_call_is_a_step_with_its_plan_and_thought() -> None:
-    heard: list[str] = []
+    received: list[str] = []
     model = ScriptedModel([call("look", plan=["look", "answer"], thought="I look first.", id="7")])
-    made = propose(as_stepper(model), on_text=heard.append)
+    made = propose(as_stepper(model), on_text=received.append)
     assert made.call == ToolCall("look", {"id": "7"})
     assert (made.plan, made.thought, made.error) == (("look", "answer"), "I look first.", None)
-    assert heard == ["Plan: look; answer\nI look first."]
+    assert received == ["Plan: look; answer\nI look first."]
 
 
 def test_text_is_read_as_a_step_where_a_model_calls_no_tools() -> None:
@@ -39,7 +39,7 @@ def test_text_is_read_as_a_step_where_a_model_calls_no_tools() -> None:
     assert propose(stepper).call == ToolCall("look", {})
     made = propose(stepper)
     assert made.call is None
-    assert made.said == "Hello!"
+    assert made.text == "Hello!"
     assert made.error is not None
     assert made.error.startswith("This is not a step: not one JSON object")
 
@@ -54,11 +54,11 @@ def test_the_provenance_names_the_model() -> None:
     assert as_stepper(ScriptedModel([])).provenance().base == "scripted"
 
 
-def test_what_proposes_steps_itself_is_left_as_it_is() -> None:
+def test_a_stepper_is_returned_unchanged() -> None:
     stepper = ChatStepper(ScriptedModel([answer("Yes.")]))
     assert as_stepper(stepper) is stepper
 
 
-def test_our_own_failures_are_not_taken_for_the_models() -> None:
+def test_errors_of_the_model_class_are_not_reported_as_steps() -> None:
     with pytest.raises(ModelError, match="0 replies"):
         propose(as_stepper(ScriptedModel([])))

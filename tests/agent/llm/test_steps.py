@@ -23,7 +23,7 @@ from agent.llm.weights.catalog import DEFAULT_MODEL
 from agent.records.run import Provenance, Step, Task, ToolCall, Trajectory
 from agent.run.state import Options
 from agent.run.tools import make_frame
-from agent.text.quotes import cited_by, quoted
+from agent.text.quotes import cited_labels, match_quotes
 from tools.context import Passage, ToolContext
 from tools.loading import load_tools
 
@@ -140,7 +140,7 @@ def test_of_a_thousand_steps_at_temperature_1_5_every_one_parses_fits_its_schema
 
 def check(model: LocalModel, frame: Frame, task: Task, before: tuple[Step, ...], proposal: Proposal) -> None:
     """What holds of every step: its text is canonical, its ids spell that text, its form is the one due."""
-    assert proposal.end == "stop"
+    assert proposal.finish_reason == "stop"
     assert proposal.error is None
     assert proposal.call is not None
     assert proposal.token_ids[-1] == model.renderer.end_of_turn
@@ -156,9 +156,9 @@ def check(model: LocalModel, frame: Frame, task: Task, before: tuple[Step, ...],
         cited = list(proposal.call.arguments.get("citations", []))
         assert set(cited) <= set(shape.labels)
         if any(tool.quoted for tool in shape.tools):
-            made_of = quoted(proposal.call.arguments["text"], shape.quotes)
+            made_of = match_quotes(proposal.call.arguments["text"], shape.quotes)
             assert made_of is not None
-            assert cited == cited_by(made_of)
+            assert cited == cited_labels(made_of)
 
 
 def bytes_of(model: LocalModel, ids: tuple[int, ...]) -> bytes:

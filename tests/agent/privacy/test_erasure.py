@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from agent.errors import RatchetError
-from agent.knowledge.document_store import StoredDocument
-from agent.privacy.erasure import FoundRuns, Place, Reason, find_runs, place_in, reason_of, with_branches
+from agent.knowledge.schema import StoredDocument
+from agent.privacy.erasure import Place, Reason, RunMatches, find_runs, place_in, reason_of, with_branches
 from agent.privacy.subject import Subject
 from agent.records.feedback import Correction, Rating
 from agent.records.run import Branch, Provenance, Recalled, Step, Task, ToolCall, Trajectory
@@ -95,7 +95,7 @@ def test_feedback_counts_and_who_gave_it_does_not() -> None:
 def test_what_was_about_to_be_done_counts(store: Store) -> None:
     store.begin(run("r"))
     store.intend("r", 0, Step(ToolCall("send", {"to": "C1040"})))
-    assert find_runs(store, WHO) == FoundRuns({"r": "step"}, frozenset({"Where is it?"}))
+    assert find_runs(store, WHO) == RunMatches({"r": "step"}, frozenset({"Where is it?"}))
 
 
 def test_branches_go_together_in_both_directions() -> None:
@@ -138,7 +138,7 @@ def test_other_runs_lose_what_they_were_shown_of_it_and_nothing_else(store: Stor
     store.begin(run("c", "my order", provenance=Provenance(base="b", recalled=(others, theirs, same, named))))
     store.begin(run("d", "else", provenance=Provenance(recalled=(others,))))
     found = find_runs(store, WHO)
-    assert found == FoundRuns({"a": "fact", "b": "fact"}, frozenset({"the blue tent please"}), {"c": (others, same)})
+    assert found == RunMatches({"a": "fact", "b": "fact"}, frozenset({"the blue tent please"}), {"c": (others, same)})
     store.forget(Forgetting(NOW, tuple(found.runs), 0, {}), found.recalled)
     assert store.get("c").provenance == Provenance(base="b", recalled=(others, same))
     assert [one.id for one in store.runs()] == ["d", "c"]
@@ -147,18 +147,18 @@ def test_other_runs_lose_what_they_were_shown_of_it_and_nothing_else(store: Stor
 def test_a_forgetting_is_kept_and_counts_as_something_new(store: Store) -> None:
     for id in "abc":
         store.begin(run(id, "x", Step(ToolCall("look", {}))))
-        store.rate(Rating(f"f-{id}", id, "up", "ann", "", NOW))
+        store.feedback.add_rating(Rating(f"f-{id}", id, "up", "ann", "", NOW))
     record = Forgetting(NOW, ("b", "gone"), 2, {"d1": ("a", "b")})
     store.forget(record)
-    assert store.feedback_count() == 4
-    assert store.judged_since(3) == (4, ())
-    assert store.judged_since(0) == (4, ("a", "c"))
+    assert store.feedback.version() == 4
+    assert store.feedback.runs_since(3) == (4, ())
+    assert store.feedback.runs_since(0) == (4, ("a", "c"))
     assert (store.forgotten_since(3), store.forgotten_since(4)) == (("b", "gone"), ())
     assert store.forgettings() == (record,)
-    store.rate(Rating("f-new", "a", "down", "ann", "", NOW))
-    assert store.judged_since(4) == (5, ("a",))
+    store.feedback.add_rating(Rating("f-new", "a", "down", "ann", "", NOW))
+    assert store.feedback.runs_since(4) == (5, ("a",))
     store.forget(Forgetting(NOW, (), 1, {}))
-    assert store.feedback_count() == 5
+    assert store.feedback.version() == 5
 
 
 def test_a_store_of_the_version_before_is_taken_over(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_what_was_deleted_is_left_neither_in_the_file_nor_in_the_log_beside_it(t
             store.begin(run(f"r{number}", secret if theirs else "plain " * 50))
             store.add_step(f"r{number}", 0, Step(None, said=secret if theirs else "said " * 50))
             if theirs:
-                store.rate(Rating(f"f{number}", f"r{number}", "up", "ann", secret, NOW))
+                store.feedback.add_rating(Rating(f"f{number}", f"r{number}", "up", "ann", secret, NOW))
         assert len(open_elsewhere.runs(None)) == 40
         assert holds()
         store.forget(Forgetting(NOW, tuple(f"r{number}" for number in range(0, 40, 4)), 0, {}))

@@ -141,9 +141,9 @@ def test_what_was_withheld_is_never_learnt(tmp_path: Path, store: Store) -> None
     cut = done(made_tools(tmp_path), "withhold", SEARCH, answer(BOTH, 1), run_id="cut", recorder=store)
     fixed = done(made_tools(tmp_path), "withhold", SEARCH, answer(BOTH, 1), run_id="fixed", recorder=store)
     for number, made in enumerate((whole, cut)):
-        store.rate(Rating(f"r{number}", made.id, "up", "ann", "", AT))
+        store.feedback.add_rating(Rating(f"r{number}", made.id, "up", "ann", "", AT))
     right = ToolCall("answer", {"text": TRUE, "citations": [1]})
-    store.correct(Correction("c", fixed.id, 1, right, "", (), "ann", "", AT))
+    store.feedback.add_correction(Correction("c", fixed.id, 1, right, "", (), "ann", "", AT))
     rows = {row.run: row for row in curate(store).rows}
     assert sorted(rows["whole"].targets) == [0, 1]
     assert sorted(rows["cut"].targets) == [0]
@@ -182,7 +182,7 @@ def test_the_setting_holds_for_a_project_and_for_a_run_that_is_resumed(folder: P
         assert runtime.reveal(made).answer == "Order 41 went to ann@example.com on Monday."
         assert runtime.reveal(made).steps[-1].withheld == ("It arrives tomorrow.",)
         fix = Correction("c", made.id, 0, ToolCall("look", {"order": 41}), "", (), "ann", "", AT)
-        runtime.store.correct(fix)
+        runtime.store.feedback.add_correction(fix)
         assert runtime.resume(made.id).steps[-1].withheld == ("It arrives tomorrow.",)
 
 
@@ -190,7 +190,7 @@ def test_a_persons_own_answer_is_given_whole(folder: Path) -> None:
     with Runtime(find_project(folder, {}), model=ScriptedModel([LOOK, SAY]), encoder=HashEncoder()) as runtime:
         made = runtime.run(Task("t", "Where is order 41?"))
         call_ = ToolCall("answer", {"text": "It arrives tomorrow.", "citations": []})
-        runtime.store.correct(Correction("c", made.id, 1, call_, "", (), "ann", "", AT))
+        runtime.store.feedback.add_correction(Correction("c", made.id, 1, call_, "", (), "ann", "", AT))
         branch = runtime.resume(made.id)
         assert (branch.answer, branch.steps[-1].grounding) == ("It arrives tomorrow.", None)
 
@@ -210,7 +210,7 @@ def test_the_command_line_gives_what_is_supported_and_show_tells_the_rest(
     shown = capsys.readouterr()
     assert shown.out.splitlines() == [
         "Order 41 went to ann@example.com on Monday.",
-        "  withheld: 1 sentence that nothing shown supports",
+        "  withheld: 1 sentence without support in the observations",
     ]
     assert "tomorrow" not in shown.err
     assert ratchet("show", "last") == 0

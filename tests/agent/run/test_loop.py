@@ -67,11 +67,11 @@ class Slow:
         on_text: Callable[[str], None] | None = None,
     ) -> Proposal:
         if cancelled.wait(self._seconds):
-            return Proposal(None, end="cancelled")
+            return Proposal(None, finish_reason="cancelled")
         if on_text is not None:
             on_text("{")
         number = len(trajectory.steps)
-        return Proposal(ToolCall("look", {"order": number}), usage=self._usage, end=self._end)
+        return Proposal(ToolCall("look", {"order": number}), usage=self._usage, finish_reason=self._end)
 
 
 def look(order: int) -> str:
@@ -121,7 +121,7 @@ def test_a_tools_refusal_goes_back_to_the_model(tools: list[BaseTool]) -> None:
     made = run(TASK, model, tools)
     assert made.steps[0].error == "There is no order 404."
     assert made.outcome is Outcome.ANSWERED
-    assert model.asked[1][-1].content == "Error: There is no order 404."
+    assert model.conversations[1][-1].content == "Error: There is no order 404."
 
 
 def test_arguments_that_do_not_fit_go_back_to_the_model(tools: list[BaseTool]) -> None:
@@ -205,7 +205,7 @@ def test_an_exception_out_of_a_tool_is_recorded_with_its_step_and_the_run_goes_o
     made = run(TASK, model, [raising(fault), *tools], recorder=store)
     assert (made.outcome, made.error, len(made.steps)) == (Outcome.ANSWERED, None, 2)
     assert (made.steps[0].call, made.steps[0].error) == (ToolCall("pay", {"order": 7}), shown)
-    assert model.asked[1][-1].content == f"Error: {shown}"
+    assert model.conversations[1][-1].content == f"Error: {shown}"
     assert store.get(made.id) == made
 
 
@@ -349,7 +349,7 @@ def test_a_model_that_fails_ends_the_run_as_crashed(tools: list[BaseTool]) -> No
         (Budget(steps=3), Slow(), Outcome.OUT_OF_STEPS, 3),
         (Budget(steps=99, tokens=25), Slow(tokens=10), Outcome.OUT_OF_TOKENS, 3),
         (Budget(steps=99), Slow(end="length"), Outcome.OUT_OF_TOKENS, 0),
-        (Budget(steps=99), Slow(end="late"), Outcome.OUT_OF_TIME, 0),
+        (Budget(steps=99), Slow(end="timeout"), Outcome.OUT_OF_TIME, 0),
         (Budget(steps=99, seconds=0.05), Slow(seconds=0.03), Outcome.OUT_OF_TIME, 2),
     ],
 )
@@ -365,7 +365,7 @@ def test_a_repeated_call_is_noticed_the_second_time_and_ends_the_run_the_third(t
     made = run(TASK, model, tools)
     assert [step.notice for step in made.steps] == [None, None, REPEATED, REPEATED]
     assert made.outcome is Outcome.LOOPING
-    assert str(model.asked[3][-1].content).endswith(REPEATED)
+    assert str(model.conversations[3][-1].content).endswith(REPEATED)
 
 
 def test_three_steps_in_a_row_that_cannot_be_read_fail_the_run(tools: list[BaseTool]) -> None:
@@ -437,7 +437,7 @@ def test_the_log_is_scrubbed_and_the_tool_gets_the_real_value(tools: list[BaseTo
     assert sent == ["ann@example.com"]
     assert made.steps[0].observation == "Sent to <email_1>."
     assert "ann@example.com" not in repr(store.get(made.id))
-    assert "ann@example.com" not in repr(model.asked)
+    assert "ann@example.com" not in repr(model.conversations)
 
 
 def test_a_long_result_is_cut_and_says_so(tools: list[BaseTool]) -> None:

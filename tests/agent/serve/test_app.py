@@ -69,7 +69,7 @@ class Endless:
         on_text: Callable[[str], None] | None = None,
     ) -> Proposal:
         if cancelled.wait(0.05):
-            return Proposal(None, end="cancelled")
+            return Proposal(None, finish_reason="cancelled")
         return Proposal(ToolCall("look", {"order": len(trajectory.steps)}))
 
 
@@ -131,7 +131,7 @@ def test_what_a_trained_task_should_have_given_is_kept_beside_the_run(tmp_path: 
         assert (shown["corrections"], [one["output"] for one in shown["outputs"]]) == ([], [{"labels": ["want"]}])
         assert client.post(f"{url}/corrections", json={**fix, "output": "sold"}).status_code == 422
         both = client.post(f"{url}/corrections", json={**fix, "thought": "x"})
-        assert (both.status_code, "output goes without thought" in both.json()["error"]) == (400, True)
+        assert (both.status_code, "output cannot be combined with thought" in both.json()["error"]) == (400, True)
 
 
 def test_a_task_is_done_looked_at_rated_and_corrected(tmp_path: Path) -> None:
@@ -237,7 +237,9 @@ class Broken(Endless):
 
 
 @pytest.mark.parametrize("fault", [SystemExit(0), OSError("no weights")], ids=repr)
-def test_a_failure_that_is_not_explained_is_a_json_error_and_an_event(tmp_path: Path, fault: BaseException) -> None:
+def test_an_unexpected_failure_is_a_json_error_an_event_and_in_the_log(
+    tmp_path: Path, fault: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
     with serving(tmp_path, Broken(fault)) as client:
         # uvicorn closes the connection of a request that failed, and a new one must not be sent on it.
         reply = client.post("/v1/runs", json={"task": "Fail."}, headers={"Connection": "close"})
@@ -246,6 +248,9 @@ def test_a_failure_that_is_not_explained_is_a_json_error_and_an_event(tmp_path: 
     assert (reply.status_code, reply.json()) == (500, {"error": "the service failed; its log says why"})
     last = [line for line in text.splitlines() if line.startswith("data: ")][-1]
     assert json.loads(last.removeprefix("data: ")) == {"kind": "error", **reply.json()}
+    records = [record for record in caplog.records if record.name == "ratchet.serve"]
+    assert [record.getMessage() for record in records] == ["POST /v1/runs failed", "a streamed run failed"]
+    assert all(record.exc_info for record in records)
 
 
 def test_what_nothing_shown_supports_is_withheld_and_named(tmp_path: Path) -> None:

@@ -126,10 +126,10 @@ def test_every_field_of_feedback_comes_back(store: Store, rating: Rating, correc
     run = f"run{len(store.runs(None))}"
     store.begin(started(run, LOOK))
     rating, correction = replace(rating, id=f"r{run}", run=run), replace(correction, id=f"c{run}", run=run)
-    store.rate(rating)
-    store.correct(correction)
-    assert store.ratings(run) == (rating,)
-    assert store.corrections(run) == (correction,)
+    store.feedback.add_rating(rating)
+    store.feedback.add_correction(correction)
+    assert store.feedback.ratings(run) == (rating,)
+    assert store.feedback.corrections(run) == (correction,)
 
 
 def test_a_gap_and_a_step_that_is_there_are_refused(store: Store) -> None:
@@ -193,9 +193,9 @@ def test_the_log_shows_the_newest_runs_first(store: Store) -> None:
     for number in range(5):
         store.begin(started(f"r{number}", *[LOOK] * number))
     store.end("r4", Outcome.ANSWERED, NOW)
-    store.rate(Rating("f1", "r3", "up", "ann", "", NOW))
-    store.correct(corrected("f2", "r3", 0))
-    store.correct(corrected("f3", "r3", 0))
+    store.feedback.add_rating(Rating("f1", "r3", "up", "ann", "", NOW))
+    store.feedback.add_correction(corrected("f2", "r3", 0))
+    store.feedback.add_correction(corrected("f3", "r3", 0))
     assert [run.id for run in store.runs(limit=3)] == ["r4", "r3", "r2"]
     assert [run.id for run in store.runs(unfinished=True)] == ["r3", "r2", "r1", "r0"]
     three = store.runs()[1]
@@ -207,22 +207,22 @@ def test_the_log_shows_the_newest_runs_first(store: Store) -> None:
 def test_feedback_on_what_is_not_there_is_refused(store: Store) -> None:
     store.begin(started("r1", LOOK))
     with pytest.raises(FeedbackError, match="no run 'r2'"):
-        store.rate(Rating("f1", "r2", "up", "ann", "", NOW))
+        store.feedback.add_rating(Rating("f1", "r2", "up", "ann", "", NOW))
     with pytest.raises(FeedbackError, match="has no step 1; it has steps 0 to 0"):
-        store.correct(corrected("f1", "r1", 1))
+        store.feedback.add_correction(corrected("f1", "r1", 1))
     with pytest.raises(FeedbackError, match="no step -1"):
-        store.correct(corrected("f1", "r1", -1))
+        store.feedback.add_correction(corrected("f1", "r1", -1))
 
 
 def test_feedback_is_appended_and_never_written_over(store: Store) -> None:
     store.begin(started("r1", LOOK, LOOK))
-    store.correct(corrected("f1", "r1", 0, "one"))
-    store.correct(corrected("f2", "r1", 1, "two"))
-    store.correct(corrected("f3", "r1", 0, "three"))
+    store.feedback.add_correction(corrected("f1", "r1", 0, "one"))
+    store.feedback.add_correction(corrected("f2", "r1", 1, "two"))
+    store.feedback.add_correction(corrected("f3", "r1", 0, "three"))
     with pytest.raises(FeedbackError, match="already"):
-        store.correct(corrected("f1", "r1", 0, "other"))
-    assert [one.reason for one in store.corrections()] == ["one", "two", "three"]
-    assert {step: one.reason for step, one in store.newest_corrections("r1").items()} == {
+        store.feedback.add_correction(corrected("f1", "r1", 0, "other"))
+    assert [one.reason for one in store.feedback.corrections()] == ["one", "two", "three"]
+    assert {step: one.reason for step, one in store.feedback.newest_corrections("r1").items()} == {
         0: "three",
         1: "two",
     }

@@ -1,15 +1,13 @@
-"""Quoted texts: sentences that tools said and nothing else, with the passages they stand in."""
+"""Quotes are whole sentences of observations, with the label of the passage that contains them."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from agent.llm.prompt.step_grammar import ParsedStep, StepShape, ToolSpec, step_grammar, write_step
 from agent.records.run import Step, ToolCall
-from agent.text.quotes import MAX_QUOTES, Quote, cited_by, quotable, quoted
+from agent.text.quotes import MAX_QUOTES, Quote, cited_labels, collect_quotes, match_quotes
 from tools.context import Passage
 
 DOGS = Passage(
@@ -23,28 +21,9 @@ ORDER = Step(ToolCall("get_order", {}), "Order 7 holds a lamp. It cost 9 euros.\
 REFUSED = Step(ToolCall("cancel", {}), error="Order 7 has shipped.")
 STEPS = (SEARCH, ORDER, REFUSED)
 
-ANSWER: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "text": {"type": "string", "minLength": 1, "maxLength": 240},
-        "citations": {"type": "array", "items": {"type": "integer"}},
-    },
-    "required": ["text"],
-}
-TOOL = ToolSpec("answer", "", ANSWER, "answered", quoted="text")
-HAND_OVER = ToolSpec("hand_over", "", {"type": "object", "properties": {}}, "refused")
 
-
-def said(text: str, *citations: int, name: str = "answer") -> str:
-    return write_step(ParsedStep(ToolCall(name, {"text": text, "citations": list(citations)})))
-
-
-def grammar(quotes: tuple[Quote, ...], tool: ToolSpec = TOOL) -> str:
-    return step_grammar(StepShape((tool, HAND_OVER), False, False, (1, 2), "", quotes))
-
-
-def test_what_can_be_quoted_is_sentences_of_passages_and_tools() -> None:
-    assert quotable(STEPS) == (
+def test_sentences_of_passages_and_observations_can_be_quoted() -> None:
+    assert collect_quotes(STEPS) == (
         Quote("Dogs are welcome on a lead.", 1),
         Quote("They drink 4.5 litres!", 1),
         Quote("No cats", 1),
@@ -60,20 +39,20 @@ def test_what_can_be_quoted_is_sentences_of_passages_and_tools() -> None:
 
 
 @pytest.mark.parametrize("line", ["- Fee: 9 euros", "* Fee: 9 euros", "## Fee: 9 euros", "> Fee: 9 euros"])
-def test_marks_of_lists_and_headings_are_not_quoted(line: str) -> None:
-    (quote,) = quotable((Step(ToolCall("look", {}), line),))
+def test_markers_of_lists_and_headings_are_not_part_of_a_quote(line: str) -> None:
+    (quote,) = collect_quotes((Step(ToolCall("look", {}), line),))
     assert quote.text == "Fee: 9 euros"
 
 
 def test_passages_listed_again_are_quoted_under_their_first_label_and_without_their_headings() -> None:
     again = replace(SEARCH, observation="[1] dogs.md > Dogs\nDogs are welcome on a lead.", passages=())
-    assert quotable((SEARCH, again)) == quotable((SEARCH,))
+    assert collect_quotes((SEARCH, again)) == collect_quotes((SEARCH,))
     numbered = Step(ToolCall("list", {}), "[7] is the number.")
-    assert quotable((SEARCH, numbered))[-1] == Quote("[7] is the number.")
+    assert collect_quotes((SEARCH, numbered))[-1] == Quote("[7] is the number.")
 
 
-def test_an_unreadable_step_says_nothing() -> None:
-    assert quotable((Step(None, said="{", error="Not one JSON object."),)) == ()
+def test_a_step_that_could_not_be_parsed_has_no_quotes() -> None:
+    assert collect_quotes((Step(None, said="{", error="Not one JSON object."),)) == ()
 
 
 @pytest.mark.parametrize(
@@ -86,14 +65,10 @@ def test_an_unreadable_step_says_nothing() -> None:
         ("They drink 4.5 litres! Dogs are welcome on a lead.", [1]),
     ],
 )
-def test_a_quoted_answer_cites_where_its_sentences_stand(admits: Any, text: str, labels: list[int]) -> None:
-    quotes = quotable(STEPS)
-    made_of = quoted(text, quotes)
-    assert made_of is not None
-    assert cited_by(made_of) == labels
-    assert admits(grammar(quotes), said(text, *labels))
-    for others in ([], [1], [2], [1, 2], [2, 1]):
-        assert admits(grammar(quotes), said(text, *others)) == (others == labels)
+def test_an_answer_of_quotes_cites_the_passages_that_contain_them(text: str, labels: list[int]) -> None:
+    quotes = match_quotes(text, collect_quotes(STEPS))
+    assert quotes is not None
+    assert cited_labels(quotes) == labels
 
 
 @pytest.mark.parametrize(
@@ -108,27 +83,5 @@ def test_a_quoted_answer_cites_where_its_sentences_stand(admits: Any, text: str,
         "",
     ],
 )
-def test_nothing_else_can_be_said(admits: Any, text: str) -> None:
-    quotes = quotable(STEPS)
-    assert quoted(text, quotes) is None
-    assert not admits(grammar(quotes), said(text))
-
-
-def test_without_anything_to_quote_there_is_no_answer(admits: Any) -> None:
-    assert not admits(grammar(()), said("Yes."))
-    assert admits(grammar(()), '{"tool":"hand_over","args":{}}')
-    too_long = Quote("x" * 241)
-    assert not admits(grammar((too_long,)), said(too_long.text))
-
-
-def test_quotes_with_marks_of_json_are_written_canonically(admits: Any) -> None:
-    quote = Quote('He said "4\\5" | (a) [b] /c/.')
-    assert admits(grammar((quote,)), said(quote.text))
-
-
-def test_a_tool_that_answers_nothing_quotes_without_citing(admits: Any) -> None:
-    parameters = {**ANSWER, "properties": {"text": ANSWER["properties"]["text"]}}
-    note = ToolSpec("note", "", parameters, quoted="text")
-    both = '{"tool":"note","args":{"text":"It cost 9 euros. Dogs are welcome on a lead."}}'
-    assert admits(grammar(quotable(STEPS), note), both)
-    assert not admits(grammar(quotable(STEPS), note), both.replace("9", "8"))
+def test_a_text_with_anything_else_does_not_match(text: str) -> None:
+    assert match_quotes(text, collect_quotes(STEPS)) is None

@@ -1,10 +1,10 @@
-"""Sentences are cut where they end, in English and in Chinese."""
+"""Texts are split into sentences, in English and in Chinese."""
 
 from __future__ import annotations
 
 import pytest
 
-from agent.text.sentences import sentences, sentences_by_line
+from agent.text.sentences import split_line, split_sentences, split_sentences_by_line
 
 
 @pytest.mark.parametrize(
@@ -24,10 +24,16 @@ from agent.text.sentences import sentences, sentences_by_line
         ("", []),
     ],
 )
-def test_a_text_is_cut_where_its_sentences_end(text: str, cut: list[str]) -> None:
-    assert list(sentences(text)) == cut
+def test_a_text_is_split_where_its_sentences_end(text: str, cut: list[str]) -> None:
+    assert list(split_sentences(text)) == cut
 
 
-def test_lines_may_stand_for_themselves() -> None:
-    assert list(sentences("It is\npacking")) == ["It is packing"]
-    assert list(sentences_by_line("It is\npacking")) == ["It is", "packing"]
+def test_a_line_break_ends_a_sentence_only_on_request() -> None:
+    assert list(split_sentences("It is\npacking")) == ["It is packing"]
+    assert list(split_sentences_by_line("It is\npacking")) == ["It is", "packing"]
+
+
+def test_splitting_a_line_drops_only_the_space_between_sentences() -> None:
+    line = '- He said "stop."  Then ... he left'
+    assert list(split_line(line)) == ['- He said "stop."', "Then ...", "he left"]
+    assert list(split_line("")) == [""]

@@ -12,22 +12,24 @@ from pathlib import Path
 import pytest
 
 from agent.errors import DatasetError
-from tuner.commands.console import Confirmed, ProgressLines
-from tuner.tasks.data.columns import Guess
+from tuner.commands.console import ConfirmGuesses, ProgressLines
+from tuner.tasks.data.columns import ColumnGuess
 from tuner.tasks.head.training import TaskProgress
-from tuner.tasks.metrics import Scores, single_label
+from tuner.tasks.metrics import TaskScores, single_label
 
 
-def found() -> Scores:
+def found() -> TaskScores:
     return single_label(["a", "b"], ["a", "a"], ["a", "b"], resamples=0)
 
 
-def test_steps_are_told_by_number_or_behind_half_a_minute_and_epochs_always(capsys: pytest.CaptureFixture[str]) -> None:
+def test_steps_are_reported_by_number_or_after_half_a_minute_and_epochs_always(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     times = iter([0.0, 10.0, 32.0, 40.0, 490.0, 500.0])
-    tell = ProgressLines(clock=lambda: next(times))
+    report = ProgressLines(clock=lambda: next(times))
     for step in (1, 2, 3, 4, 50):
-        tell(TaskProgress(step, 100, 0, 0.5, None))
-    tell(TaskProgress(51, 100, 0, 0.25, found()))
+        report(TaskProgress(step, 100, 0, 0.5, None))
+    report(TaskProgress(51, 100, 0, 0.25, found()))
     assert capsys.readouterr().err.splitlines() == [
         "step 3/100: loss 0.500, 26 min left at most",
         "step 50/100: loss 0.500, 8 min left at most",
@@ -35,23 +37,23 @@ def test_steps_are_told_by_number_or_behind_half_a_minute_and_epochs_always(caps
     ]
 
 
-def test_nothing_is_left_behind_the_last_step(capsys: pytest.CaptureFixture[str]) -> None:
-    tell = ProgressLines(clock=lambda: 0.0)
-    tell(TaskProgress(4, 4, 0, 0.25, found()))
+def test_after_the_last_step_no_time_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    report = ProgressLines(clock=lambda: 0.0)
+    report(TaskProgress(4, 4, 0, 0.25, found()))
     assert capsys.readouterr().err == "epoch 1, step 4/4: loss 0.250, validation accuracy 0.5000\n"
 
 
 def test_a_guess_is_asked_about_once_and_a_note_never(capsys: pytest.CaptureFixture[str]) -> None:
-    say = Confirmed(io.StringIO("\nyes\nno\n"))
+    say = ConfirmGuesses(io.StringIO("\nyes\nno\n"))
     say("noticed: uneven classes")
-    say(Guess("train.csv", "text is column 'a'", "by name", "--text"))
-    say(Guess("test.csv", "text is column 'a'", "by name", "--text"))
-    say(Guess("test.csv", "text is column 'b'", "by name", "--text"))
+    say(ColumnGuess("train.csv", "text is column 'a'", "by name", "--text"))
+    say(ColumnGuess("test.csv", "text is column 'a'", "by name", "--text"))
+    say(ColumnGuess("test.csv", "text is column 'b'", "by name", "--text"))
     assert capsys.readouterr().err.count("Is that right?") == 2
     with pytest.raises(DatasetError, match="files is not as guessed; say it with --data, --test"):
-        say(Guess("files", "test is b.csv", "by name", "--data, --test"))
-    with pytest.raises(DatasetError, match="not as guessed; docs/tasks"):
-        say(Guess("chats.csv", "said nothing more", "by name"))
+        say(ColumnGuess("files", "test is b.csv", "by name", "--data, --test"))
+    with pytest.raises(DatasetError, match="not as guessed; docs/reference/classic-tasks"):
+        say(ColumnGuess("chats.csv", "said nothing more", "by name"))
 
 
 @pytest.mark.slow

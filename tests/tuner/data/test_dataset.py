@@ -13,7 +13,7 @@ from agent.errors import DatasetError
 from agent.records.run import Outcome, Provenance, Step, Task, ToolCall, Trajectory, Usage
 from tools.context import Passage
 from tuner.data.curate import Curated, TrainingRow
-from tuner.data.dataset import Dataset, read_dataset, told_held_back, write_dataset
+from tuner.data.dataset import Dataset, describe_held_back, read_dataset, write_dataset
 
 ODD = 'a\u2028b\u2029c\x85d\x1ce "quoted" \\ é 漢 \U0001f600\n\ttail'
 """Text with every mark that some reader takes for the end of a line."""
@@ -108,7 +108,7 @@ def test_a_changed_row_is_found_out(tmp_path: Path, name: str) -> None:
     folder = written(tmp_path, [row(f"t-{number}") for number in range(20)]).folder
     lines = (folder / name).read_text("utf-8")
     (folder / name).write_text(lines.replace("Do it.", "Do not.", 1), "utf-8")
-    with pytest.raises(DatasetError, match="is not what was written"):
+    with pytest.raises(DatasetError, match="has changed since it was written"):
         read_dataset(folder)
 
 
@@ -125,7 +125,7 @@ def test_a_folder_without_its_manifest_is_not_whole_and_is_written_again(tmp_pat
     made = written(tmp_path, rows)
     (made.folder / "manifest.json").unlink()
     (made.folder / "train.jsonl").write_text("half a l")
-    with pytest.raises(DatasetError, match="is no whole dataset"):
+    with pytest.raises(DatasetError, match="is not a complete dataset"):
         read_dataset(made.folder)
     assert written(tmp_path, rows) == made
 
@@ -139,10 +139,10 @@ def test_the_manifest_is_the_last_thing_written(tmp_path: Path) -> None:
 
 def test_what_is_held_back_is_named_with_its_reason(tmp_path: Path) -> None:
     kinds = {"fact": 2, "exception": 1}
-    curated = Curated((row("t"),), {}, 4, 0, {"c1": "fact, says rule: new"}, kinds)
+    curated = Curated((row("t"),), {}, 4, 0, {"c1": "fact, says ann: new"}, kinds)
     made = write_dataset(curated, tmp_path, validation_share=0.0, created_at="now", provenance={})
-    assert made.manifest["held_back"] == {"c1": "fact, says rule: new"}
+    assert made.manifest["held_back"] == {"c1": "fact, says ann: new"}
     assert made.manifest["held_back_kinds"] == kinds
-    assert told_held_back(kinds) == "1 exception, 2 facts"
-    with pytest.raises(DatasetError, match=r"not trained \(1 exception, 2 facts\); see `ratchet corrections`"):
+    assert describe_held_back(kinds) == "1 exception, 2 knowledge gaps"
+    with pytest.raises(DatasetError, match=r"not trained \(1 exception, 2 knowledge gaps\); see `ratchet corrections`"):
         write_dataset(replace(curated, rows=()), tmp_path, validation_share=0.0, created_at="now", provenance={})

@@ -16,8 +16,9 @@ from agent.encoders.encoder import HashEncoder
 from agent.errors import DatasetError
 from agent.llm.prompt.json_grammar import canonical
 from agent.llm.prompt.render import Frame, Renderer, messages
-from agent.llm.prompt.step_grammar import ToolSpec, write_step
-from agent.llm.prompt.truncation import examples, fitted, prompt_limit
+from agent.llm.prompt.step_grammar import write_step
+from agent.llm.prompt.tool_spec import ToolSpec
+from agent.llm.prompt.truncation import fit_to_limit, prompt_limit, render_examples
 from agent.llm.scripted import ScriptedModel, answer, call
 from agent.records.feedback import Correction
 from agent.records.run import Outcome, Provenance, Step, Task, ToolCall, Trajectory
@@ -26,7 +27,7 @@ from tests.tuner.tiny import tiny_tokenizer
 from tools.context import Passage
 from tuner.data.curate import TrainingRow, curate
 from tuner.data.dataset import write_dataset
-from tuner.data.examples import prepare
+from tuner.data.examples import prepare_examples
 
 TEXT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 ORDER = {"type": "object", "properties": {"order_id": {"type": "string", "pattern": "^[0-9]{5}$"}}}
@@ -73,20 +74,20 @@ def said(renderer: Renderer, one: Any) -> str:
 
 
 def test_the_targets_are_what_the_model_chooses_and_nothing_else(renderer: Renderer) -> None:
-    (both,) = prepare([row({0: LOOK, 1: TELL})], FRAME, renderer, context=CONTEXT, max_tokens=2000)
+    (both,) = prepare_examples([row({0: LOOK, 1: TELL})], FRAME, renderer, context=CONTEXT, max_tokens=2000)
     chosen = said(renderer, both)
     for part in ("look", "answer", "Look it up.", "48213", "Tell them.", "It is on its way.", "1"):
         assert part in chosen
     for forced in ('{"', '"tool":', '"args":', "}}", "<|im_end|>"):
         assert forced not in chosen
     assert both.group == "t-1"
-    (last,) = prepare([row({1: TELL})], FRAME, renderer, context=CONTEXT, max_tokens=2000)
+    (last,) = prepare_examples([row({1: TELL})], FRAME, renderer, context=CONTEXT, max_tokens=2000)
     assert chosen.endswith(said(renderer, last))
     assert last.ids == both.ids
 
 
 def test_the_renderer_marks_the_whole_of_what_is_said(renderer: Renderer) -> None:
-    (whole,) = examples(row({}).trajectory, FRAME, {0: LOOK, 1: TELL}, CONTEXT, renderer)
+    (whole,) = render_examples(row({}).trajectory, FRAME, {0: LOOK, 1: TELL}, CONTEXT, renderer)
     first = '{"plan":["look","answer"],"thought":"Look it up.","tool":"get_order","args":{"order_id":"48213"}}'
     second = '{"thought":"Tell them.","tool":"answer","args":{"text":"It is on its way.","citations":[1]}}'
     assert said(renderer, whole) == f"{first}<|im_end|>{second}<|im_end|>"
@@ -94,7 +95,7 @@ def test_the_renderer_marks_the_whole_of_what_is_said(renderer: Renderer) -> Non
 
 def test_an_example_begins_with_the_very_prompt_that_is_served(renderer: Renderer) -> None:
     trained = row({1: TELL})
-    (example,) = prepare([trained], FRAME, renderer, context=CONTEXT, max_tokens=2000)
+    (example,) = prepare_examples([trained], FRAME, renderer, context=CONTEXT, max_tokens=2000)
     prompt = renderer.prompt(messages(replace(trained.trajectory, steps=(LOOK,)), FRAME))
     assert example.ids[: len(prompt)] == prompt
     assert example.targets.index(True) > len(prompt)
@@ -106,7 +107,7 @@ def test_what_the_model_said_is_trained_on_its_own_ids(renderer: Renderer) -> No
     spelled = replace(TELL, call=ToolCall("answer", {"text": "Hm.", "citations": []}))
     spelled = replace(spelled, token_ids=(*ids, renderer.end_of_turn))
     assert len(ids) > len(renderer.encode(text))
-    (example,) = prepare([row({1: spelled})], FRAME, renderer, context=CONTEXT, max_tokens=2000)
+    (example,) = prepare_examples([row({1: spelled})], FRAME, renderer, context=CONTEXT, max_tokens=2000)
     assert example.ids[-len(spelled.token_ids) - 1 : -1] == spelled.token_ids
 
 
@@ -126,7 +127,7 @@ def test_a_target_that_could_not_be_served_is_refused_by_run_and_step(
     renderer: Renderer, targets: Mapping[int, Step], index: int
 ) -> None:
     with pytest.raises(DatasetError, match=f"step {index} of run run-1 cannot be served: .*correct the step again"):
-        prepare([row(targets)], FRAME, renderer, context=CONTEXT, max_tokens=2000)
+        prepare_examples([row(targets)], FRAME, renderer, context=CONTEXT, max_tokens=2000)
 
 
 GARBAGE = Step(
@@ -144,12 +145,12 @@ def test_of_a_corrected_call_the_plan_and_thought_that_nobody_gave_are_served_an
     renderer: Renderer,
 ) -> None:
     target = corrected(GARBAGE)
-    (example,) = prepare([row({0: target}, GARBAGE)], FRAME, renderer, context=CONTEXT, max_tokens=2000)
+    (example,) = prepare_examples([row({0: target}, GARBAGE)], FRAME, renderer, context=CONTEXT, max_tokens=2000)
     served = write_step(replace(GARBAGE, call=target.call))
     assert renderer.tokenizer.decode(example.ids).rstrip().endswith(f"{served}<|im_end|>")
     # What the grammar forces is no target either, as everywhere.
     assert said(renderer, example) == "get48213"
-    (whole,) = examples(row({}, GARBAGE).trajectory, FRAME, {0: target}, CONTEXT, renderer)
+    (whole,) = render_examples(row({}, GARBAGE).trajectory, FRAME, {0: target}, CONTEXT, renderer)
     assert said(renderer, whole).endswith('tool":"get_order","args":{"order_id":"48213"}}<|im_end|>')
     assert not {"thought", "args,", "plan", ",", "tool"} & {
         renderer.decode([id]) for id, marked in zip(example.ids, example.targets, strict=True) if marked
@@ -209,9 +210,9 @@ def test_a_newcomers_correction_of_a_call_teaches_the_call_and_nothing_of_the_mo
         "accepted",
         [1],
     )
-    (rendered,) = examples(fixed.trajectory, frame, fixed.targets, CONTEXT, renderer)
+    (rendered,) = render_examples(fixed.trajectory, frame, fixed.targets, CONTEXT, renderer)
     assert said(renderer, rendered).endswith('tool":"send_invoice","args":{"order_id":"44000"}}<|im_end|>')
-    made, after = prepare(dataset.train, frame, renderer, context=CONTEXT, max_tokens=2000)
+    made, after = prepare_examples(dataset.train, frame, renderer, context=CONTEXT, max_tokens=2000)
     assert made.ids == rendered.ids
     assert all(shown for trained, shown in zip(made.targets, rendered.targets, strict=True) if trained)
     assert "44000" in said(renderer, made)
@@ -225,7 +226,7 @@ def test_a_newcomers_correction_of_a_call_teaches_the_call_and_nothing_of_the_mo
 def test_what_the_reviewer_gave_beside_the_call_is_trained(renderer: Renderer) -> None:
     def trained(**given: Any) -> str:
         target = corrected(GARBAGE, **given)
-        (example,) = prepare([row({0: target}, GARBAGE)], FRAME, renderer, context=CONTEXT, max_tokens=2000)
+        (example,) = prepare_examples([row({0: target}, GARBAGE)], FRAME, renderer, context=CONTEXT, max_tokens=2000)
         return said(renderer, example)
 
     assert "Look it up." in trained(thought="Look it up.")
@@ -250,38 +251,40 @@ def test_what_the_reviewer_gave_beside_the_call_is_trained(renderer: Renderer) -
 def test_where_our_model_could_not_have_said_what_stands_in_front_the_call_is_trained_alone(
     renderer: Renderer, was: Step
 ) -> None:
-    (example,) = prepare([row({0: corrected(was)}, was)], FRAME, renderer, context=CONTEXT, max_tokens=2000)
+    (example,) = prepare_examples([row({0: corrected(was)}, was)], FRAME, renderer, context=CONTEXT, max_tokens=2000)
     assert said(renderer, example) == "get48213"
 
 
 def test_a_tool_that_the_run_did_not_have_is_neither_shown_nor_admitted(renderer: Renderer) -> None:
-    (example,) = prepare(
+    (example,) = prepare_examples(
         [row({0: LOOK}, tools=("get_order", "answer"))], FRAME, renderer, context=CONTEXT, max_tokens=2000
     )
     assert "note(" not in renderer.tokenizer.decode(example.ids)
     note = replace(LOOK, call=ToolCall("note", {"text": "x"}))
-    prepare([row({0: note})], FRAME, renderer, context=CONTEXT, max_tokens=2000)
+    prepare_examples([row({0: note})], FRAME, renderer, context=CONTEXT, max_tokens=2000)
     with pytest.raises(DatasetError, match="step 0 of run run-1"):
-        prepare([row({0: note}, tools=("get_order", "answer"))], FRAME, renderer, context=CONTEXT, max_tokens=2000)
+        prepare_examples(
+            [row({0: note}, tools=("get_order", "answer"))], FRAME, renderer, context=CONTEXT, max_tokens=2000
+        )
 
 
 def test_a_run_too_long_for_a_pack_is_refused_by_name(renderer: Renderer) -> None:
     with pytest.raises(DatasetError, match=r"run run-1 has \d+ tokens and tuning\.max_tokens_per_pack is 64"):
-        prepare([row({0: LOOK})], FRAME, renderer, context=CONTEXT, max_tokens=64)
+        prepare_examples([row({0: LOOK})], FRAME, renderer, context=CONTEXT, max_tokens=64)
 
 
-def test_a_run_that_outgrew_the_context_is_trained_behind_the_prompts_that_were_served(renderer: Renderer) -> None:
+def test_a_run_that_outgrew_the_context_is_trained_after_the_prompts_that_were_served(renderer: Renderer) -> None:
     context = 2400
     looks = [
         replace(LOOK, observation=f"{number}: " + "shipped on its way " * 40, plan=LOOK.plan if number == 0 else ())
         for number in range(5)
     ]
     trained = row(dict(enumerate([*looks, TELL])), *looks, TELL)
-    made = prepare([trained], FRAME, renderer, context=context, max_tokens=context)
+    made = prepare_examples([trained], FRAME, renderer, context=context, max_tokens=context)
     assert len(made) > 1, "nothing was shortened; this shows nothing"
     served = [
         renderer.prompt(
-            fitted(
+            fit_to_limit(
                 messages(replace(trained.trajectory, steps=trained.trajectory.steps[:index]), FRAME),
                 prompt_limit(context),
                 renderer,
@@ -295,8 +298,10 @@ def test_a_run_that_outgrew_the_context_is_trained_behind_the_prompts_that_were_
     assert "".join(said(renderer, one) for one in made) == "".join(
         said(renderer, one)
         for index, step in trained.targets.items()
-        for one in prepare([row({index: step}, *looks, TELL)], FRAME, renderer, context=context, max_tokens=context)
+        for one in prepare_examples(
+            [row({index: step}, *looks, TELL)], FRAME, renderer, context=context, max_tokens=context
+        )
     )
     assert {(one.group, one.trajectory) for one in made} == {("t-1", "run-1")}
-    (whole,) = prepare([trained], FRAME, renderer, context=CONTEXT, max_tokens=CONTEXT)
+    (whole,) = prepare_examples([trained], FRAME, renderer, context=CONTEXT, max_tokens=CONTEXT)
     assert len(whole.ids) > prompt_limit(context)

@@ -7,7 +7,7 @@ import numpy as np
 from agent.encoders.encoder import HashEncoder
 from agent.records.run import Provenance, Step, Task, ToolCall, Trajectory
 from tuner.data.curate import TrainingRow
-from tuner.data.replay import cover, replayed
+from tuner.data.replay import cover, select_replay
 
 
 def row(task: str, text: str) -> TrainingRow:
@@ -30,8 +30,8 @@ def test_new_tasks_stay_and_of_the_old_a_share_that_covers_them() -> None:
     fresh = [row("new", "cancel the order")]
     learnt = {one.task for one in [*same, *others]}
     encoder = HashEncoder()
-    half = {one.task for one in replayed([*same, *others, *fresh], learnt, 3 / 8, encoder)}
+    half = {one.task for one in select_replay([*same, *others, *fresh], learnt, 3 / 8, encoder)}
     assert half >= {"new", "refund", "invoice"}
     assert len(half) == 4
-    assert [one.task for one in replayed([*same, *fresh], learnt, 0.0, encoder)] == ["new"]
-    assert len(replayed([*same, *others, *fresh], learnt, 1.0, encoder)) == 9
+    assert [one.task for one in select_replay([*same, *fresh], learnt, 0.0, encoder)] == ["new"]
+    assert len(select_replay([*same, *others, *fresh], learnt, 1.0, encoder)) == 9

@@ -16,7 +16,7 @@ from agent.registry.registry import State
 from agent.runtime import Runtime
 from agent.util.ids import timestamp
 from tests.tuner.desks import BOXES, PHRASES, TINY_ROWS, TINY_SETTINGS, Clumsy, make_desk, save_tiny_base, ticket
-from tuner.demo.demo import Plan, Watcher, prepare_desk, tell, turn
+from tuner.demo.demo import DemoWatcher, Plan, format_result, prepare_desk, run_demo
 from tuner.demo.reviewer import Reviewer, load_tickets
 from tuner.pipeline.pipeline import tune
 
@@ -51,7 +51,7 @@ def test_the_demo_goes_through_on_a_mini_desk(tmp_path: Path) -> None:
     source = make_desk(tmp_path / "source", TINY_ROWS, settings).folder
     project = prepare_desk(source, tmp_path / "home")
     lines: list[str] = []
-    result, runtime = turn(project, command, Plan(held_out=4, rounds=(5, 20, 6)), Watcher(lines.append))
+    result, runtime = run_demo(project, command, Plan(held_out=4, rounds=(5, 20, 6)), DemoWatcher(lines.append))
     with runtime:
         served = runtime.serving()
         assert result.tuned.adapter == (served.id if served else None)
@@ -62,7 +62,7 @@ def test_the_demo_goes_through_on_a_mini_desk(tmp_path: Path) -> None:
     assert result.base.success == 0
     assert len(result.base.rows) == len(result.tuned.rows) == 4
     assert all((one.report / "gate.html").is_file() for one in result.gates)
-    assert "4 held-out tickets" in tell(result)
+    assert "4 held-out tickets" in format_result(result)
     assert any("corrections 5/5" in line for line in lines)
     assert any("no training tickets are left" in line for line in lines)
     assert not (source / ".ratchet").exists()

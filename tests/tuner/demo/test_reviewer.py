@@ -66,11 +66,11 @@ def test_a_wrong_step_is_corrected_and_the_run_taken_up_from_there(desk: Desk) -
     runtime, reviewer, tickets = desk.open(ROWS[:1], {1}, allowed=5)
     review = reviewer.review(tickets, at_once=1)
     assert (review.tickets, review.corrections, review.rated_up, review.right_at_once) == (1, 1, 1, 0)
-    (fix,) = runtime.store.corrections()
+    (fix,) = runtime.store.feedback.corrections()
     assert (fix.step, fix.call, fix.thought) == (1, ToolCall("book", {"box": 3}), "It is in box 3.")
     stopped = runtime.store.get(fix.run)
     assert (stopped.outcome, len(stopped.steps)) == (Outcome.CANCELLED, 2)
-    (rating,) = runtime.store.ratings()
+    (rating,) = runtime.store.feedback.ratings()
     assert (rating.verdict, rating.reviewer, rating.reason) == ("up", "scripted reviewer", "solved")
     branch = runtime.store.get(rating.run)
     assert branch.branch is not None
@@ -87,16 +87,16 @@ def test_what_is_right_at_once_is_only_rated(desk: Desk) -> None:
     runtime, reviewer, tickets = desk.open(ROWS, (), allowed=5)
     review = reviewer.review(tickets, at_once=3)
     assert (review.tickets, review.corrections, review.rated_up, review.right_at_once) == (4, 0, 4, 4)
-    assert runtime.store.corrections() == ()
+    assert runtime.store.feedback.corrections() == ()
 
 
 @pytest.mark.parametrize("at_once", [1, 4])
 def test_no_more_corrections_are_made_than_allowed(desk: Desk, at_once: int) -> None:
     runtime, reviewer, tickets = desk.open(ROWS, {0, 1, 2}, allowed=7)
     review = reviewer.review(tickets, at_once=at_once)
-    assert review.corrections == len(runtime.store.corrections()) == 7
+    assert review.corrections == len(runtime.store.feedback.corrections()) == 7
     assert desk.counts == [(number, 7) for number in range(1, 8)]
-    assert review.rated_up == sum(one.verdict == "up" for one in runtime.store.ratings()) <= 2
+    assert review.rated_up == sum(one.verdict == "up" for one in runtime.store.feedback.ratings()) <= 2
     assert list(runtime.home.workspaces.iterdir()) == []
 
 
@@ -104,17 +104,17 @@ def test_a_run_without_a_step_to_correct_is_rated_down_and_the_reviewer_goes_on(
     runtime, reviewer, tickets = desk.open(ROWS, (), allowed=5, gives_up=True)
     review = reviewer.review(tickets, at_once=2)
     assert (review.tickets, review.corrections, review.rated_up) == (4, 0, 0)
-    assert [one.verdict for one in runtime.store.ratings()] == ["down"] * 4
+    assert [one.verdict for one in runtime.store.feedback.ratings()] == ["down"] * 4
 
 
 def test_a_correction_of_a_scrubbed_run_says_what_the_model_was_shown(desk: Desk) -> None:
     runtime, reviewer, tickets = desk.open([mail_ticket("t-1", "ann@home.example")], {0}, allowed=5)
     review = reviewer.review(tickets, at_once=1)
     assert (review.corrections, review.rated_up) == (1, 1)
-    (fix,) = runtime.store.corrections()
+    (fix,) = runtime.store.feedback.corrections()
     assert fix.call == ToolCall("mail", {"address": "<email_2>"})
     assert fix.thought == "Mail <email_2>."
-    (rating,) = runtime.store.ratings()
+    (rating,) = runtime.store.feedback.ratings()
     shown = runtime.store.get(rating.run)
     assert shown.task.text == "Send my receipt to <email_2>, please."
     assert shown.steps[0].call == fix.call
@@ -125,7 +125,7 @@ def test_a_run_that_did_not_find_what_is_to_be_quoted_is_rated_down(desk: Desk) 
     runtime, reviewer, tickets = desk.open(ROWS[:1], {2}, allowed=5, settings="[agent]\nquoted_answers = true\n")
     review = reviewer.review(tickets, at_once=1)
     assert (review.tickets, review.corrections, review.rated_up) == (1, 0, 0)
-    (rating,) = runtime.store.ratings()
+    (rating,) = runtime.store.feedback.ratings()
     assert rating.verdict == "down"
     assert list(runtime.home.workspaces.iterdir()) == []
 

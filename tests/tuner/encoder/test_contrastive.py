@@ -8,16 +8,16 @@ from collections import Counter
 
 import pytest
 
-from tuner.encoder.contrastive import batches, contrastive_loss
+from tuner.encoder.contrastive import contrastive_loss, make_batches
 
 torch = pytest.importorskip("torch")
 
 
 def test_batches_hold_a_few_texts_of_each_label_and_every_label_as_often() -> None:
     examples = [(f"{label} {number}", label) for label in "abcdef" for number in range(2 if label == "a" else 9)]
-    made = batches(examples, 4, 3, 6, random.Random(0))
-    assert made == batches(examples, 4, 3, 6, random.Random(0))
-    assert made != batches(examples, 4, 3, 6, random.Random(1))
+    made = make_batches(examples, 4, 3, 6, random.Random(0))
+    assert made == make_batches(examples, 4, 3, 6, random.Random(0))
+    assert made != make_batches(examples, 4, 3, 6, random.Random(1))
     for batch in made:
         assert len(set(batch)) == len(batch), "no text turns up twice"
         counts = Counter(label for _, label in batch)
@@ -28,7 +28,7 @@ def test_batches_hold_a_few_texts_of_each_label_and_every_label_as_often() -> No
 
 def test_where_there_are_fewer_labels_each_brings_more_texts() -> None:
     examples = [(f"{label} {number}", label) for label in "ab" for number in range(40)]
-    (batch,) = batches(examples, 16, 4, 1, random.Random(0))
+    (batch,) = make_batches(examples, 16, 4, 1, random.Random(0))
     assert Counter(label for _, label in batch) == {"a": 32, "b": 32}
 
 

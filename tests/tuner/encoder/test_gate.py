@@ -11,16 +11,24 @@ import pytest
 from agent.encoders.encoder import HashEncoder, Vectors
 from agent.errors import TuningError
 from agent.knowledge.chunking import Chunk
-from tuner.encoder.dataset import Judged, LabelledTask, Part
-from tuner.encoder.gate import EncoderPolicy, EncoderReport, Score, decide, measure, told_beginnings, write_report
+from tuner.encoder.dataset import FirstCallTask, Part, RelevanceJudgement
+from tuner.encoder.gate import (
+    EncoderPolicy,
+    EncoderReport,
+    PairedScore,
+    decide,
+    first_call_scores,
+    measure,
+    write_report,
+)
 from tuner.encoder.ranking import ndcg, pseudo_queries
 
 
-def scores(before: float, after: float, count: int = 30) -> tuple[Score, ...]:
-    return tuple(Score(f"q{number}", before, after) for number in range(count))
+def scores(before: float, after: float, count: int = 30) -> tuple[PairedScore, ...]:
+    return tuple(PairedScore(f"q{number}", before, after) for number in range(count))
 
 
-def report(**changes: tuple[Score, ...]) -> EncoderReport:
+def report(**changes: tuple[PairedScore, ...]) -> EncoderReport:
     parts = {"dense": scores(0.4, 0.6), "whole": scores(0.5, 0.6), "general": scores(0.9, 0.9), **changes}
     return EncoderReport("base", "base+new", 99, **parts)
 
@@ -39,11 +47,11 @@ def test_it_ships_where_the_whole_search_gains_and_nothing_is_lost() -> None:
         ({"whole": scores(0.2, 0.1, 15) + scores(0.1, 0.21, 15)}, "The gain is not sure"),
         ({"dense": scores(0.6, 0.5)}, "The vectors alone rank worse"),
         ({"general": scores(0.9, 0.88)}, "General similarity lost more than 1.0 points"),
-        ({"general": ()}, "General similarity was not looked at"),
+        ({"general": ()}, "General similarity was not measured"),
         ({"whole": scores(0.5, 0.9, 19)}, "Only 19 queries were held out; at least 20"),
     ],
 )
-def test_each_condition_alone_holds_it_back(changes: dict[str, tuple[Score, ...]], said: str) -> None:
+def test_each_condition_alone_holds_it_back(changes: dict[str, tuple[PairedScore, ...]], said: str) -> None:
     made = decide(report(**changes))
     assert not made.ship
     assert said.lower() in made.reasons[0].lower()
@@ -55,34 +63,34 @@ def test_a_loss_of_just_the_margin_is_allowed_and_the_policy_counts() -> None:
     assert decide(report(whole=scores(0.5, 0.9, 5)), EncoderPolicy(min_queries=5)).ship
 
 
-def tasks_alone(before: float, after: float, count: int = 30, **changes: tuple[Score, ...]) -> EncoderReport:
+def tasks_alone(before: float, after: float, count: int = 30, **changes: tuple[PairedScore, ...]) -> EncoderReport:
     return report(**{"dense": (), "whole": (), "general": (), "tasks": scores(before, after, count), **changes})
 
 
 def test_it_ships_where_tasks_alone_gain_and_leaves_out_what_was_not_measured() -> None:
     made = decide(tasks_alone(0.5, 0.8))
     assert made.ship
-    assert [one.name for one in made.measured] == ["beginnings of tasks"]
+    assert [one.name for one in made.measured] == ["first calls of tasks"]
     assert made.reasons == (
-        "Shares of beginnings of tasks: 0.500 before, 0.800 after, +30.0 points with a 95 % interval of +30.0 points "
+        "Score of first calls of tasks: 0.500 before, 0.800 after, +30.0 points with a 95 % interval of +30.0 points "
         "to +30.0 points over 30 tasks.",
     )
     page = write_report(tasks_alone(0.5, 0.8), made)["report/gate.md"].decode()
-    assert "| beginnings of tasks | 30 | 0.500 | 0.800 |" in page
+    assert "| first calls of tasks | 30 | 0.500 | 0.800 |" in page
     assert "the whole search" not in page
 
 
 @pytest.mark.parametrize(
     ("measured", "said"),
     [
-        (tasks_alone(0.5, 0.5), "The gain is not sure for beginnings of tasks"),
+        (tasks_alone(0.5, 0.5), "The gain is not sure for first calls of tasks"),
         (tasks_alone(0.5, 0.9, 19), "Only 19 tasks were held out; at least 20"),
         (tasks_alone(0.5, 0.9, general=scores(0.9, 0.88)), "General similarity lost more"),
         (tasks_alone(0.0, 0.0, 0), "No query and no task was held out"),
-        (report(tasks=scores(0.8, 0.7)), "Tasks are told apart worse by more than 1.0 points"),
+        (report(tasks=scores(0.8, 0.7)), "First calls are predicted worse by more than 1.0 points"),
         (report(tasks=scores(0.5, 0.9), whole=scores(0.5, 0.4)), "The whole search lost more than 1.0 points"),
         (report(tasks=scores(0.5, 0.9), dense=scores(0.5, 0.4)), "The vectors alone rank worse"),
-        (report(tasks=scores(0.5, 0.9), general=()), "general similarity was not looked at"),
+        (report(tasks=scores(0.5, 0.9), general=()), "general similarity was not measured"),
         (report(tasks=scores(0.5, 0.5), whole=scores(0.5, 0.5)), "The gain is not sure for the whole search"),
     ],
 )
@@ -128,7 +136,7 @@ MEANT = {word[::-1]: word for word in WORDS}
 
 
 def test_all_passages_are_ranked_with_both_encoders() -> None:
-    held_out = [Judged(f"{word[::-1]} house", (word,), (), "held_out") for word in WORDS[:8]]
+    held_out = [RelevanceJudgement(f"{word[::-1]} house", (word,), (), "held_out") for word in WORDS[:8]]
     made = measure(HashEncoder(512), Knowing(512), held_out, PASSAGES)
     assert (made.before, made.after, made.passages) == ("hash-512", "knowing", len(PASSAGES))
     assert [one.query for one in made.dense] == [one.query for one in held_out]
@@ -152,8 +160,8 @@ def test_pseudo_queries_are_sentences_of_passages_and_always_the_same() -> None:
     assert pseudo_queries({"s": single, "t": short}) == {"s": "six seven eight nine ten"}
 
 
-def labelled(text: str, label: str, part: Part) -> LabelledTask:
-    return LabelledTask(text, f"route(desk={label})", label, part)
+def labelled(text: str, label: str, part: Part) -> FirstCallTask:
+    return FirstCallTask(text, f"route(desk={label})", label, part)
 
 
 def test_held_out_tasks_are_told_by_the_others_and_by_the_names_of_the_labels() -> None:
@@ -165,10 +173,10 @@ def test_held_out_tasks_are_told_by_the_others_and_by_the_names_of_the_labels() 
         labelled("amber", "birch", "held_out"),
         labelled("radec", "cedar", "held_out"),
     ]
-    right, too, wrong, unknown = told_beginnings(Knowing(512), tasks)
+    right, too, wrong, unknown = first_call_scores(Knowing(512), tasks)
     assert min(right, too) > 0.9
     assert max(wrong, unknown) < 0.5, "the last has a label that nothing is known of"
-    assert sum(told_beginnings(HashEncoder(512), tasks)) < right + too + wrong + unknown
+    assert sum(first_call_scores(HashEncoder(512), tasks)) < right + too + wrong + unknown
     made = measure(HashEncoder(512), Knowing(512), [], {}, tasks)
     assert [one.query for one in made.tasks] == ["rebma", "hcrib", "amber", "radec"]
     assert [one.after for one in made.tasks] == [right, too, wrong, unknown]
@@ -189,7 +197,7 @@ def test_the_report_says_the_verdict_and_holds_every_score() -> None:
     page = files["report/gate.md"].decode()
     assert page.startswith("# Do not ship: base+new")
     assert "| the whole search | 30 | 0.500 | 0.400 | -10.0 points (-10.0 points to -10.0 points) |" in page
-    assert "| beginnings of tasks |" not in page
+    assert "| first calls of tasks |" not in page
     data = json.loads(files["report/gate.json"])
     assert data["decision"]["ship"] is False
     assert data["report"]["whole"][0] == {"query": "q0", "before": 0.5, "after": 0.4}

@@ -21,7 +21,7 @@ from agent.runtime import Runtime
 from tuner.encoder.gate import EncoderPolicy
 from tuner.encoder.pipeline import promote_encoder, rollback_encoder, tune_encoder
 from tuner.encoder.ranking import ndcg
-from tuner.encoder.trainer import EncoderSettings
+from tuner.encoder.settings import EncoderSettings
 
 ADJECTIVES = ("Silver", "Amber", "Quiet", "Northern", "Velvet", "Copper", "Hollow", "Bright")
 NOUNS = ("Heron", "Finch", "Otter", "Badger", "Lynx")
@@ -134,10 +134,10 @@ def test_a_stand_in_takes_no_adapter_and_one_of_another_base_is_refused(project:
     )
     entry = Registry(project.home.encoders).add(made)
     with Runtime(project) as runtime, pytest.raises(AdapterError, match=r"e1 was trained on .* \(another\), this is"):
-        runtime.encoder_under(entry)
+        runtime.served_encoder.open(entry)
     stand_in = Runtime(project, encoder=HashEncoder())
     with stand_in as runtime, pytest.raises(AdapterError, match="project's encoder; this runtime has hash-256"):
-        runtime.encoder_under(entry)
+        runtime.served_encoder.open(entry)
 
 
 @pytest.mark.slow
@@ -153,10 +153,10 @@ def test_the_encoder_learns_names_is_promoted_and_rolled_back(
         made = tune_encoder(
             runtime, pairs=tmp_path / "pairs.jsonl", settings=EncoderSettings(epochs=10), say=heard.append
         )
-        assert heard[0].startswith(f"dataset encoder-{made.lessons.hash[:16]}: queries ")
+        assert heard[0].startswith(f"dataset encoder-{made.dataset.hash[:16]}: queries ")
         assert made.trained.validation_loss < made.trained.first_validation_loss
         assert made.adapter.state is State.TRAINED
-        assert verify(made.adapter.folder).dataset_hash == made.lessons.hash
+        assert verify(made.adapter.folder).dataset_hash == made.dataset.hash
         assert not list(runtime.home.tunings.glob("encoder-*"))
         assert quality(runtime) == before, "a candidate changes nothing"
 
@@ -171,7 +171,7 @@ def test_the_encoder_learns_names_is_promoted_and_rolled_back(
         after = quality(runtime)
         assert after > before + 0.4
         assert quality(searching) == pytest.approx(after)
-        serving = runtime.serving_encoder()
+        serving = runtime.served_encoder.active_adapter()
         assert serving is not None
         assert serving.id == made.adapter.id
         with pytest.raises(AdapterError, match="is active; only a trained, gated or retired one"):
@@ -214,14 +214,14 @@ def test_a_training_that_lowers_no_loss_and_a_candidate_that_the_gate_refuses_ch
         runtime.memory.add_folder(tmp_path / "help")
         with pytest.raises(NotBetterError, match="never fell below"):
             tune_encoder(runtime, pairs=pairs, settings=EncoderSettings(learning_rate=0.0, epochs=1))
-        assert runtime.encoders.list() == ()
+        assert runtime.served_encoder.registry.list() == ()
         made = tune_encoder(runtime, pairs=pairs, settings=EncoderSettings(epochs=1))
         again = tune_encoder(runtime, pairs=pairs, settings=EncoderSettings(epochs=1))
-        assert again.adapter == made.adapter, "the same lessons and settings give the same tensors"
+        assert again.adapter == made.adapter, "the same dataset and settings give the same tensors"
         gated = promote_encoder(runtime, made.adapter.id, policy=EncoderPolicy(min_queries=10_000))
         assert (gated.decision.ship, gated.embedded) == (False, 0)
-        assert runtime.encoders.get(made.adapter.id).state is State.REJECTED
-        assert runtime.serving_encoder() is None
+        assert runtime.served_encoder.registry.get(made.adapter.id).state is State.REJECTED
+        assert runtime.served_encoder.active_adapter() is None
         assert runtime.memory.search("warranty", 1)
     assert main(["--project", str(project.folder), "encoder", "promote", made.adapter.id]) == 1
     assert "is rejected; only a trained, gated or retired one" in capsys.readouterr().err
@@ -302,7 +302,7 @@ def routing(tmp_path: Path) -> Project:
             steps = (Step(ToolCall("route", {"desk": desk}), desk),)
             task = Task(f"t{number}", text)
             runtime.store.begin(Trajectory(f"m{number}", task, Provenance(), AT, steps, Outcome.ANSWERED, None, AT))
-            runtime.store.rate(Rating(f"r{number}", f"m{number}", "up", "ann", "", AT))
+            runtime.store.feedback.add_rating(Rating(f"r{number}", f"m{number}", "up", "ann", "", AT))
     return project
 
 
@@ -313,10 +313,10 @@ def test_the_encoder_learns_to_tell_tasks_apart_from_how_their_runs_began(
     with Runtime(routing) as runtime:
         heard: list[str] = []
         made = tune_encoder(runtime, say=heard.append)
-        parts = {part: len(made.lessons.tasks_of(part)) for part in ("train", "validation", "held_out")}
+        parts = {part: len(made.dataset.tasks_in(part)) for part in ("train", "validation", "held_out")}
         counts = ", ".join(f"{count} {part}" for part, count in parts.items())
-        assert heard[0] == f"dataset encoder-{made.lessons.hash[:16]}: tasks {counts}"
-        assert made.lessons.judged == ()
+        assert heard[0] == f"dataset encoder-{made.dataset.hash[:16]}: tasks {counts}"
+        assert made.dataset.judgements == ()
         gated = promote_encoder(runtime, made.adapter.id)
         assert gated.decision.ship, gated.decision.reasons
         assert gated.embedded == 0

@@ -66,7 +66,7 @@ def test_every_fault_is_named_with_its_line_at_once(tmp_path: Path) -> None:
     assert f"{path}:5: check has the unknown key 'muts_not'" in message
     assert f"{path}:5: check.must[0] is []" in message
     assert f'{path}:5: check.refusal is "no"; expected true or false' in message
-    assert f"{path}:6: check asks for nothing" in message
+    assert f"{path}:6: check is empty" in message
     assert f"{path}:7: task.facts.n is 5; expected text" in message
     assert f"{path}:7: task.text" in message
     assert f"{path}:7: check.calls[0] expects 'start_return', which is not in the row's tools" in message

@@ -15,17 +15,18 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-from agent.config.settings import TUNING_METHODS
+from agent.config.methods import TUNING_METHODS
+from agent.config.settings import TuningSettings
 from agent.errors import TuningError
 from agent.llm.engine.attention import use_ragged_attention
-from agent.llm.engine.loaded_adapters import AdapterBank
+from agent.llm.engine.loaded_adapters import LoadedAdapters
 from tests.tuner.tiny import QUICK, copying_examples, random_tree, tiny_model
 from tests.tuner.training.test_trainer import adapter_hash, loss_under, trained
 from tests.tuner.tree.test_packing import packs_of
 from tuner.methods.lora import with_adapter
 from tuner.methods.methods import make_tunable
-from tuner.settings import RATES, TrainSettings
-from tuner.tree.loss import backward_behind, loss_of
+from tuner.settings import RATES
+from tuner.tree.loss import backward_with_prefix, loss_of
 from tuner.tree.packing import Example, build_pack, weight_in
 
 HAS_BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
@@ -33,7 +34,7 @@ KINDS = {"prompt": "PROMPT_TUNING", "prefix": "PREFIX_TUNING", "full": "LN_TUNIN
 QUICK_RATES = {"lora+": 4e-3, "full": 2e-3, "prompt": 0.1, "prefix": 0.1}
 
 
-def settings_for(method: str) -> TrainSettings:
+def settings_for(method: str) -> TuningSettings:
     rate = QUICK_RATES.get(method, QUICK.learning_rate)
     return replace(QUICK, epochs=8, method=method, learning_rate=rate, virtual_tokens=7)
 
@@ -105,7 +106,7 @@ def test_every_method_has_a_rate_of_its_own() -> None:
 
 @pytest.mark.parametrize("method", ["prompt", "prefix"])
 @pytest.mark.parametrize("seed", range(4))
-def test_trees_behind_virtual_tokens_are_worth_their_rows(method: str, seed: int) -> None:
+def test_trees_after_virtual_tokens_have_the_loss_of_their_rows(method: str, seed: int) -> None:
     examples = random_tree(random.Random(seed), rows=7, length=14)
     found = []
     for room in (30, 1000):
@@ -114,7 +115,7 @@ def test_trees_behind_virtual_tokens_are_worth_their_rows(method: str, seed: int
         tuned = make_tunable(model, replace(QUICK, method=method, virtual_tokens=5), "float32", (3, 4, 5))
         rows = [[one] for one in examples] if room == 1000 else [examples]
         packs = [pack for some in rows for pack in packs_of(some, room)]
-        loss = backward_behind(model, packs, weight_in(packs), before=tuned.before("float32"))
+        loss = backward_with_prefix(model, packs, weight_in(packs), before=tuned.prefix("float32"))
         (parameter,) = tuned.groups[0].parameters
         assert parameter.grad is not None
         found.append((loss, parameter.grad.clone()))
@@ -127,13 +128,13 @@ def test_a_model_that_reads_rows_only_takes_no_virtual_tokens(tmp_path: Path) ->
     from transformers import BloomConfig, BloomForCausalLM
 
     bloom = BloomForCausalLM(BloomConfig(vocab_size=97, hidden_size=32, n_layer=1, n_head=2)).requires_grad_(False)
-    with pytest.raises(TuningError, match=r'method "prefix" needs a model that goes through the attention interface'):
+    with pytest.raises(TuningError, match=r'method "prefix" needs a model that uses the attention interface'):
         trained(tmp_path / "a", settings_for("prefix"), model=bloom)
 
 
 def test_virtual_tokens_and_adversarial_training_exclude_each_other(tmp_path: Path) -> None:
     with pytest.raises(TuningError, match=r'set tuning\.adversarial to "none"'):
-        trained(tmp_path / "a", replace(settings_for("prompt"), adversarial="fgm"))
+        trained(tmp_path / "a", replace(settings_for("prompt"), adversarial="freelb"))
 
 
 def test_full_fine_tuning_leaves_the_layers_below_and_the_model_alone(tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ def test_tied_embeddings_are_trained_as_one_and_the_base_comes_back(tmp_path: Pa
     model = tiny_model(tie_word_embeddings=True)
     use_ragged_attention(model)
     pack = build_pack(examples)
-    bank = AdapterBank(model)
+    bank = LoadedAdapters(model)
     with torch.inference_mode():
         base = float(loss_of(model, pack))
         bank.load("a", tmp_path / "a", tensors_sha256=adapter_hash(tmp_path / "a"))
@@ -187,7 +188,7 @@ def test_qlora_learns_on_layers_of_four_bits(tmp_path: Path) -> None:
 
 
 def test_lora_plus_teaches_the_second_matrix_faster() -> None:
-    model, groups = with_adapter(tiny_model(), TrainSettings(method="lora+", rate_ratio=8.0))
+    model, groups = with_adapter(tiny_model(), TuningSettings(method="lora+", rate_ratio=8.0))
     names = {id(one): name for name, one in model.named_parameters()}
     assert [group.rate for group in groups] == [1.0, 8.0]
     for group, wanted in zip(groups, ("lora_A", "lora_B"), strict=True):
@@ -204,7 +205,7 @@ def test_only_the_top_layers_get_an_adapter(tmp_path: Path) -> None:
     pack = build_pack(copying_examples())
     with torch.inference_mode():
         before = float(loss_of(model, pack))
-        bank = AdapterBank(model)
+        bank = LoadedAdapters(model)
         bank.load("a", tmp_path / "a", tensors_sha256=adapter_hash(tmp_path / "a"))
         bank.activate("a")
         assert float(loss_of(model, pack)) != before

@@ -1,4 +1,4 @@
-"""A merge is the exact sum of what its parts change, and a candidate like any other."""
+"""A merge is the exact weighted sum of adapters, and a candidate like any other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from agent.cli.main import main
 from agent.errors import AdapterError
-from agent.llm.engine.loaded_adapters import AdapterBank
+from agent.llm.engine.loaded_adapters import LoadedAdapters
 from agent.llm.weights import load as weights
 from agent.registry.artifact import tensors_hash, verify
 from agent.registry.registry import Adapter, State
@@ -28,12 +28,12 @@ from tests.tuner.training.test_trainer import trained
 from tuner.data.curate import Curated
 from tuner.data.dataset import write_dataset
 from tuner.methods.lora import with_adapter
-from tuner.pipeline.candidate import Origin, take_in
-from tuner.pipeline.merge import Part, merge, write_sum
-from tuner.pipeline.pipeline import _trained_on
+from tuner.pipeline.candidate import CandidateOrigin, take_in
+from tuner.pipeline.merge import MergePart, merge, write_sum
 from tuner.pipeline.promote import promote
+from tuner.pipeline.training_data import trained_tasks
 
-# peft 0.21 asks transformers by a name that is going away.
+# peft 0.21 uses a deprecated name of transformers.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
 NOW = "2026-01-01T00:00:00Z"
@@ -42,6 +42,7 @@ SUMS: dict[str, list[tuple[float, dict[str, Any]]]] = {
     "alike": [(0.5, {}), (1.0, {})],
     "other ranks and scales": [(0.5, {"r": 3, "alpha": 7}), (-1.5, {"r": 5, "method": "rslora"})],
     "other layers and targets": [(1.0, {"top_layers": 1}), (2.0, {"targets": ("q_proj", "down_proj")})],
+    "rsLoRA only": [(0.5, {"method": "rslora"}), (1.0, {"r": 2, "method": "rslora"})],
     "three": [(1.0, {"r": 2}), (-1.0, {"targets": ("v_proj",)}), (0.25, {"method": "lora+"})],
 }
 
@@ -54,9 +55,9 @@ def random_adapter(folder: Path, *, seed: int, model: Any = None, **settings: An
     return folder
 
 
-def random_parts(folder: Path, asked: Sequence[tuple[float, dict[str, Any]]]) -> list[Part]:
+def random_parts(folder: Path, asked: Sequence[tuple[float, dict[str, Any]]]) -> list[MergePart]:
     return [
-        Part(f"a-{place}", random_adapter(folder / f"a-{place}", seed=place, **settings), weight)
+        MergePart(f"a-{place}", random_adapter(folder / f"a-{place}", seed=place, **settings), weight)
         for place, (weight, settings) in enumerate(asked)
     ]
 
@@ -69,11 +70,11 @@ def changes(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("asked", SUMS.values(), ids=SUMS)
-def test_a_sum_changes_what_its_parts_change_together(
+def test_a_sum_changes_the_weights_by_the_weighted_sum_of_its_parts(
     tmp_path: Path, asked: list[tuple[float, dict[str, Any]]]
 ) -> None:
     parts = random_parts(tmp_path, asked)
-    rank = write_sum(parts, tmp_path / "sum")
+    rank = write_sum(tiny_model(), parts, tmp_path / "sum")
     assert rank == sum(settings.get("r", QUICK.r) for _, settings in asked)
     expected: dict[str, torch.Tensor] = {}
     for part in parts:
@@ -96,12 +97,12 @@ def test_a_sum_changes_what_its_parts_change_together(
 @pytest.mark.parametrize("asked", SUMS.values(), ids=SUMS)
 def test_a_sum_is_served_as_it_was_written(tmp_path: Path, asked: list[tuple[float, dict[str, Any]]]) -> None:
     parts = random_parts(tmp_path, asked)
-    write_sum(parts, tmp_path / "sum")
+    write_sum(tiny_model(), parts, tmp_path / "sum")
     assert sorted(path.name for path in (tmp_path / "sum").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
-    bank = AdapterBank(tiny_model())
+    bank = LoadedAdapters(tiny_model())
     for part in parts:
         bank.load(part.id, part.folder)
     digest = tensors_hash(tmp_path / "sum" / "adapter_model.safetensors")
@@ -111,18 +112,18 @@ def test_a_sum_is_served_as_it_was_written(tmp_path: Path, asked: list[tuple[flo
 
 def test_a_sum_of_sums_is_a_sum(tmp_path: Path) -> None:
     first = random_parts(tmp_path, SUMS["other layers and targets"])
-    write_sum(first, tmp_path / "first")
-    other = Part("b", random_adapter(tmp_path / "b", seed=9, method="rslora"), -0.5)
-    write_sum([Part("first", tmp_path / "first", 2.0), other], tmp_path / "both")
-    write_sum([*(replace(part, weight=2.0 * part.weight) for part in first), other], tmp_path / "at_once")
+    write_sum(tiny_model(), first, tmp_path / "first")
+    other = MergePart("b", random_adapter(tmp_path / "b", seed=9, method="rslora"), -0.5)
+    write_sum(tiny_model(), [MergePart("first", tmp_path / "first", 2.0), other], tmp_path / "both")
+    write_sum(tiny_model(), [*(replace(part, weight=2.0 * part.weight) for part in first), other], tmp_path / "at_once")
     both, at_once = changes(tmp_path / "both"), changes(tmp_path / "at_once")
     assert both.keys() == at_once.keys()
     for name, change in both.items():
         torch.testing.assert_close(change, at_once[name], rtol=0, atol=1e-5)
 
 
-def test_a_tuning_with_the_same_targets_goes_on_from_a_sum(tmp_path: Path) -> None:
-    write_sum(random_parts(tmp_path, SUMS["alike"]), tmp_path / "sum")
+def test_a_tuning_with_the_same_targets_can_start_from_a_sum(tmp_path: Path) -> None:
+    write_sum(tiny_model(), random_parts(tmp_path, SUMS["alike"]), tmp_path / "sum")
     settings = replace(QUICK, r=2 * QUICK.r, alpha=2 * QUICK.r, epochs=1, learning_rate=1e-4)
     trained(tmp_path / "child", settings, start_from=tmp_path / "sum")
     before, after = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("sum", "child"))
@@ -152,27 +153,27 @@ NO_SUMS: dict[str, tuple[dict[str, Any], Callable[[Path], object], str]] = {
     "a tensor beside the factors": (
         {},
         lambda folder: with_tensor(folder, "base_model.model.model.embed_tokens.lora_embedding_A"),
-        "adapter a-1: '.*lora_embedding_A' is none of two factors of a linear layer",
+        "adapter a-1: '.*lora_embedding_A' is not a factor of a linear layer",
     ),
 }
 
 
 @pytest.mark.parametrize(("settings", "spoil", "message"), NO_SUMS.values(), ids=NO_SUMS)
-def test_what_has_no_such_sum_is_refused(
+def test_adapters_that_are_not_plain_lora_are_refused(
     tmp_path: Path, settings: dict[str, Any], spoil: Callable[[Path], object], message: str
 ) -> None:
     parts = random_parts(tmp_path, [(1.0, {}), (1.0, settings)])
     spoil(parts[1].folder)
     with pytest.raises(AdapterError, match=message):
-        write_sum(parts, tmp_path / "sum")
+        write_sum(tiny_model(), parts, tmp_path / "sum")
     assert not (tmp_path / "sum").exists()
 
 
 def test_adapters_for_models_of_other_shapes_are_refused(tmp_path: Path) -> None:
-    one = Part("a", random_adapter(tmp_path / "a", seed=1), 1.0)
-    other = Part("b", random_adapter(tmp_path / "b", seed=2, model=tiny_model(hidden_size=32)), 1.0)
-    with pytest.raises(AdapterError, match="they are not of one base"):
-        write_sum([one, other], tmp_path / "sum")
+    one = MergePart("a", random_adapter(tmp_path / "a", seed=1), 1.0)
+    other = MergePart("b", random_adapter(tmp_path / "b", seed=2, model=tiny_model(hidden_size=32)), 1.0)
+    with pytest.raises(AdapterError, match="adapter b does not fit the base model"):
+        write_sum(tiny_model(), [one, other], tmp_path / "sum")
 
 
 @dataclass
@@ -193,7 +194,9 @@ class Desk:
         )
         model = weights.load_model(self.base, device="cpu", dtype="float32", threads=1)
         made = random_adapter(self.runtime.home.root / "made", seed=int(dataset.hash[:8], 16), model=model)
-        where = Origin(**{"base": self.base, "dataset_hash": dataset.hash, "tuning": "t", "created_at": NOW, **origin})
+        where = CandidateOrigin(
+            **{"base": self.base, "dataset_hash": dataset.hash, "tuning": "t", "created_at": NOW, **origin}
+        )
         return take_in(self.runtime.registry, made, where, lambda name: f"# {name}\n", reason="made")
 
 
@@ -239,18 +242,20 @@ def test_a_merge_is_gated_like_any_candidate(desk: Desk, capsys: pytest.CaptureF
     assert merge(runtime, [(first.id, 0.75), (second.id, -0.1)]).state is State.REJECTED, "the same tensors are known"
 
 
-def test_what_the_parts_of_a_merge_were_trained_on_is_known_of_what_comes_after_it(desk: Desk) -> None:
+def test_the_tasks_of_a_merge_and_its_children_are_those_of_all_its_parts(desk: Desk) -> None:
     runtime = desk.runtime
     parts = [desk.adapter("de"), desk.adapter("fg")]
     made = merge(runtime, [(one.id, 1.0) for one in parts])
     again = merge(runtime, [(made.id, 0.5), (desk.adapter("gh").id, 0.5)])
     child = desk.adapter("i", parent=again.id)
     new = Curated((row("x", "Do x."), row("d", "Do d.")), {}, 2, 0)
-    assert _trained_on(runtime, made, new) == set("defg")
-    assert _trained_on(runtime, child, new) == set("defghi")
+    assert trained_tasks(runtime.registry, runtime.home.datasets, made, new) == set("defg")
+    assert trained_tasks(runtime.registry, runtime.home.datasets, child, new) == set("defghi")
     gone = runtime.home.datasets / verify(parts[0].folder).dataset_hash[:16]
     gone.rename(gone.with_name("gone"))
-    assert _trained_on(runtime, child, new) == {"x", "d"}, "all there are: what it was trained on is not known"
+    assert trained_tasks(runtime.registry, runtime.home.datasets, child, new) == {"x", "d"}, (
+        "all there are: what it was trained on is not known"
+    )
 
 
 def test_a_merge_of_the_wrong_adapters_says_why(desk: Desk) -> None:

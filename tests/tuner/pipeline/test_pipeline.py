@@ -11,6 +11,7 @@ import pytest
 
 from agent.cli.main import main
 from agent.config.project import Project
+from agent.config.settings import TuningSettings
 from agent.encoders.encoder import HashEncoder
 from agent.errors import AdapterError, DatasetError, LivenessError, TuningError
 from agent.llm.prompt.render import Renderer, recalled_text
@@ -19,7 +20,7 @@ from agent.records.run import Task
 from agent.registry.artifact import tensors_hash, verify
 from agent.registry.registry import State
 from agent.runtime import Runtime
-from agent.text.normalise import plain
+from agent.text.normalise import normalise_task
 from tests.tuner.desks import BOXES, TINY_SETTINGS, make_desk, review_all, save_tiny_base
 from tests.tuner.desks import TINY_ROWS as ROWS
 from tests.tuner.tiny import copying_examples, tiny_model
@@ -28,7 +29,6 @@ from tuner.evaluation.evaluate import Evaluation
 from tuner.pipeline.candidate import check_lives
 from tuner.pipeline.pipeline import tune
 from tuner.pipeline.promote import evaluate_adapter, project_suite, promote
-from tuner.settings import TrainSettings
 from tuner.training.trainer import train
 
 
@@ -72,7 +72,7 @@ def test_a_candidate_that_is_no_better_is_rejected_with_a_report(loop: Loop) -> 
         assert runtime.registry.get(made.adapter.id).state is State.REJECTED
         assert runtime.serving() is None
         assert gated.report == made.adapter.folder / "report"
-        assert {"gate.json", "gate.md", "gate.html", "loss.png"} <= {path.name for path in gated.report.iterdir()}
+        assert {"gate.json", "gate.md", "gate.html", "loss.svg"} <= {path.name for path in gated.report.iterdir()}
         assert {"report/gate.json", "README.md"} <= set(verify(made.adapter.folder).files)
         with pytest.raises(AdapterError, match="is rejected; only a trained, gated or retired one"):
             promote(runtime, made.adapter.id)
@@ -91,7 +91,7 @@ def test_the_loop_turns_once(loop: Loop) -> None:
     assert made.trained.loss < 0.2
     assert heard[0].startswith(f"dataset {made.dataset.hash[:12]}")
     assert sorted(path.name for path in made.folder.iterdir()) == [
-        "loss.png",
+        "loss.svg",
         "metrics.jsonl",
         "report.html",
         "result.json",
@@ -99,7 +99,7 @@ def test_the_loop_turns_once(loop: Loop) -> None:
     ]
     page = (made.folder / "report.html").read_text("utf-8")
     assert f"Adapter {made.adapter.id}" in page
-    assert f"of {made.trained.looked_at} examples that were looked at" in page
+    assert f"of {made.trained.looked_at} examples that were inspected" in page
     assert page.count("<polyline") == 1, "nothing is held out here"
     assert "http" not in page, "self-contained"
     manifest = verify(made.adapter.folder)
@@ -136,7 +136,7 @@ def test_the_loop_turns_once(loop: Loop) -> None:
 
 
 @pytest.mark.parametrize(("method", "rate"), [("prompt", 0.1), ("prefix", 0.1), ("full", 1e-3)])
-def test_an_adapter_of_another_kind_goes_the_same_way(loop: Loop, method: str, rate: float) -> None:
+def test_an_adapter_of_another_method_takes_the_same_stages(loop: Loop, method: str, rate: float) -> None:
     project = with_tuning(loop, method=method, learning_rate=rate, virtual_tokens=8, epochs=6)
     with Runtime(project) as runtime:
         made = tune(runtime)
@@ -151,7 +151,7 @@ def test_an_adapter_of_another_kind_goes_the_same_way(loop: Loop, method: str, r
         assert done.steps != plain_run.steps
 
 
-def test_the_same_question_is_answered_from_disk_until_the_tools_change(loop: Loop) -> None:
+def test_a_repeated_evaluation_is_read_from_disk_until_the_tools_change(loop: Loop) -> None:
     suite = project_suite(loop.project, limit=2)
     counts: list[tuple[int, int]] = []
 
@@ -174,7 +174,7 @@ def test_an_adapter_that_changes_nothing_does_not_live(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     examples = copying_examples()
-    settings = TrainSettings(r=4, epochs=1, min_steps=1, batch_targets=8, max_tokens_per_pack=64, precision="float32")
+    settings = TuningSettings(r=4, epochs=1, min_steps=1, batch_targets=8, max_tokens_per_pack=64, precision="float32")
     train(tiny_model(), examples, [], settings, folder=tmp_path)
     check_lives(tiny_model(), tmp_path, examples[0])
     weights = tmp_path / "adapter_model.safetensors"
@@ -197,7 +197,7 @@ def test_a_project_without_a_suite_has_no_gate(loop: Loop) -> None:
         project_suite(replace(loop.project, settings=settings))
 
 
-def test_rows_are_trained_with_what_their_tasks_would_be_shown_of_the_others_today(loop: Loop) -> None:
+def test_rows_are_trained_with_the_solved_tasks_that_recall_gives_today(loop: Loop) -> None:
     project = loop.project
     settings = replace(project.settings, memory=replace(project.settings.memory, recall=2))
     settings = replace(settings, tuning=replace(settings.tuning, epochs=1, max_tokens_per_pack=2048))
@@ -208,7 +208,7 @@ def test_rows_are_trained_with_what_their_tasks_would_be_shown_of_the_others_tod
             task, shown = row.trajectory.task, row.trajectory.provenance.recalled
             found = runtime.recall.search(task.text, 2, leave_out=task.id, same_wording=False)
             assert shown == tuple(replace(one, share=0.0) for one in found)
-            assert plain(task.text) not in [one.text for one in shown]
+            assert normalise_task(task.text) not in [one.text for one in shown]
         assert any(row.trajectory.provenance.recalled for row in made.dataset.train)
         # Before the first promotion the base with its recall is served, and is what a candidate must beat.
         gated = promote(runtime, made.adapter.id)

@@ -21,7 +21,7 @@ from agent.encoders.encoder import HashEncoder
 from agent.errors import MemoryIndexError
 from agent.knowledge.vector_index import IndexLock
 from agent.llm.scripted import ScriptedModel
-from agent.privacy.erasure import Found, LearntAdapter, find, forget
+from agent.privacy.erasure import AdapterTrace, ErasurePlan, find, forget
 from agent.privacy.subject import Subject
 from agent.records.feedback import Correction, OutputCorrection, Rating
 from agent.records.run import Outcome, Provenance, Recalled, Step, Task, ToolCall, Trajectory
@@ -30,14 +30,14 @@ from agent.registry.registry import Registry, State
 from agent.registry.task_models import versions
 from agent.runtime import Runtime
 from agent.storage.store import Store
-from agent.text.normalise import plain
+from agent.text.normalise import normalise_task
 from tuner.data.curate import curate
 from tuner.data.dataset import Dataset, write_dataset
-from tuner.encoder.dataset import LabelledTask, make_lessons, write_lessons
-from tuner.evaluation.checks import Scores
-from tuner.evaluation.evaluate import Evaluation, Row
-from tuner.pipeline.run_folder import Begun, begin, checkpoints, unfinished
-from tuner.privacy.erasure import Made, retraining
+from tuner.encoder.dataset import FirstCallTask, make_dataset, write_encoder_dataset
+from tuner.evaluation.checks import RunScores
+from tuner.evaluation.evaluate import EvaluatedTask, Evaluation
+from tuner.pipeline.run_folder import TuningStart, begin, checkpoints_of, latest_unfinished
+from tuner.privacy.erasure import HomeTraining, retraining
 
 REPOSITORY = Path(__file__).parents[3]
 NOW = "2026-01-01T00:00:00Z"
@@ -65,7 +65,7 @@ def record(store: Store, id: str, text: str, *, facts: dict[str, str] | None = N
     store.intend(id, 0, step)
     store.add_step(id, 0, step)
     store.end(id, Outcome.ANSWERED, NOW)
-    store.rate(Rating(f"f-{id}", id, "up", "ann", "", NOW))
+    store.feedback.add_rating(Rating(f"f-{id}", id, "up", "ann", "", NOW))
 
 
 def dataset_of(project: Project, *runs: str) -> Dataset:
@@ -79,8 +79,8 @@ def dataset_of(project: Project, *runs: str) -> Dataset:
 
 
 def tuning_on(project: Project, id: str, dataset: Dataset) -> Path:
-    folder = begin(project.home.tunings, Begun(id, dataset.folder.name, None, "p", "r", NOW))
-    (checkpoints(folder) / "step-000001").mkdir()
+    folder = begin(project.home.tunings, TuningStart(id, dataset.folder.name, None, "p", "r", NOW))
+    (checkpoints_of(folder) / "step-000001").mkdir()
     (folder / "report.html").write_text(f"<p>{SAID}</p>")
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
     return folder
@@ -146,14 +146,14 @@ def serve(project: Project, *ids: str) -> None:
         registry.promote(id, "better", NOW)
 
 
-def look(project: Project, subject: str = WHO, **options: Any) -> Found:
-    return find(project.home, Subject(subject), Made(project), **options)
+def look(project: Project, subject: str = WHO, **options: Any) -> ErasurePlan:
+    return find(project.home, Subject(subject), HomeTraining(project), **options)
 
 
-def take_out(project: Project, subject: str = WHO, *, pages: bool = False, **options: Any) -> Found:
+def take_out(project: Project, subject: str = WHO, *, pages: bool = False, **options: Any) -> ErasurePlan:
     found = look(project, subject, **options)
     with opened(project) as runtime:
-        assert forget(project.home, found, Made(project), open_memory=runtime.open_memory, at=NOW, pages=pages)
+        assert forget(project.home, found, HomeTraining(project), open_memory=runtime.open_memory, at=NOW, pages=pages)
     return found
 
 
@@ -167,7 +167,7 @@ def holding(folder: Path, *texts: str) -> list[str]:
     )
 
 
-def ids(adapters: Sequence[LearntAdapter]) -> list[str]:
+def ids(adapters: Sequence[AdapterTrace]) -> list[str]:
     return [one.id for one in adapters]
 
 
@@ -194,9 +194,9 @@ def test_nothing_of_a_forgotten_person_is_left_in_any_file(project: Project, tmp
     shows_her = dataset_of(project, "his")
     without = dataset_of(project, "plain")
     begun = tuning_on(project, "t-1", with_her)
-    scores = Scores(success=True, refusal=False, reasons=())
+    scores = RunScores(success=True, refusal=False, reasons=())
     for name, answer in (("e1", f"Ask\n{WHO}"), ("e2", "A tent.")):
-        rows = (Row("t", "g", "x", False, scores, Outcome.ANSWERED, answer),)
+        rows = (EvaluatedTask("t", "g", "x", False, scores, Outcome.ANSWERED, answer),)
         Evaluation("s", "b", "1", None, None, rows).save(home.evaluations / f"{name}.json")
     assert any(path.startswith("index/") for path in holding(home.root, passage.id))
     held = holding(home.root, WHO, SAID)
@@ -245,11 +245,11 @@ def test_a_document_that_only_names_the_id_stays_unless_it_is_asked_for(project:
     )
     assert not found.goes(pages=False)
     with opened(project) as runtime:
-        assert len(runtime.memory.list()) == 3
+        assert len(runtime.memory.documents()) == 3
     assert look(project, documents=True).goes(pages=False)
     take_out(project, documents=True)
     with opened(project) as runtime:
-        assert [one.name for one in runtime.memory.list()] == ["tents.md"]
+        assert [one.name for one in runtime.memory.documents()] == ["tents.md"]
     assert holding(project.home.root, WHO) == []
 
 
@@ -304,13 +304,13 @@ def test_what_was_interrupted_is_finished_by_the_same_call(project: Project, tmp
         # Theirs by a correction's reason alone, of which a dataset says nothing.
         record(store, "hers", SAID)
         call = ToolCall("answer", {"text": "so"})
-        store.correct(Correction("c", "hers", 0, call, "", (), "ann", f"asked by {WHO}", NOW))
+        store.feedback.add_correction(Correction("c", "hers", 0, call, "", (), "ann", f"asked by {WHO}", NOW))
     made = dataset_of(project, "hers")
     begun = tuning_on(project, "t-1", made)
     for path in (made.folder, begun):
         shutil.copytree(path, tmp_path / "before" / path.name)
     (project.home.workspaces / "hers").mkdir(parents=True)
-    with IndexLock(project.home.index / "lock").required(), pytest.raises(MemoryIndexError, match="is locked"):
+    with IndexLock(project.home.index / "lock").hold(), pytest.raises(MemoryIndexError, match="is locked"):
         take_out(project)
     assert holding(project.home.root, SAID) != []
     # As if it had been killed before these were removed.
@@ -342,8 +342,8 @@ def test_what_the_encoder_learnt_tasks_from_goes_when_it_holds_one_of_theirs(pro
         record(store, "run-7", f"{SAID} of 12345 is late", facts={"customer": WHO})
         record(store, "his", "nothing of hers")
     for name, text in (("theirs", f"{SAID} of 12345 is late"), ("other", "nothing of hers")):
-        lessons = make_lessons((), {}, [LabelledTask(plain(text), f"{name}()", "", "train")])
-        write_lessons(lessons, project.home.datasets, created_at=NOW)
+        lessons = make_dataset((), {}, [FirstCallTask(normalise_task(text), f"{name}()", "", "train")])
+        write_encoder_dataset(lessons, project.home.datasets, created_at=NOW)
     take_out(project)
     (left,) = project.home.datasets.iterdir()
     assert "nothing of hers" in (left / "tasks.jsonl").read_text()
@@ -355,9 +355,9 @@ def test_an_unfinished_tuning_on_a_dataset_that_goes_cannot_be_gone_on_with(proj
         record(store, "plain", "dry my tent")
     for id, run in (("t-1", "plain"), ("t-2", "hers")):
         tuning_on(project, id, dataset_of(project, run))
-    assert unfinished(project.home.tunings, "").id == "t-2"
+    assert latest_unfinished(project.home.tunings, "").id == "t-2"
     take_out(project)
-    assert unfinished(project.home.tunings, "").id == "t-1"
+    assert latest_unfinished(project.home.tunings, "").id == "t-1"
     assert (project.home.tunings / "t-1" / "report.html").is_file()
 
 
@@ -408,8 +408,8 @@ def test_every_adapter_that_learnt_of_the_runs_is_listed_with_what_trains_withou
 
 
 def test_where_all_that_was_served_learnt_of_them_the_base_is_what_is_left() -> None:
-    def learnt(id: str, runs: int) -> LearntAdapter:
-        return LearntAdapter(id, "retired", False, runs, 0, (id,), False, ())
+    def learnt(id: str, runs: int) -> AdapterTrace:
+        return AdapterTrace(id, "retired", False, runs, 0, (id,), False, ())
 
     assert retraining([learnt("a", 1), learnt("b", 2)], ["b", "a"])[:-1] == ("ratchet rollback",) * 2
     assert retraining([learnt("a", 1)], ["b", "a"]) == ("ratchet tune --promote",)
@@ -470,10 +470,10 @@ def test_a_dry_run_tells_and_removes_nothing(
     assert ratchet("forget", "--subject", WHO, "--dry-run") == 0
     shown = capsys.readouterr().out
     for line in (
-        "Would go:",
+        "Would be removed:",
         "1 runs (1 by fact)",
         "with examples of 1 of the runs",
-        "first (active, served); learnt of 1 of the runs",
+        "first (active, served); trained on 1 of the runs",
         "  ratchet rollback\n  ratchet tune --promote",
     ):
         assert line in shown
@@ -500,8 +500,8 @@ def test_what_went_is_told_as_json(
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--subject", WHO], 2, "nobody can be asked here; look with --dry-run, then give --yes"),
-        (["--subject", WHO, "--json"], 2, "nobody can be asked here"),
+        (["--subject", WHO], 2, "the confirmation needs a terminal; check with --dry-run, then give --yes"),
+        (["--subject", WHO, "--json"], 2, "the confirmation needs a terminal"),
         (["--subject", " ", "--yes"], 1, "no letter and no digit"),
         (["--yes"], 2, "required: --subject"),
     ],
@@ -597,8 +597,8 @@ def test_files_and_pages_of_a_task_that_name_the_id_are_listed_and_pages_are_tak
     assert (one.data, one.unknown, one.pages) == ((project.folder / "texts.csv",), True, ("report/report.html",))
     assert main(["--project", str(project.folder), "forget", "--subject", WHO, "--pages", "--yes"]) == 0
     said = capsys.readouterr().out
-    assert f"trained on {project.folder / 'texts.csv'}, which names the ID; it is your own file" in said
-    assert "cannot be told whether it did" in said
+    assert f"trained on {project.folder / 'texts.csv'}, which mentions the ID; it is your own file" in said
+    assert "it is unknown whether it was trained on them" in said
     verify(folder)
     assert holding(project.home.root, WHO) == []
     assert main(["--project", str(project.folder), "forget", "--subject", WHO, "--dry-run", "--json"]) == 0
@@ -609,6 +609,6 @@ def test_a_correction_of_an_output_that_names_the_id_makes_its_run_theirs(projec
     with opened(project) as runtime:
         record(runtime.store, "one", "a text")
         output = {"entities": [{"text": WHO, "label": "PER", "start": 0, "end": 3}]}
-        runtime.store.correct_output(OutputCorrection("c", "one", 0, "names", output, "ann", "", NOW))
+        runtime.store.feedback.add_output_correction(OutputCorrection("c", "one", 0, "names", output, "ann", "", NOW))
     assert take_out(project).runs.runs == {"one": "feedback"}
     assert holding(project.home.root, WHO) == []

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from agent.errors import RecordError
 from tests.tuner.suite_parts import evaluation
 from tuner.evaluation.gate import decide
-from tuner.reports.gate_report import comparison_rows, comparison_table, loss_plot, markdown_table, write_gate_report
+from tuner.reports.gate_report import comparison_rows, comparison_table, markdown_table, write_gate_report
+from tuner.reports.plots import save_loss_plot
 
 GROUPS = {f"t-{i}": "<i>late & lost</i>" if i % 2 else "orders" for i in range(60)}
 BASE = evaluation({f"t-{i}": i == 0 for i in range(60)}, groups=GROUPS, refusals=["t-7"])
@@ -80,12 +82,15 @@ def test_a_markdown_table_escapes_its_cells_and_refuses_a_short_row() -> None:
         markdown_table(["a", "b"], [["x"]])
 
 
-def test_a_loss_plot_is_a_picture_and_needs_a_loss(tmp_path: Path) -> None:
+def test_a_loss_plot_is_a_drawing_of_both_losses_and_needs_one(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
     lines = [{"step": i, "loss": 2 / (i + 1)} for i in range(5)] + [{"step": 4, "held_out_loss": 0.7}]
     metrics.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 5, "lo')
-    loss_plot(metrics, tmp_path / "loss.png")
-    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    save_loss_plot(metrics, tmp_path / "loss.svg")
+    drawing = ElementTree.parse(tmp_path / "loss.svg").getroot()
+    assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
+    assert len(drawing.findall("{*}polyline")) == 2
+    assert {"training", "held out", "step 4"} <= {element.text for element in drawing.findall("{*}text")}
     metrics.write_text("{}\n")
     with pytest.raises(RecordError, match="no line has"):
-        loss_plot(metrics, tmp_path / "loss.png")
+        save_loss_plot(metrics, tmp_path / "loss.svg")

@@ -25,8 +25,8 @@ from tuner import parallel
 from tuner.training.trainer import train
 folder = Path(sys.argv[1])
 examples = copying_examples()
-with parallel.together():
-    heard = parallel.tell({"said": "ä"} if parallel.rank() == 0 else None)
+with parallel.join_processes():
+    heard = parallel.broadcast({"said": "ä"} if parallel.rank() == 0 else None)
     made = train(tiny_model(), examples, examples[:4], replace(QUICK, epochs=4), folder=folder / "adapter",
                  metrics=folder / "metrics.jsonl", checkpoints=folder / "checkpoints")
     print(json.dumps([parallel.rank(), heard, asdict(made)]))

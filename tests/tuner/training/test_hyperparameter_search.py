@@ -15,12 +15,12 @@ import pytest
 
 from agent.cli.main import main
 from agent.config.reader import load_settings
+from agent.config.settings import TuningSettings
 from agent.errors import DatasetError, TuningError
 from agent.runtime import Runtime
 from tests.tuner.desks import TINY_ROWS, TINY_SETTINGS, make_desk, review_all, save_tiny_base
 from tests.tuner.tiny import QUICK, copying_examples, tiny_model
-from tuner.settings import TrainSettings
-from tuner.training.hyperparameter_search import Found, search
+from tuner.training.hyperparameter_search import SearchResult, search
 from tuner.training.results import Progress, Trained
 from tuner.training.trainer import train
 from tuner.tree.packing import Example
@@ -31,14 +31,14 @@ WARM = replace(QUICK, learning_rate=4e-3)
 
 
 def attempt(
-    settings: TrainSettings, heard: Callable[[Progress], None], *, held_out: Sequence[Example] = HELD_OUT
+    settings: TuningSettings, heard: Callable[[Progress], None], *, held_out: Sequence[Example] = HELD_OUT
 ) -> Trained:
     """Train a tiny model, with more epochs than usual: its examples are few."""
     few = replace(settings, batch_targets=8, epochs=settings.epochs + 2)
     return train(tiny_model(), EXAMPLES, held_out, few, folder=None, on_progress=heard)
 
 
-def searched(folder: Path, trials: int, settings: TrainSettings = WARM, **rest: Any) -> Found:
+def searched(folder: Path, trials: int, settings: TuningSettings = WARM, **rest: Any) -> SearchResult:
     return search(attempt, settings, searches=folder, about=("data", "base"), trials=trials, **rest)
 
 
@@ -49,7 +49,7 @@ def in_study(folder: Path) -> optuna.Study:
     return optuna.load_study(study_name="search", storage=optuna.storages.JournalStorage(backend))
 
 
-def tried(found: Found) -> list[tuple[Mapping[str, Any], float | None]]:
+def tried(found: SearchResult) -> list[tuple[Mapping[str, Any], float | None]]:
     return [(one.settings, one.held_out_loss) for one in found.trials]
 
 
@@ -162,7 +162,7 @@ def test_a_trial_is_stopped_when_time_is_over_and_begun_again_by_the_next_call(t
 
 def test_a_search_in_which_nothing_came_to_its_end_says_so(tmp_path: Path) -> None:
     seconds = iter(range(1000))
-    with pytest.raises(TuningError, match=r"no trial of the search came to its end \(0 failed, 1 stopped\)"):
+    with pytest.raises(TuningError, match=r"no trial of the search was completed \(0 failed, 1 stopped\)"):
         searched(tmp_path / "short", 4, minutes=1 / 20, clock=lambda: float(next(seconds)))
     wild = replace(WARM, learning_rate=10.0, schedule="constant", warmup_share=0.0)
     with pytest.raises(TuningError, match=r"\(1 failed, 0 stopped; the last one failed: step \d+: the loss is"):
@@ -182,7 +182,7 @@ def test_a_trial_that_explodes_counts_as_failed_and_the_search_goes_on(tmp_path:
 
 
 def test_rank_is_searched_where_there_is_one_and_it_is_free(tmp_path: Path) -> None:
-    def keys(name: str, settings: TrainSettings, **rest: Any) -> set[str]:
+    def keys(name: str, settings: TuningSettings, **rest: Any) -> set[str]:
         return set(searched(tmp_path / name, 1, settings, **rest).best.settings)
 
     lora = keys("lora", WARM)
@@ -193,7 +193,7 @@ def test_rank_is_searched_where_there_is_one_and_it_is_free(tmp_path: Path) -> N
 
 
 def test_a_search_without_held_out_examples_ends(tmp_path: Path) -> None:
-    def nothing_held_out(settings: TrainSettings, heard: Callable[[Progress], None]) -> Trained:
+    def nothing_held_out(settings: TuningSettings, heard: Callable[[Progress], None]) -> Trained:
         return attempt(settings, heard, held_out=())
 
     with pytest.raises(DatasetError, match="nothing is held out"):

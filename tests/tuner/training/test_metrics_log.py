@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tuner.settings import TrainSettings
+from agent.config.settings import TuningSettings
 from tuner.training.metrics_log import MetricsLog
 
 KILLED_WHEN_IT_OPENS = """
@@ -17,7 +17,7 @@ import os, signal, sys
 from pathlib import Path
 
 from tuner.training.metrics_log import MetricsLog
-from tuner.settings import TrainSettings
+from agent.config.settings import TuningSettings
 
 def killed(path, mode="r", *rest, opened=Path.open, **kwargs):
     file = opened(path, mode, *rest, **kwargs)
@@ -25,14 +25,14 @@ def killed(path, mode="r", *rest, opened=Path.open, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return file
 
-log = MetricsLog(Path(sys.argv[1]), TrainSettings(), steps=9)
+log = MetricsLog(Path(sys.argv[1]), TuningSettings(), steps=9)
 Path.open = killed
 log.rewind(2, 0)
 """
 
 
 def log_of(path: Path, steps: int) -> MetricsLog:
-    log = MetricsLog(path, TrainSettings(), steps=9)
+    log = MetricsLog(path, TuningSettings(), steps=9)
     log.begin()
     for step in range(1, steps + 1):
         log.step({"step": step, "epoch": (step - 1) // 2, "loss": 1.0})
@@ -46,7 +46,7 @@ def steps_in(path: Path) -> list[int | str]:
     return [row["step"] if "loss" in row else f"epoch {row['epoch']}" for row in rows]
 
 
-def test_what_was_logged_behind_the_checkpoint_is_dropped(tmp_path: Path) -> None:
+def test_lines_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     log = log_of(tmp_path / "metrics.jsonl", 5)
     log.rewind(4, 1)
     assert steps_in(tmp_path / "metrics.jsonl") == [1, 2, "epoch 0", 3, 4]

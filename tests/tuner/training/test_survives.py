@@ -19,13 +19,13 @@ import pytest
 import torch
 
 from agent.cli.main import main
+from agent.config.settings import TuningSettings
 from agent.errors import TuningError
 from agent.registry.artifact import tensors_hash
 from agent.runtime import Runtime
 from tests.tuner.desks import TINY_ROWS, TINY_SETTINGS, make_desk, review_all, save_tiny_base
 from tests.tuner.tiny import QUICK, VOCABULARY, copying_examples, tiny_model
-from tuner.pipeline.run_folder import one_at_a_time, unfinished
-from tuner.settings import TrainSettings
+from tuner.pipeline.run_folder import latest_unfinished, one_at_a_time
 from tuner.training.checkpoints import Checkpoints
 from tuner.training.results import Progress, Trained
 from tuner.training.trainer import train
@@ -34,7 +34,7 @@ CAREFUL = replace(QUICK, dropout=0.1, learning_rate=1e-2, checkpoint_seconds=1e-
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 
 
-def trained(folder: Path, settings: TrainSettings = CAREFUL, **rest: Any) -> Trained:
+def trained(folder: Path, settings: TuningSettings = CAREFUL, **rest: Any) -> Trained:
     return train(tiny_model(), copying_examples(), [], settings, folder=folder / "adapter", **rest)
 
 
@@ -84,7 +84,7 @@ def test_an_interrupted_training_goes_on_to_the_same_tensors(
         trained(tmp_path / "torn", settings, on_progress=stop_at(step), **rest)
     heard: list[str] = []
     again = trained(tmp_path / "torn", settings, say=heard.append, **rest)
-    assert heard[-1] == f"going on behind step {step} of {whole.steps}"
+    assert heard[-1] == f"continuing after step {step} of {whole.steps}"
     assert adapter_hash(tmp_path / "torn") == adapter_hash(tmp_path / "whole")
     assert replace(again, seconds=0, peak_bytes=0) == replace(whole, seconds=0, peak_bytes=0)
     rows = [json.loads(line) for line in rest["metrics"].read_text().splitlines()]
@@ -238,10 +238,10 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, monkey
     rest = process.stderr.read()
     process.stderr.close()
     assert process.wait(60) == 130, rest
-    (wanted,) = re.findall(r"stopped; go on with `ratchet tune --resume (\S+)`", rest)
+    (wanted,) = re.findall(r"stopped; continue with `ratchet tune --resume (\S+)`", rest)
     checkpoints = project.home.tunings / wanted / "checkpoints"
     assert [path.name[:5] for path in checkpoints.iterdir()] == ["step-"]
     assert main(["--project", str(folder), "tune", "--resume", wanted]) == 0
     assert not checkpoints.exists()
-    with pytest.raises(TuningError, match="no tuning at all can be gone on with; unfinished are none"):
-        unfinished(project.home.tunings, "")
+    with pytest.raises(TuningError, match="no tuning at all can be continued; unfinished are none"):
+        latest_unfinished(project.home.tunings, "")

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from agent.config.settings import TuningSettings
 from agent.errors import DatasetError, LivenessError, TuningError
 from agent.llm.engine.attention import use_ragged_attention
-from agent.llm.engine.loaded_adapters import AdapterBank
+from agent.llm.engine.loaded_adapters import LoadedAdapters
 from agent.registry.artifact import tensors_hash
 from tests.tuner.tiny import QUICK, copying_examples, tiny_model
-from tuner.settings import TrainSettings
 from tuner.training.results import Progress, Trained
 from tuner.training.trainer import train
 from tuner.tree.loss import loss_of
@@ -25,7 +25,7 @@ from tuner.tree.packing import Example, build_pack
 
 def trained(
     folder: Path,
-    settings: TrainSettings = QUICK,
+    settings: TuningSettings = QUICK,
     *,
     model: Any = None,
     examples: Sequence[Example] | None = None,
@@ -76,7 +76,7 @@ def test_the_loss_falls_and_an_adapter_folder_is_left(tmp_path: Path) -> None:
     assert made.precision == "float32"
 
 
-def test_what_the_model_still_gets_wrong_is_told_by_run(tmp_path: Path) -> None:
+def test_targets_that_the_model_still_gets_wrong_are_reported_by_run(tmp_path: Path) -> None:
     examples = [replace(one, trajectory=f"run-{place}") for place, one in enumerate(copying_examples())]
     poor = trained(tmp_path / "a", replace(QUICK, epochs=1, learning_rate=1e-4), examples=examples)
     assert poor.looked_at == len(examples)
@@ -149,11 +149,11 @@ def loss_under(adapter: Path, examples: Sequence[Example]) -> float:
 
     model = tiny_model()
     use_ragged_attention(model)
-    bank = AdapterBank(model)
+    bank = LoadedAdapters(model)
     bank.load("a", adapter, tensors_sha256=adapter_hash(adapter))
     bank.activate("a")
     with torch.inference_mode():
-        loss = loss_of(model, build_pack(examples), before=bank.virtual("a"))
+        loss = loss_of(model, build_pack(examples), before=bank.soft_prompt("a"))
     return float(loss) / sum(one.target_count for one in examples)
 
 

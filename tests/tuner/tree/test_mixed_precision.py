@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
+from agent.config.settings import TuningSettings
 from agent.llm.engine.attention import OneSequence
 from agent.llm.weights.precision import use_bfloat16_products
 from tests.tuner.tiny import adapted_model, random_tree, tiny_model
 from tests.tuner.tree.test_packing import Gradients, packs_of
 from tuner.methods.lora import with_adapter
-from tuner.settings import TrainSettings
 from tuner.tree.loss import backward
-from tuner.tree.mixed_precision import _Gate, _RmsNorm, fuse, round_output
+from tuner.tree.mixed_precision import FusedGate, FusedRmsNorm, fuse, round_output
 from tuner.tree.packing import Pack, weight_in
 
 
@@ -56,7 +56,7 @@ def test_mixed_gradients_are_near_those_of_float32(kind: str, changes: dict[str,
 def test_layers_with_dropout_are_left_to_peft() -> None:
     base = tiny_model()
     use_bfloat16_products(base)
-    model, _ = with_adapter(base, TrainSettings(dropout=0.1))
+    model, _ = with_adapter(base, TuningSettings(dropout=0.1))
     fuse(model)
     kinds = {type(one).__name__ for one in model.modules()}
     assert "Linear" in kinds
@@ -87,7 +87,7 @@ def test_the_fused_norm_is_the_norm() -> None:
     inputs[0, 0] = 0.0
     one, other = (inputs.clone().requires_grad_(True) for _ in range(2))
     expected = norm(one)
-    found: Any = _RmsNorm.apply(other, norm.weight, norm.variance_epsilon)  # type: ignore[no-untyped-call]
+    found: Any = FusedRmsNorm.apply(other, norm.weight, norm.variance_epsilon)  # type: ignore[no-untyped-call]
     direction = torch.randn_like(inputs)
     expected.backward(direction)
     found.backward(direction)
@@ -99,7 +99,7 @@ def test_the_fused_gate_is_silu_times_up() -> None:
     gate, up = (torch.randn(9, 31, dtype=torch.bfloat16) for _ in range(2))
     ours = [one.clone().requires_grad_(True) for one in (gate, up)]
     theirs = [one.float().requires_grad_(True) for one in (gate, up)]
-    found: Any = _Gate.apply(*ours)  # type: ignore[no-untyped-call]
+    found: Any = FusedGate.apply(*ours)  # type: ignore[no-untyped-call]
     expected = silu(theirs[0]) * theirs[1]
     direction = torch.randn(9, 31).to(torch.bfloat16)
     found.backward(direction)

@@ -156,7 +156,7 @@ def longest_path(pack: Pack) -> int:
 
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 10**6), rows=st.integers(1, 20), slack=st.integers(0, 80))
-def test_every_target_of_every_example_is_said_behind_its_own_path_and_nothing_else(
+def test_every_target_of_every_example_is_predicted_after_its_own_path_and_nothing_else(
     seed: int, rows: int, slack: int
 ) -> None:
     examples = random_tree(random.Random(seed), rows=rows, length=20)

@@ -1,7 +1,7 @@
-"""What language a text is in: by the name of its column or file, else by its letters and commonest words.
+"""Detects the language of a text: by the name of its column or file, else by its letters and commonest words.
 
-Enough to tell a model what to translate into and a metric how to cut words. Not promised: to tell languages apart
-that are not in the tables.
+Enough to fill a translation prompt and to choose how a metric splits words. Does not distinguish languages that are not
+in the tables.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LANGUAGES: Mapping[str, str] = {
     **{"tr": "Turkish", "pl": "Polish", "cs": "Czech", "sv": "Swedish", "vi": "Vietnamese", "th": "Thai"},
     **{"el": "Greek", "he": "Hebrew"},
 }
-"""Codes, as columns and files are called by them, and names."""
+"""Language codes, as they occur in names of columns and files, and language names."""
 
 _SCRIPTS: tuple[tuple[str, str], ...] = (
     ("Japanese", "\u3040-\u30ff"),
@@ -41,26 +41,29 @@ _WORDS: Mapping[str, str] = {
     "Portuguese": "o a os é e não um uma que de em por com eu você está do",
     "Dutch": "de het een is en ik niet van je dat zijn hij we met op te",
 }
-LEAST_SHARE = 0.2
-"""Of all letters, from which a script counts."""
-LOOKED_AT = 500
+MIN_SCRIPT_SHARE = 0.2
+"""Share of a script among all letters from which the text is in that script."""
+MAX_TEXTS = 500
+"""Texts that are looked at."""
+MIN_WORD_SHARE = 0.02
+"""Share of a language's commonest words among all words from which the text is in that language."""
 
 
-def language_named(name: str) -> str:
-    """The language that a column or a file's ending is called after; empty where it is called after none."""
-    told = name.strip().lower().lstrip(".")
-    by_code = LANGUAGES.get(told) or LANGUAGES.get(re.split(r"[-_]", told)[0])
-    return by_code or next((one for one in LANGUAGES.values() if one.lower() == told), "")
+def language_from_name(name: str) -> str:
+    """Return the language that a column or a file's ending is named after, or "" for none."""
+    code = name.strip().lower().lstrip(".")
+    by_code = LANGUAGES.get(code) or LANGUAGES.get(re.split(r"[-_]", code)[0])
+    return by_code or next((language for language in LANGUAGES.values() if language.lower() == code), "")
 
 
-def language_of(texts: Iterable[str]) -> str:
-    """The likeliest language of texts; empty where letters and common words do not tell it."""
-    text = " ".join(one for one, _ in zip(texts, range(LOOKED_AT), strict=False)).lower()
+def detect_language(texts: Iterable[str]) -> str:
+    """Return the likeliest language of texts, or "" where letters and common words do not decide."""
+    text = " ".join(part for part, _ in zip(texts, range(MAX_TEXTS), strict=False)).lower()
     letters = max(1, sum(map(str.isalpha, text)))
-    for name, characters in _SCRIPTS:
-        if len(re.findall(f"[{characters}]", text)) >= LEAST_SHARE * letters:
-            return name
+    for language, characters in _SCRIPTS:
+        if len(re.findall(f"[{characters}]", text)) >= MIN_SCRIPT_SHARE * letters:
+            return language
     counts = Counter(re.findall(r"[^\W\d_]+", text))
-    votes = {name: sum(counts[word] for word in words.split()) for name, words in _WORDS.items()}
-    best = max(votes, key=lambda name: votes[name])
-    return best if votes[best] >= 0.02 * max(50, counts.total()) else ""
+    votes = {language: sum(counts[word] for word in words.split()) for language, words in _WORDS.items()}
+    best = max(votes, key=lambda language: votes[language])
+    return best if votes[best] >= MIN_WORD_SHARE * max(50, counts.total()) else ""

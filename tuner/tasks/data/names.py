@@ -1,4 +1,4 @@
-"""What columns are called in the files that people have, in lower case, the likeliest first."""
+"""Names that columns have in common files, in lower case, by role, the likeliest first."""
 
 from __future__ import annotations
 
@@ -29,22 +29,11 @@ NAMES: Mapping[str, tuple[str, ...]] = {
         *("body", "input", "sentence"),
     ),
     "target": (
-        *(
-            "target",
-            "tgt",
-            "target_text",
-            "translation",
-            "summary",
-            "summary1",
-            "highlights",
-            "abstract",
-            "tldr",
-            "headline",
-        ),
-        *("reference", "output"),
+        *("target", "tgt", "target_text", "translation", "summary", "summary1", "highlights", "abstract", "tldr"),
+        *("headline", "reference", "output"),
     ),
-    "asked": ("question", "query", "prompt", "instruction", "message", "text", "input", "customer", "user"),
-    "replied": ("best_answer", "answer", "response", "reply", "completion", "output", "agent", "assistant"),
+    "customer_text": ("question", "query", "prompt", "instruction", "message", "text", "input", "customer", "user"),
+    "agent_text": ("best_answer", "answer", "response", "reply", "completion", "output", "agent", "assistant"),
     "rating": ("rating", "stars", "score", "csat", "satisfaction", "feedback"),
     "turns": ("messages", "turns", "conversation", "conversations", "dialogue", "dialog", "chat"),
     "chat": ("chat", "chat_id", "conversation_id", "dialogue_id", "dialog_id", "conversation", "ticket", "session"),
@@ -53,7 +42,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 }
 
 TITLES = ("title", "subject", "headline")
-"""What stands over a text of which it is a part."""
+"""Columns that hold the title of a text and are read in front of it."""
 
 KNOWN = frozenset(name for names in NAMES.values() for name in names) | {"id", "idx", "index", "answer_start"}
-"""Names by which a first row is known for a header."""
+"""Names that show that a first row is a header."""

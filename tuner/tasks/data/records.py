@@ -1,6 +1,6 @@
-"""What the tasks learn from: one frozen record an example, whatever file it came from.
+"""Examples of the classic tasks: one frozen record each, whatever file it came from.
 
-All offsets are characters of the original text, the end exclusive. A record without labels is one to predict.
+Offsets count characters of the original text, the end exclusive. A record without labels is one to predict.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ TASKS: tuple[TaskName, ...] = (
     "converse",
 )
 WRITTEN: tuple[TaskName, ...] = ("translate", "summarise", "converse")
-"""Tasks whose outcome is free text: for a language model alone."""
+"""Tasks that return free text; only a language model can do them."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of a text with its type."""
+    """A span of a text with its type."""
 
     start: int
     end: int
@@ -35,7 +35,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Classified:
+class ClassifyExample:
     """A text, or a pair of texts, with its labels."""
 
     text: str
@@ -43,18 +43,18 @@ class Classified:
     """Exactly one, unless the task is multi-label."""
     pair: str | None = None
     source: str = ""
-    """File and line, for errors; so in every record."""
+    """File and line, for error messages; the same in every record."""
 
 
 @dataclass(frozen=True)
-class Tagged:
-    """A text in words, each with its tag."""
+class TagExample:
+    """A text split into words, each with its tag."""
 
     text: str
     offsets: tuple[tuple[int, int], ...]
-    """Where each word stands in `text`."""
+    """Start and end of each word in `text`."""
     tags: tuple[str, ...] = ()
-    """IOB2, one a word."""
+    """In IOB2, one per word."""
     source: str = ""
 
     @property
@@ -63,8 +63,8 @@ class Tagged:
 
 
 @dataclass(frozen=True)
-class Related:
-    """A text with two marked stretches, and what the first is to the second."""
+class RelateExample:
+    """A text with two marked entities, and the relation of the first to the second."""
 
     text: str
     first: tuple[int, int]
@@ -74,34 +74,34 @@ class Related:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A stretch of a context."""
+class AnswerSpan:
+    """An answer as a span of its context."""
 
     text: str
     start: int
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question about a context, with the answers that count as right; none means that the context does not say."""
+class AnswerExample:
+    """A question about a context, with its correct answers; without any, the context does not answer it."""
 
     question: str
     context: str
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[AnswerSpan, ...] = ()
     id: str = ""
     source: str = ""
 
 
 @dataclass(frozen=True)
-class Similar:
-    """Two texts, and how alike they are; without a score they belong together."""
+class EmbedExample:
+    """Two texts and their similarity; without a score they belong together."""
 
     text: str
     other: str
     score: float | None = None
-    """On any scale, more for those more alike."""
+    """On any scale, higher for more similar texts."""
     negative: str | None = None
-    """A text that does not belong to the first."""
+    """A text that does not belong to the first: a hard negative."""
     source: str = ""
 
     @property
@@ -110,29 +110,29 @@ class Similar:
 
 
 @dataclass(frozen=True)
-class Written:
-    """A text, and what is to be written of it: its translation or its summary."""
+class WriteExample:
+    """A text and its translation or summary."""
 
     text: str
     target: str = ""
     language: str = ""
-    """Of the target, where the file says it."""
+    """Of the target, where the file names it."""
     source: str = ""
 
 
 @dataclass(frozen=True)
-class Turn:
-    """What one side of a chat said."""
+class ChatTurn:
+    """One message of a chat."""
 
     speaker: Literal["customer", "agent"]
     text: str
 
 
 @dataclass(frozen=True)
-class Conversed:
-    """A chat until a customer's turn, and the answer that was best."""
+class ConverseExample:
+    """A chat up to a customer's turn, and the best answer."""
 
-    turns: tuple[Turn, ...]
+    turns: tuple[ChatTurn, ...]
     """The last is a customer's."""
     answer: str = ""
     chat: str = ""
@@ -140,76 +140,78 @@ class Conversed:
     source: str = ""
 
 
-Example = Classified | Tagged | Related | Asked | Similar | Written | Conversed
+TaskExample = (
+    ClassifyExample | TagExample | RelateExample | AnswerExample | EmbedExample | WriteExample | ConverseExample
+)
 
 
-def key(example: Example) -> str:
-    """The normalised text by which the same example is known again: NFKC, case and spacing aside."""
+def example_key(example: TaskExample) -> str:
+    """Return the normalised text that identifies an example: NFKC, without regard to case and spacing."""
     match example:
-        case Classified(text=text, pair=pair):
-            return _normal([text] if pair is None else [text, pair])
-        case Tagged():
-            return _normal([" ".join(example.words)])
-        case Related(text=text, first=first, second=second):
-            return _normal([text, str(first), str(second)])
-        case Asked(question=question, context=context):
-            return _normal([question, context])
-        case Similar(text=text, other=other):
-            return _normal([text, other])
-        case Written(text=text):
-            return _normal([text])
-        case Conversed(turns=turns):
-            return _normal([one.text for one in turns])
+        case ClassifyExample(text=text, pair=pair):
+            return _normalise([text] if pair is None else [text, pair])
+        case TagExample():
+            return _normalise([" ".join(example.words)])
+        case RelateExample(text=text, first=first, second=second):
+            return _normalise([text, str(first), str(second)])
+        case AnswerExample(question=question, context=context):
+            return _normalise([question, context])
+        case EmbedExample(text=text, other=other):
+            return _normalise([text, other])
+        case WriteExample(text=text):
+            return _normalise([text])
+        case ConverseExample(turns=turns):
+            return _normalise([turn.text for turn in turns])
 
 
-def group(example: Example) -> str:
-    """What no split may tear apart: a question's context, the pairs of a text, a whole chat, else the text itself."""
+def group_key(example: TaskExample) -> str:
+    """Return the key of the examples that stay in one split: a context, a text's pairs, a chat, else a text."""
     match example:
-        case Asked(context=context):
-            return _normal([context])
-        case Similar(text=text, score=None):
-            return _normal([text])
-        case Conversed(chat=chat) if chat:
-            return _normal([chat])
+        case AnswerExample(context=context):
+            return _normalise([context])
+        case EmbedExample(text=text, score=None):
+            return _normalise([text])
+        case ConverseExample(chat=chat) if chat:
+            return _normalise([chat])
         case _:
-            return key(example)
+            return example_key(example)
 
 
-def label_of(example: Example) -> str:
-    """What a split is stratified by."""
+def label_key(example: TaskExample) -> str:
+    """Return the label that splits are stratified by."""
     match example:
-        case Classified(labels=labels):
+        case ClassifyExample(labels=labels):
             return "|".join(labels)
-        case Tagged(tags=tags):
+        case TagExample(tags=tags):
             return "|".join(sorted({tag[2:] for tag in tags if tag != "O"}))
-        case Related(label=label):
+        case RelateExample(label=label):
             return label
-        case Asked(answers=answers):
+        case AnswerExample(answers=answers):
             return "answer" if answers else "none"
-        case Similar() | Written() | Conversed():
+        case EmbedExample() | WriteExample() | ConverseExample():
             return ""
 
 
-def shown(example: Example) -> str:
-    """The example as a person reads it."""
+def display_text(example: TaskExample) -> str:
+    """Return an example's text as a person reads it."""
     match example:
-        case Classified(text=text, pair=pair):
+        case ClassifyExample(text=text, pair=pair):
             return text if pair is None else f"{text} / {pair}"
-        case Tagged(text=text):
+        case TagExample(text=text):
             return text
-        case Related():
-            return _marked(example)
-        case Asked(question=question):
+        case RelateExample():
+            return _mark_entities(example)
+        case AnswerExample(question=question):
             return question
-        case Similar(text=text, other=other):
+        case EmbedExample(text=text, other=other):
             return f"{text} / {other}"
-        case Written(text=text):
+        case WriteExample(text=text):
             return text
-        case Conversed(turns=turns):
-            return " / ".join(one.text for one in turns)
+        case ConverseExample(turns=turns):
+            return " / ".join(turn.text for turn in turns)
 
 
-def _marked(example: Related) -> str:
+def _mark_entities(example: RelateExample) -> str:
     text = example.text
     inserts = [(example.first, "e1"), (example.second, "e2")]
     for (start, end), name in sorted(inserts, reverse=True):
@@ -217,5 +219,5 @@ def _marked(example: Related) -> str:
     return text
 
 
-def _normal(parts: Sequence[str]) -> str:
+def _normalise(parts: Sequence[str]) -> str:
     return "\x1f".join(" ".join(unicodedata.normalize("NFKC", part).casefold().split()) for part in parts)

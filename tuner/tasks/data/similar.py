@@ -1,6 +1,6 @@
-"""Pairs of texts with a score of how alike they are, pairs that belong together, or triplets with one that does not.
+"""Reads pairs of texts with a similarity score, pairs that belong together, or triplets with a hard negative.
 
-Columns are guessed as for the other tasks: by name, else by what is in them.
+Columns are guessed by name, else by their contents.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from agent.errors import DatasetError
-from tuner.tasks.data.columns import Columns, Guess, Say, column_named
-from tuner.tasks.data.records import Similar
-from tuner.tasks.data.sources import Row
+from tuner.tasks.data.columns import Columns, Say, match_column, report_columns
+from tuner.tasks.data.records import EmbedExample
+from tuner.tasks.data.sources import TableRow, require_text
 
 FIRST = (
     *("sentence1", "sentence_1", "sentence_a", "text1", "text_1", "anchor", "query", "question1", "question_1"),
@@ -29,79 +29,74 @@ SCORE = (
 NEGATIVE = ("negative", "hard_negative", "negative1", "neg")
 
 
-def reader(rows: Sequence[Row], columns: Columns, file: str, say: Say) -> Callable[[Row], Similar]:
-    """What makes a record of a row. Raises DatasetError where only the user can say which column is which."""
-    first, second, score, negative = _columns(rows, columns, file)
-    told = f"texts are columns {first!r} and {second!r}"
-    told += f", their score is column {score!r}" if score else ", which belong together"
-    told += f", one that does not is column {negative!r}" if negative else ""
+def embed_reader(rows: Sequence[TableRow], columns: Columns, file: str, say: Say) -> Callable[[TableRow], EmbedExample]:
+    """Return the function that reads one row. Raises DatasetError where only the user can name the columns."""
+    first, second, score, negative = _find_columns(rows, columns, file)
+    what = f"texts are columns {first!r} and {second!r}"
+    what += f", their score is column {score!r}" if score else ", which belong together"
+    what += f", a text that does not belong is column {negative!r}" if negative else ""
     named = columns.text is not None and columns.pair is not None
-    say(f"{file}: {told}" if named else Guess(file, told, "by name", "--text, --pair, --label"))
+    report_columns(say, file, what, "--text, --pair, --label", named=named)
 
-    def make(row: Row) -> Similar:
-        return Similar(
-            _text(row, first),
-            _text(row, second),
-            None if score is None else _score(row, score),
-            None if negative is None else _text(row, negative),
+    def read_row(row: TableRow) -> EmbedExample:
+        return EmbedExample(
+            require_text(row.values[first], f"column {first!r}"),
+            require_text(row.values[second], f"column {second!r}"),
+            None if score is None else _read_score(row, score),
+            None if negative is None else require_text(row.values[negative], f"column {negative!r}"),
             row.source,
         )
 
-    return make
+    return read_row
 
 
-def _columns(rows: Sequence[Row], columns: Columns, file: str) -> tuple[str, str, str | None, str | None]:
+def _find_columns(rows: Sequence[TableRow], columns: Columns, file: str) -> tuple[str, str, str | None, str | None]:
+    """The columns of the first text, the second text, the score and the hard negative."""
     names = list(rows[0].values)
-    first = column_named(rows, columns.text, FIRST, file)
-    second = column_named(rows, columns.pair, SECOND, file)
-    score = column_named(rows, columns.label, SCORE, file)
-    negative = column_named(rows, None, NEGATIVE, file)
-    if score is not None and columns.label is None and not _numbers(rows, score):
+    first = match_column(rows, columns.text, FIRST, file)
+    second = match_column(rows, columns.pair, SECOND, file)
+    score = match_column(rows, columns.label, SCORE, file)
+    negative = match_column(rows, None, NEGATIVE, file)
+    if score is not None and columns.label is None and not _is_numeric(rows, score):
         score = None
     if score is None and columns.label is None and negative is None:
-        score = next((name for name in names if name not in (first, second) and _numbers(rows, name)), None)
-    left = [name for name in names if name not in (first, second, score, negative)]
-    left.sort(key=lambda name: -fmean(len(str(row.values.get(name) or "")) for row in rows))
-    # In their order in the file, so that the first is the one that asks.
-    longest = [name for name in names if name in left[: (first is None) + (second is None)]]
+        score = next((name for name in names if name not in (first, second) and _is_numeric(rows, name)), None)
+    free = [name for name in names if name not in (first, second, score, negative)]
+    free.sort(key=lambda name: -fmean(len(str(row.values.get(name) or "")) for row in rows))
+    # In the order of the file, so that the first column is the query.
+    longest = [name for name in names if name in free[: (first is None) + (second is None)]]
     first = first or (longest.pop(0) if longest else None)
     second = second or (longest.pop(0) if longest else None)
     if first is None or second is None:
         raise DatasetError(
-            f"{file} has the columns {', '.join(map(repr, names))}; two texts are expected: say which they "
-            "are with --text and --pair"
+            f"{file} has the columns {', '.join(map(repr, names))}; expected two with texts: name them with --text and "
+            "--pair"
         )
     return first, second, score, None if score is not None else negative
 
 
-def _numbers(rows: Sequence[Row], name: str) -> bool:
-    """Whether a column holds nothing but numbers, and more than one of them."""
+def _is_numeric(rows: Sequence[TableRow], name: str) -> bool:
+    """Whether a column holds only numbers, more than one different, and does not just number the rows."""
     try:
-        found = {float(row.values[name]) for row in rows}
+        numbers = {float(row.values[name]) for row in rows}
     except (TypeError, ValueError, KeyError):
         return False
-    return len(found) > 1 and all(map(math.isfinite, found)) and not _counts(rows, name)
+    return len(numbers) > 1 and all(map(math.isfinite, numbers)) and not _numbers_rows(rows, name)
 
 
-def _counts(rows: Sequence[Row], name: str) -> bool:
-    """Whether a column only numbers the rows."""
+def _numbers_rows(rows: Sequence[TableRow], name: str) -> bool:
     return len(rows) > 2 and [str(row.values[name]) for row in rows] in (
         [str(number) for number in range(start, start + len(rows))] for start in (0, 1)
     )
 
 
-def _score(row: Row, name: str) -> float:
+def _read_score(row: TableRow, name: str) -> float:
     try:
         value = float(row.values[name])
     except (TypeError, ValueError):
-        raise ValueError(f"{row.values[name]!r} in column {name!r} is no number; expected how alike they are") from None
+        raise ValueError(
+            f"{row.values[name]!r} in column {name!r} is no number; expected the similarity of the texts"
+        ) from None
     if not math.isfinite(value):
-        raise ValueError(f"{value} in column {name!r}; expected how alike they are")
+        raise ValueError(f"{value} in column {name!r}; expected the similarity of the texts, a finite number")
     return value
-
-
-def _text(row: Row, name: str) -> str:
-    value = row.values[name]
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"no text in column {name!r}; every row needs one")
-    return value.strip()

@@ -1,36 +1,49 @@
-"""Examples are parted into those to train on, to watch the training with, and to measure with; nothing is in two.
+"""Splits examples into training, validation and test examples, none of them in two splits.
 
-The same text in two parts would make the figures better than they are, so it is refused unless the user says what to
-do with it.
+The same text in two splits would make the figures too good, so it is an error unless the user chooses what to do.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from agent.errors import DatasetError
-from tuner.tasks.data.records import Asked, Classified, Conversed, Tagged, Written, group, key, label_of
+from tuner.tasks.data.records import (
+    AnswerExample,
+    ClassifyExample,
+    ConverseExample,
+    TagExample,
+    WriteExample,
+    example_key,
+    group_key,
+    label_key,
+)
 
 Leakage = Literal["refuse", "drop", "keep"]
-Say = Callable[[str], None]
 
 VALIDATION = 0.1
+"""Share of the training examples for validation, where there is no file."""
 TEST = 0.1
+"""Share of the training examples for the test, where there is no file."""
 RARE = 5
 """Training examples below which a class is called rare."""
 RECURRING = 6
-"""Words below which a sentence of a tagging may turn up again anywhere: datelines, headings, scores."""
-SHOWN = 3
+"""Words below which a tagged sentence may recur by chance: datelines, headings, scores."""
+IMBALANCE = 10
+"""Ratio of the largest to the smallest class from which a note is made."""
+MAX_SOURCES = 3
+"""Leaked examples that an error names."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts, and what was noticed."""
+    """The three splits, and notes about the data."""
 
     train: list[Any]
     validation: list[Any]
@@ -39,7 +52,7 @@ class Splits:
     """For the report and the person who trains."""
 
 
-def part(
+def split_examples(
     train: Sequence[Any],
     validation: Sequence[Any],
     test: Sequence[Any],
@@ -47,41 +60,46 @@ def part(
     seed: int = 0,
     leakage: Leakage = "refuse",
 ) -> Splits:
-    """Three parts; those that are empty are taken from the training examples, each class in its share.
+    """Make three splits without shared texts; an empty one is drawn from the training examples, by class.
 
-    Raises DatasetError where a text is in two parts and `leakage` is "refuse"; "drop" takes it out of training (and
-    out of validation, if it is in the test), "keep" leaves it.
+    Args:
+        leakage: For a text in two splits: "refuse" raises, "drop" removes it from training (and from validation, if it
+            is in the test), "keep" leaves it.
+
+    Raises:
+        DatasetError: A text is in two splits, or a split is empty.
     """
     notes: list[str] = []
-    kept = _once(train, notes)
+    learnt = _deduplicate(train, notes)
     for name, others in (("validation", validation), ("test", test)):
-        kept = _apart(kept, others, "training", name, leakage, notes)
-    watched = _apart(validation, test, "validation", "test", leakage, notes)
+        learnt = _check_leakage(learnt, others, "training", name, leakage, notes)
+    watched = _check_leakage(validation, test, "validation", "test", leakage, notes)
     if not test:
-        kept, test = stratified(kept, TEST, seed)
+        learnt, test = stratified_split(learnt, TEST, seed)
         notes.append(f"no test file: {len(test)} of the examples, drawn by class, are kept apart to measure with")
     if not watched:
-        kept, watched = stratified(kept, VALIDATION, seed + 1)
-    for name, some in (("train on", kept), ("watch the training with", watched), ("measure with", test)):
-        if not some:
-            raise DatasetError(f"of {len(train)} examples none is left to {name}; more are needed")
-    notes += _noticed(kept, test)
-    return Splits(list(kept), list(watched), list(test), tuple(notes))
+        learnt, watched = stratified_split(learnt, VALIDATION, seed + 1)
+    for purpose, examples in (("train on", learnt), ("watch the training with", watched), ("measure with", test)):
+        if not examples:
+            raise DatasetError(f"of {len(train)} examples none is left to {purpose}; more are needed")
+    notes += _data_notes(learnt, test)
+    return Splits(list(learnt), list(watched), list(test), tuple(notes))
 
 
-def stratified(examples: Sequence[Any], share: float, seed: int) -> tuple[list[Any], list[Any]]:
-    """The examples without a share, and that share: of each class as much, whole groups (see `records.group`) alone.
+def stratified_split(examples: Sequence[Any], share: float, seed: int) -> tuple[list[Any], list[Any]]:
+    """Return the examples without a share of each class, and that share; groups (see `group_key`) stay together.
 
-    A class with a single group stays whole.
+    Args:
+        share: From 0 to 1; a class with a single group stays whole.
     """
     groups: dict[str, list[Any]] = defaultdict(list)
-    for one in examples:
-        groups[group(one)].append(one)
+    for example in examples:
+        groups[group_key(example)].append(example)
     classes: dict[str, list[str]] = defaultdict(list)
     for name, members in groups.items():
-        classes[Counter(map(label_of, members)).most_common(1)[0][0]].append(name)
+        classes[Counter(map(label_key, members)).most_common(1)[0][0]].append(name)
     chance = random.Random(seed)
-    taken: set[str] = set()
+    drawn: set[str] = set()
     owed = 0.0
     for label in sorted(classes):
         names = sorted(classes[label])
@@ -89,95 +107,99 @@ def stratified(examples: Sequence[Any], share: float, seed: int) -> tuple[list[A
         owed += len(names) * share
         count = min(round(owed), len(names) - 1)
         owed -= count
-        taken.update(names[:count])
-    left = [one for one in examples if group(one) not in taken]
-    return left, [one for one in examples if group(one) in taken]
+        drawn.update(names[:count])
+    rest = [example for example in examples if group_key(example) not in drawn]
+    return rest, [example for example in examples if group_key(example) in drawn]
 
 
 def dataset_hash(splits: Splits) -> str:
-    """SHA-256 over all examples by part."""
+    """Return the SHA-256 over all examples by split, without their sources."""
     digest = hashlib.sha256()
     for name in ("train", "validation", "test"):
         digest.update(f"{name}\n".encode())
-        for one in getattr(splits, name):
-            digest.update(f"{key(one)}\x1e{replace(one, source='')}\n".encode())
+        for example in getattr(splits, name):
+            fields = json.dumps(asdict(replace(example, source="")), ensure_ascii=False)
+            digest.update(f"{example_key(example)}\x1e{fields}\n".encode())
     return digest.hexdigest()
 
 
-def _once(examples: Sequence[Any], notes: list[str]) -> list[Any]:
-    """Without those that are there twice with the same labels; those with other labels are told."""
+def _deduplicate(examples: Sequence[Any], notes: list[str]) -> list[Any]:
+    """The examples without repetitions of a text with the same labels; a note counts texts with different labels."""
     seen: dict[str, set[str]] = defaultdict(set)
-    kept = []
-    for one in examples:
-        said = _labels(one)
-        if said not in seen[key(one)]:
-            seen[key(one)].add(said)
-            kept.append(one)
-    if len(kept) < len(examples):
-        notes.append(f"{len(examples) - len(kept)} training examples are there twice and count once")
-    torn = sum(1 for labels in seen.values() if len(labels) > 1)
-    if torn and not isinstance(kept[0], Written | Conversed):
-        notes.append(f"{torn} training texts are there with different labels; look whether they can be told apart")
-    return kept
+    unique = []
+    for example in examples:
+        target = _target_key(example)
+        if target not in seen[example_key(example)]:
+            seen[example_key(example)].add(target)
+            unique.append(example)
+    if len(unique) < len(examples):
+        notes.append(f"{len(examples) - len(unique)} training examples are there twice and count once")
+    contradicting = sum(1 for labels in seen.values() if len(labels) > 1)
+    if contradicting and not isinstance(unique[0], WriteExample | ConverseExample):
+        notes.append(f"{contradicting} training texts are there with different labels; check whether these are right")
+    return unique
 
 
-def _apart(
+def _check_leakage(
     examples: Sequence[Any], others: Sequence[Any], name: str, other: str, leakage: Leakage, notes: list[str]
 ) -> list[Any]:
-    known = {key(one) for one in others if not _recurs(one)}
-    leaked = [one for one in examples if key(one) in known]
+    keys = {example_key(example) for example in others if not _may_recur(example)}
+    leaked = [example for example in examples if example_key(example) in keys]
     if not leaked or leakage == "keep":
         if leaked:
             notes.append(f"{len(leaked)} {name} examples are in the {other} set as well, and were kept as asked")
         return list(examples)
     if leakage == "drop":
         notes.append(f"{len(leaked)} {name} examples were dropped, being in the {other} set as well")
-        return [one for one in examples if key(one) not in known]
-    places = ", ".join(one.source for one in leaked[:SHOWN])
+        return [example for example in examples if example_key(example) not in keys]
+    places = ", ".join(example.source for example in leaked[:MAX_SOURCES])
     raise DatasetError(
         f"{len(leaked)} of {len(examples)} {name} examples have the text of one in the {other} set ({places}"
-        f"{', …' if len(leaked) > SHOWN else ''}), so its figures would be better than they are; drop them from the "
-        f"{name} set with --leakage drop, or keep them with --leakage keep"
+        f"{', …' if len(leaked) > MAX_SOURCES else ''}), so its figures would be better than they are; drop them from "
+        f"the {name} set with --leakage drop, or keep them with --leakage keep"
     )
 
 
-def _recurs(one: Any) -> bool:
-    return isinstance(one, Tagged) and len(one.offsets) < RECURRING
+def _may_recur(example: Any) -> bool:
+    return isinstance(example, TagExample) and len(example.offsets) < RECURRING
 
 
-def _labels(one: Any) -> str:
-    match one:
-        case Classified(labels=labels):
+def _target_key(example: Any) -> str:
+    match example:
+        case ClassifyExample(labels=labels):
             return "|".join(labels)
-        case Tagged(tags=tags):
+        case TagExample(tags=tags):
             return " ".join(tags)
-        case Asked(answers=answers):
+        case AnswerExample(answers=answers):
             return str(answers)
-        case Written(target=text) | Conversed(answer=text):
+        case WriteExample(target=text) | ConverseExample(answer=text):
             return text
         case _:
-            return str(one.label)
+            return str(example.label)
 
 
-def _noticed(train: Sequence[Any], test: Sequence[Any]) -> list[str]:
-    """Imbalance, labels that only the test has, contexts that both have."""
+def _data_notes(train: Sequence[Any], test: Sequence[Any]) -> list[str]:
+    """Notes on class imbalance, on labels that only the test has, and on contexts in both."""
+    if isinstance(train[0], AnswerExample):
+        shared = {group_key(example) for example in train} & {group_key(example) for example in test}
+        return [f"{len(shared)} contexts are both in training and test, with other questions"] if shared else []
     notes = []
-    counts = Counter(label for one in train for label in label_of(one).split("|") if label)
-    if counts and not isinstance(train[0], Asked):
-        most, least = counts.most_common(1)[0], counts.most_common()[-1]
-        if most[1] >= 10 * least[1]:
+    counts = Counter(_labels(train))
+    if counts:
+        (largest, most), (smallest, least) = counts.most_common(1)[0], counts.most_common()[-1]
+        if most >= IMBALANCE * least:
             notes.append(
-                f"classes are uneven: {most[0]} has {most[1]} training examples, {least[0]} has {least[1]}; look at "
+                f"classes are uneven: {largest} has {most} training examples, {smallest} has {least}; look at "
                 "macro F1, and try --class-weights"
             )
         rare = sorted(label for label, count in counts.items() if count < RARE)
         if rare:
             notes.append(f"{len(rare)} classes have fewer than {RARE} training examples: {', '.join(rare[:8])}")
-    unknown = sorted({label for one in test for label in label_of(one).split("|") if label} - counts.keys())
-    if unknown and not isinstance(train[0], Asked):
+    unknown = sorted(set(_labels(test)) - counts.keys())
+    if unknown:
         notes.append(f"{len(unknown)} labels are in the test alone and will be wrong: {', '.join(unknown[:8])}")
-    if isinstance(train[0], Asked):
-        shared = {group(one) for one in train} & {group(one) for one in test}
-        if shared:
-            notes.append(f"{len(shared)} contexts are both in training and test, with other questions")
     return notes
+
+
+def _labels(examples: Sequence[Any]) -> list[str]:
+    return [label for example in examples for label in label_key(example).split("|") if label]

@@ -19,34 +19,34 @@ from agent.config.project import Project
 from agent.errors import AdapterError, DatasetError, FeedbackError
 from agent.registry.artifact import MANIFEST, TASK, verify
 from agent.registry.task_models import find_task, serving
-from tuner.tasks.data.schemes import kinds_of
+from tuner.tasks.data.schemes import entity_types
 
 if TYPE_CHECKING:
     from tuner.tasks.predictor import Say, TaskPredictor, Text
 
-SHOWN = 12
+MAX_LISTED_LABELS = 12
 """Labels that a description lists."""
-TEXT, CONTEXT = 1000, 4000
+MAX_TEXT, MAX_CONTEXT = 1000, 4000
 """Characters of an argument, at most."""
 
 
 class TextArguments(BaseModel):
     """What the model fills in."""
 
-    text: str = Field(min_length=1, max_length=TEXT)
+    text: str = Field(min_length=1, max_length=MAX_TEXT)
 
 
 class PairArguments(TextArguments):
     """For a task on pairs of texts."""
 
-    other: str = Field(min_length=1, max_length=TEXT)
+    other: str = Field(min_length=1, max_length=MAX_TEXT)
 
 
 class QuestionArguments(BaseModel):
     """For a task that answers from a context."""
 
-    question: str = Field(min_length=1, max_length=TEXT)
-    context: str = Field(min_length=1, max_length=CONTEXT)
+    question: str = Field(min_length=1, max_length=MAX_TEXT)
+    context: str = Field(min_length=1, max_length=MAX_CONTEXT)
 
 
 class TaskTools:
@@ -56,7 +56,7 @@ class TaskTools:
         self._project = project
         self._say = say
         self._lock = threading.Lock()
-        self._served: dict[str, _Served] = {}
+        self._served: dict[str, _ServedTask] = {}
 
     def tools(self) -> list[BaseTool]:
         return [_tool(name, self._task(name)) for name in self._project.settings.tools.tasks]
@@ -69,7 +69,7 @@ class TaskTools:
             raise FeedbackError(f"{tool} is no trained task, so its output is not corrected; trained tasks: {named}")
         return right_output(self._task(tool).told, arguments, said)
 
-    def _task(self, name: str) -> _Served:
+    def _task(self, name: str) -> _ServedTask:
         """What is served under a tool's name now; whoever has an earlier one keeps it."""
         folder = find_task(self._project, name)
         found = serving(folder)
@@ -84,7 +84,7 @@ class TaskTools:
 
 
 @dataclass(frozen=True)
-class _Served:
+class _ServedTask:
     """One version of a task, loaded when it is first asked."""
 
     mark: tuple[str, int]
@@ -94,7 +94,7 @@ class _Served:
     predictor: Callable[[], TaskPredictor]
 
 
-def _served(name: str, folder: Path, mark: tuple[str, int], project: Project) -> _Served:
+def _served(name: str, folder: Path, mark: tuple[str, int], project: Project) -> _ServedTask:
     try:
         id = verify(folder).id
         told: dict[str, Any] = json.loads((folder / TASK).read_text("utf-8"))
@@ -111,18 +111,18 @@ def _served(name: str, folder: Path, mark: tuple[str, int], project: Project) ->
                 loaded.append(load_version(folder, project=project))
             return loaded[0]
 
-    return _Served(mark, id, told, predictor)
+    return _ServedTask(mark, id, told, predictor)
 
 
-def _tool(name: str, served: _Served) -> BaseTool:
-    schema = arguments_of(served.told)
+def _tool(name: str, served: _ServedTask) -> BaseTool:
+    schema = arguments_schema(served.told)
 
     def ask(**arguments: str) -> str:
         try:
-            (said,) = served.predictor().predict([asked(arguments)])
+            (said,) = served.predictor().predict([to_predictor_input(arguments)])
         except DatasetError as fault:
             raise ToolException(str(fault)) from fault
-        return compact(said.to_dict())
+        return format_prediction(said.to_dict())
 
     copied = [] if served.told["task"] == "relate" else list(schema.model_fields)
     return StructuredTool.from_function(
@@ -134,20 +134,20 @@ def _tool(name: str, served: _Served) -> BaseTool:
     )
 
 
-def arguments_of(told: Mapping[str, Any]) -> type[BaseModel]:
+def arguments_schema(told: Mapping[str, Any]) -> type[BaseModel]:
     """What a task is asked with."""
     if told["task"] == "answer":
         return QuestionArguments
     return PairArguments if told.get("pairs") or told["task"] == "embed" else TextArguments
 
 
-def asked(arguments: Mapping[str, Any]) -> Text:
+def to_predictor_input(arguments: Mapping[str, Any]) -> Text:
     """A call's arguments as the predictor takes them."""
     given = [str(value) for value in arguments.values()]
     return given[0] if len(given) == 1 else (given[0], given[1])
 
 
-def compact(output: Mapping[str, Any]) -> str:
+def format_prediction(output: Mapping[str, Any]) -> str:
     """A prediction on one line, without the scores of what was not chosen."""
     kept = {name: value for name, value in output.items() if name != "scores"}
     return json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
@@ -163,7 +163,7 @@ def describe_task(told: Mapping[str, Any]) -> str:
         case "classify":
             return f"Say {several} a text has: {labels}."
         case "tag":
-            return f"Find the entities in a text: {_listed(kinds_of(told['labels']))}."
+            return f"Find the entities in a text: {_listed(entity_types(told['labels']))}."
         case "relate":
             return f"Say what <e1>…</e1> and <e2>…</e2> in a text are to each other: {labels}."
         case "answer":
@@ -179,5 +179,5 @@ def describe_task(told: Mapping[str, Any]) -> str:
 
 
 def _listed(labels: Sequence[str]) -> str:
-    more = f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else ""
-    return ", ".join(labels[:SHOWN]) + more
+    more = f" and {len(labels) - MAX_LISTED_LABELS} more" if len(labels) > MAX_LISTED_LABELS else ""
+    return ", ".join(labels[:MAX_LISTED_LABELS]) + more

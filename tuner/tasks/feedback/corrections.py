@@ -11,10 +11,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent.errors import DatasetError, FeedbackError
-from tuner.tasks.data.marked import related
-from tuner.tasks.data.records import Answer, Asked, Classified, Conversed, Example, Span, Turn, Written
-from tuner.tasks.data.schemes import kinds_of
-from tuner.tasks.data.words import tagged
+from tuner.tasks.data.marked import parse_marked_text
+from tuner.tasks.data.records import (
+    AnswerExample,
+    AnswerSpan,
+    ChatTurn,
+    ClassifyExample,
+    ConverseExample,
+    Span,
+    TaskExample,
+    WriteExample,
+)
+from tuner.tasks.data.schemes import entity_types
+from tuner.tasks.data.words import tag_words
 
 NEW_LABELS = "new labels are learnt from a file: `ratchet task train --from FOLDER --data FILE`"
 
@@ -40,29 +49,31 @@ def right_output(told: Mapping[str, Any], arguments: Mapping[str, Any], said: st
         case other:
             raise FeedbackError(f"the output of a task {other} cannot be corrected yet")
     try:
-        as_taught(told, arguments, output)
+        as_example(told, arguments, output)
     except (ValueError, DatasetError) as fault:
         raise FeedbackError(str(fault)) from fault
     return output
 
 
-def as_taught(told: Mapping[str, Any], arguments: Mapping[str, Any], output: Mapping[str, Any]) -> Example:
+def as_example(told: Mapping[str, Any], arguments: Mapping[str, Any], output: Mapping[str, Any]) -> TaskExample:
     """A call with the output that it should have had, as an example. Raises ValueError where the two do not fit."""
     match told["task"]:
         case "classify":
             pair = arguments["other"] if told.get("pairs") else None
-            return Classified(str(arguments["text"]).strip(), tuple(output["labels"]), pair)
+            return ClassifyExample(str(arguments["text"]).strip(), tuple(output["labels"]), pair)
         case "relate":
-            return related(arguments["text"], output["labels"][0])
+            return parse_marked_text(arguments["text"], output["labels"][0])
         case "tag":
             spans = [Span(one["start"], one["end"], one["label"]) for one in output["entities"]]
-            return tagged(arguments["text"], spans)
+            return tag_words(arguments["text"], spans)
         case "answer":
-            return Asked(arguments["question"], arguments["context"], _answers(output["answer"], arguments["context"]))
+            return AnswerExample(
+                arguments["question"], arguments["context"], _answers(output["answer"], arguments["context"])
+            )
         case "translate" | "summarise":
-            return Written(str(arguments["text"]).strip(), _written(output["said"]))
+            return WriteExample(str(arguments["text"]).strip(), _written(output["said"]))
         case "converse":
-            return Conversed((Turn("customer", str(arguments["text"]).strip()),), _written(output["said"]))
+            return ConverseExample((ChatTurn("customer", str(arguments["text"]).strip()),), _written(output["said"]))
         case other:
             raise ValueError(f"the output of a task {other} cannot be learnt from yet")
 
@@ -93,7 +104,7 @@ def _list(said: str) -> list[Any]:
 
 
 def _entity(one: Mapping[str, Any], text: str, labels: list[str]) -> dict[str, Any]:
-    kinds = sorted(kinds_of(labels))
+    kinds = sorted(entity_types(labels))
     label, words, start = _known(str(one.get("label", "")), kinds), str(one.get("text", "")), one.get("start")
     if not words:
         raise FeedbackError(f"entity {dict(one)} has no text; expected the words as they stand there")
@@ -106,9 +117,9 @@ def _entity(one: Mapping[str, Any], text: str, labels: list[str]) -> dict[str, A
     return {"start": start, "end": start + len(words), "label": label, "text": words}
 
 
-def _answers(answer: str, context: str) -> tuple[Answer, ...]:
+def _answers(answer: str, context: str) -> tuple[AnswerSpan, ...]:
     if not answer:
         return ()
     if answer not in context:
         raise ValueError(f"{answer!r} does not stand in the context; give it word for word, or an empty text for none")
-    return (Answer(answer, context.index(answer)),)
+    return (AnswerSpan(answer, context.index(answer)),)

@@ -1,51 +1,38 @@
-"""The gate of a trained task: whether a version that learnt from corrections is served in place of the one before.
+"""The gate of a trained task: whether a version trained with corrections replaces the one that is served.
 
-Pure. Both have said what they make of the same test and of corrections that neither has learnt from. It is not promised
-that these are like what comes next.
+Pure. Both versions are scored on the same test set and on corrections that neither was trained on. The gate does not
+guarantee that these resemble later inputs.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from tuner.evaluation.statistics import gain_cells, paired, points, told_gain
-from tuner.reports.gate_report import markdown_table
+from tuner.evaluation.comparison import Comparison, compare, is_lost
+from tuner.evaluation.statistics import points
+from tuner.reports.verdict import verdict_files
 
 
 @dataclass(frozen=True)
 class TaskPolicy:
-    """What is asked of a new version. Shares are 0 to 1."""
+    """What the gate requires of a new version. Shares are 0 to 1."""
 
     min_corrected: int = 5
-    """Held-out corrections that a gain is believed from."""
+    """Held-out corrections below which their gain is not counted."""
     margin: float = 0.01
-    """What the test may lose, where the corrections gain."""
+    """The loss allowed on the test set where the corrections gain."""
     resamples: int = 10_000
     seed: int = 0
 
 
 @dataclass(frozen=True)
-class Compared:
-    """How right two versions are of the same examples, 0 to 1, and the gain with its paired 95 % bootstrap interval."""
-
-    name: str
-    examples: int
-    before: float
-    after: float
-    gain: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class TaskDecision:
-    """Ship or not, and the figures behind it."""
+    """Whether to ship, and the figures that decided."""
 
     ship: bool
-    test: Compared
-    corrected: Compared
+    test: Comparison
+    corrected: Comparison
     reasons: tuple[str, ...]
     """A sentence each; those against shipping come first."""
     policy: TaskPolicy
@@ -56,53 +43,50 @@ def decide(
     corrected: tuple[Sequence[float], Sequence[float]],
     policy: TaskPolicy | None = None,
 ) -> TaskDecision:
-    """Ship where the held-out corrections gain for sure and the test loses no more than the margin, or where the test
-    gains for sure and the corrections lose nothing.
+    """Ship where one of test set and held-out corrections gains significantly and the other does not lose.
 
-    Each pair is how right the served and the new version are of the same examples, one by one.
+    The test set may lose up to the margin, the corrections nothing.
+
+    Args:
+        test: scores of the served and of the new version on the test set, 0 to 1 for each example.
+        corrected: the same on the held-out corrections.
+        policy: what is required.
     """
     policy = policy or TaskPolicy()
-    old, new = _compared("the test", *test, policy), _compared("held-out corrections", *corrected, policy)
-    few = new.examples < policy.min_corrected
-    # A loss of just the margin is allowed, whatever floating point makes of it.
-    learnt = not few and new.low > 0 and -old.gain <= policy.margin + 1e-9
-    better = old.low > 0 and new.gain >= 0
+    old, new = (
+        compare(name, *scores, resamples=policy.resamples, seed=policy.seed)
+        for name, scores in (("the test", test), ("held-out corrections", corrected))
+    )
+    few, lost = new.examples < policy.min_corrected, is_lost(old.gain, policy.margin)
+    corrections_gain = not few and new.low > 0 and not lost
+    test_gains = old.low > 0 and new.gain >= 0
     against = []
-    if not (learnt or better):
+    if not (corrections_gain or test_gains):
         if few:
             against.append(
                 f"Only {new.examples} corrections are held out; at least {policy.min_corrected} are needed to decide."
             )
         elif new.low <= 0:
-            against.append(f"The gain is not sure for {_told(new)}, not above zero.")
+            against.append(f"The gain is not sure for {_describe(new)}, not above zero.")
         if new.gain < 0 < old.low:
-            against.append(f"The test gains, but {_told(new)}.")
-        if -old.gain > policy.margin + 1e-9:
-            against.append(f"More than {points(policy.margin, sign=False)} are lost on {_told(old)}.")
-    notes = [f"How right on {_told(one)}." for one in (old, new) if one.examples]
+            against.append(f"The test gains, but {_describe(new)}.")
+        if lost:
+            against.append(f"More than {points(policy.margin, sign=False)} are lost on {_describe(old)}.")
+    notes = [f"How right on {_describe(comparison)}." for comparison in (old, new) if comparison.examples]
     return TaskDecision(not against, old, new, (*against, *notes), policy)
 
 
 def write_report(decision: TaskDecision, before: str, after: str) -> dict[str, bytes]:
-    """The files of the report, by name; no text of an example is in them."""
-    table = markdown_table(
-        ("how right on", "examples", "before", "after", "gain"),
-        [(one.name, one.examples, *gain_cells(one)) for one in (decision.test, decision.corrected)],
+    """Return the files of the report, by name; they contain no text of an example."""
+    return verdict_files(
+        decision,
+        candidate=after,
+        against=before,
+        headers=("how right on", "examples", "before", "after", "gain"),
+        rows=[(item.name, item.examples, *item.cells()) for item in (decision.test, decision.corrected)],
+        data={"version": 1, "before": before, "after": after, "decision": asdict(decision)},
     )
-    verdict = "Ship" if decision.ship else "Do not ship"
-    reasons = "\n".join(f"- {reason}" for reason in decision.reasons)
-    page = f"# {verdict}: {after}\n\nAgainst {before}.\n\n{reasons}\n\n{table}\n"
-    data = {"version": 1, "before": before, "after": after, "decision": asdict(decision)}
-    return {
-        "report/gate.json": (json.dumps(data, ensure_ascii=False, indent=1) + "\n").encode(),
-        "report/gate.md": page.encode(),
-    }
 
 
-def _compared(name: str, before: Sequence[float], after: Sequence[float], policy: TaskPolicy) -> Compared:
-    old, new, gain = paired(before, after, resamples=policy.resamples, seed=policy.seed)
-    return Compared(name, len(before), old, new, gain.mean, gain.low, gain.high)
-
-
-def _told(one: Compared) -> str:
-    return f"{one.name}: {told_gain(one, f'{one.examples} examples')}"
+def _describe(comparison: Comparison) -> str:
+    return f"{comparison.name}: {comparison.describe()}"

@@ -22,12 +22,12 @@ from agent.registry.task_models import project_tasks, served_folder, versions
 from agent.storage.store import Store
 from agent.util.ids import timestamp
 from tuner.pipeline.run_folder import one_at_a_time
-from tuner.tasks.data.records import Example, key
+from tuner.tasks.data.records import TaskExample, example_key
 from tuner.tasks.data.splits import Splits
-from tuner.tasks.feedback.corrections import as_taught
+from tuner.tasks.feedback.corrections import as_example
 from tuner.tasks.feedback.gate import TaskDecision, TaskPolicy, decide, write_report
 from tuner.tasks.origin import Origin
-from tuner.tasks.predictor import Say, silent
+from tuner.tasks.predictor import Say, ignore
 
 if TYPE_CHECKING:
     from tuner.tasks.head.training import TaskProgress
@@ -37,12 +37,12 @@ EVERY = 3
 
 
 @dataclass(frozen=True)
-class Taught:
+class CorrectedExample:
     """A correction as an example."""
 
     id: str
     run: str
-    example: Example
+    example: TaskExample
     held_out: bool
 
 
@@ -62,8 +62,8 @@ def tune_task(
     *,
     data: Path | None = None,
     policy: TaskPolicy | None = None,
-    say: Say = silent,
-    on_progress: Callable[[TaskProgress], None] = silent,
+    say: Say = ignore,
+    on_progress: Callable[[TaskProgress], None] = ignore,
 ) -> TaskTuning:
     """Train a task anew with the corrections of its output, and serve the new version if the gate lets it.
 
@@ -82,40 +82,44 @@ def tune_task(
         return _tune(project, folder, served, told, origin, found, policy, say, on_progress)
 
 
-def taught(corrections: Iterable[OutputCorrection], told: Mapping[str, Any], store: Store, say: Say) -> list[Taught]:
+def corrected_examples(
+    corrections: Iterable[OutputCorrection], told: Mapping[str, Any], store: Store, say: Say
+) -> list[CorrectedExample]:
     """Corrections, oldest first, as examples, the newest of a step and of a text; told are those that do not fit.
 
     A text that the version in `told` has learnt, or was held out from it, stays so.
     """
     before = {one["id"]: not one["learnt"] for one in told.get("corrections", ())}
     newest = {(one.run, one.step): one for one in corrections}
-    by_text: dict[str, Taught] = {}
+    by_text: dict[str, CorrectedExample] = {}
     for one in newest.values():
         step = store.get(one.run).steps[one.step]
         arguments: Mapping[str, Any] = {} if step.call is None else step.call.arguments
         try:
-            example = replace(as_taught(told, arguments, one.output), source=f"run {one.run}, step {one.step}")
+            example = replace(as_example(told, arguments, one.output), source=f"run {one.run}, step {one.step}")
         except (ValueError, KeyError, TypeError, DatasetError) as fault:
             say(f"left out: the correction of step {one.step} of run {one.run} does not fit the task ({fault})")
             continue
-        earlier = by_text.get(key(example))
+        earlier = by_text.get(example_key(example))
         held = sum(other.held_out for other in by_text.values())
         held_out = before.get(one.id, EVERY * held < len(by_text) if earlier is None else earlier.held_out)
-        by_text[key(example)] = Taught(one.id, one.run, example, held_out)
+        by_text[example_key(example)] = CorrectedExample(one.id, one.run, example, held_out)
     return list(by_text.values())
 
 
-def with_corrections(splits: Splits, found: Sequence[Taught]) -> tuple[Splits, tuple[Taught, ...], tuple[Taught, ...]]:
+def with_corrections(
+    splits: Splits, found: Sequence[CorrectedExample]
+) -> tuple[Splits, tuple[CorrectedExample, ...], tuple[CorrectedExample, ...]]:
     """The splits with what is to be learnt; of the corrections those that are, and those to decide by.
 
     A correction takes the place of a training example with its text. Of a text in validation or test, where nothing is
     learnt from, it is held out.
     """
-    watched = {key(one) for one in (*splits.validation, *splits.test)}
-    held = tuple(one for one in found if one.held_out or key(one.example) in watched)
+    watched = {example_key(one) for one in (*splits.validation, *splits.test)}
+    held = tuple(one for one in found if one.held_out or example_key(one.example) in watched)
     learnt = tuple(one for one in found if one not in held)
-    corrected = {key(one.example) for one in found}
-    kept = [one for one in splits.train if key(one) not in corrected]
+    corrected = {example_key(one.example) for one in found}
+    kept = [one for one in splits.train if example_key(one) not in corrected]
     note = f"{len(learnt)} corrections are learnt, {len(held)} are held out to decide by"
     train = [*kept, *(one.example for one in learnt)]
     return replace(splits, train=train, notes=(*splits.notes, note)), learnt, held
@@ -127,7 +131,7 @@ def _tune(
     served: Path,
     told: Mapping[str, Any],
     origin: Origin,
-    found: Sequence[Taught],
+    found: Sequence[CorrectedExample],
     policy: TaskPolicy,
     say: Say,
     on_progress: Callable[[TaskProgress], None],
@@ -148,7 +152,7 @@ def _trained(
     served: Path,
     told: Mapping[str, Any],
     origin: Origin,
-    found: Sequence[Taught],
+    found: Sequence[CorrectedExample],
     policy: TaskPolicy,
     say: Say,
     on_progress: Callable[[TaskProgress], None],
@@ -194,7 +198,7 @@ def _take_in(registry: Registry, staged: Path, served: Path, decision: TaskDecis
     return registry.promote(version.id, decision.reasons[0], timestamp())
 
 
-def _found(project: Project, folder: Path, told: Mapping[str, Any], say: Say) -> list[Taught]:
+def _found(project: Project, folder: Path, told: Mapping[str, Any], say: Say) -> list[CorrectedExample]:
     tools = project_tasks(project).get(folder.resolve(), ())
     if not tools:
         raise DatasetError(
@@ -204,10 +208,12 @@ def _found(project: Project, folder: Path, told: Mapping[str, Any], say: Say) ->
     if not project.home.database.is_file():
         raise StoreError(f"there are no runs yet in {project.home.root}; start one with `ratchet run`")
     with Store(project.home.database) as store:
-        return taught((one for one in store.output_corrections() if one.tool in tools), told, store, say)
+        return corrected_examples(
+            (one for one in store.feedback.output_corrections() if one.tool in tools), told, store, say
+        )
 
 
-def _check(found: Sequence[Taught], told: Mapping[str, Any], policy: TaskPolicy) -> None:
+def _check(found: Sequence[CorrectedExample], told: Mapping[str, Any], policy: TaskPolicy) -> None:
     """Refuse what nothing could come of, before anything is trained."""
     if {one.id for one in found} == {one["id"] for one in told.get("corrections", ())}:
         raise DatasetError(
@@ -240,6 +246,6 @@ def _origin(folder: Path, told: Mapping[str, Any], data: Path | None, project: P
     return origin
 
 
-def _kept(learnt: Sequence[Taught], held: Sequence[Taught]) -> list[dict[str, Any]]:
+def _kept(learnt: Sequence[CorrectedExample], held: Sequence[CorrectedExample]) -> list[dict[str, Any]]:
     """What `task.json` says of the corrections: whose they were, and not what they say."""
     return [{"id": one.id, "run": one.run, "learnt": one in learnt} for one in (*learnt, *held)]

@@ -1,103 +1,83 @@
-"""From examples to a sealed folder: settings, model, training, figures on the test, report and card."""
+"""Trains a task with a head on an encoder: from examples to a published folder with figures, report and model card."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.config.project import Project
 from agent.llm.weights.load import encoder_weights
 from agent.llm.weights.precision import faster_precision
-from agent.util.ids import timestamp
-from tuner.tasks.artifact import Sealed, save, untrained
+from tuner.tasks.artifact import save, untrained
 from tuner.tasks.data.columns import Columns
-from tuner.tasks.data.records import Asked, Classified, Similar, TaskName, shown
-from tuner.tasks.data.splits import Splits, dataset_hash
-from tuner.tasks.data.typos import mistyped
-from tuner.tasks.fit.warm_start import Start, begin, continued
+from tuner.tasks.data.records import AnswerExample, ClassifyExample, EmbedExample, TaskName, display_text
+from tuner.tasks.data.splits import Splits
+from tuner.tasks.data.typos import add_typos
+from tuner.tasks.fit.request import FitRequest, report_files
+from tuner.tasks.fit.warm_start import WarmStart, continue_task, load_earlier_weights
 from tuner.tasks.head.answer import AnswerTask
-from tuner.tasks.head.label_names import named_windows
-from tuner.tasks.head.model import Encoder, TaskModel, load_encoder, score
+from tuner.tasks.head.label_names import label_name_windows
+from tuner.tasks.head.model import LoadedEncoder, TaskModel, load_encoder, score_windows
 from tuner.tasks.head.ngrams import NgramModel
-from tuner.tasks.head.tasks import Task, make_task, task_of
+from tuner.tasks.head.tasks import HeadTask, learn_task, make_task
 from tuner.tasks.head.token_alignment import text_ids
 from tuner.tasks.head.training import TaskProgress, TrainedTask, train_model
-from tuner.tasks.metrics import Scores
+from tuner.tasks.metrics import TaskScores
 from tuner.tasks.predictor import TaskPredictor, TaskResult, predict_with
-from tuner.tasks.report import Outcome, card, write_figures, write_page
+from tuner.tasks.report import TaskOutcome, card
 from tuner.tasks.settings import TaskSettings, choose
 
 if TYPE_CHECKING:
+    from agent.llm.weights.load import ModelFolder
     from tuner.tasks.head.windows import Window
 
-MEASURED = 2000
-"""Examples by which the length of windows is chosen, and whether they can be read."""
-
-LONG = 10_000
-"""Training examples from which it is told why there is nothing to see at first."""
-
+MAX_MEASURED = 2000
+"""Training texts by which the length of windows is chosen, and whether the encoder can read them."""
+LARGE = 10_000
+"""Training examples from which a message explains the wait before the first step."""
 UNREADABLE = 0.2
-"""Share of unknown tokens from which a classification does without the encoder, where no method is named."""
+"""Share of unknown tokens from which a classification uses n-grams instead of the encoder, if no method is named."""
+PARTLY_UNREADABLE = 0.05
+"""Share of unknown tokens from which a note reports it."""
+SPECIAL_TOKENS = 8
+"""Special tokens and signs of a window, at most."""
 
-UNREAD = 0.05
-"""Share of unknown tokens from which that is told."""
 
+def train_head(request: FitRequest) -> TaskResult:
+    """Train a head, and by most methods its encoder, measure it on the test before and after, and save it.
 
-def fit(
-    name: TaskName,
-    splits: Splits,
-    encoder_name: str | None,
-    folder: Path,
-    tuning: str,
-    project: Project,
-    columns: Columns,
-    say: Callable[[str], None],
-    tell: Callable[[TaskProgress], None],
-    given: Mapping[str, Any],
-    *,
-    kept: Mapping[str, Any] | None = None,
-    start: Start | None = None,
-) -> TaskResult:
-    """Train on `splits.train`, watch with `splits.validation`, measure with `splits.test`, and save.
-
-    `kept` goes into `task.json`, for whoever trains again; `start` is what it goes on from.
+    Raises:
+        DatasetError: The examples do not suit the task or the settings.
+        WeightsError: The encoder cannot be loaded.
+        LivenessError: The training does nothing, or diverges.
     """
-    import torch
-
-    base = encoder_weights(
-        project.named(encoder_name or project.settings.model.encoder), project.home.models, progress=say
+    splits, say = request.splits, request.say
+    base = _find_encoder(request)
+    encoder = load_encoder(base, device=_resolve_device(request.project.settings.model.device))
+    tokens = measure_tokens(encoder, splits)
+    task, settings = plan_training(
+        request.task, splits, encoder, tokens, request.columns, request.settings, request.start
     )
-    encoder = load_encoder(base, device=_device(project.settings.model.device))
-    reading = read_by(encoder, splits)
-    task, settings = planned(name, splits, encoder, reading, columns, given, start)
     if settings.precision == "auto":
         settings = replace(settings, precision=faster_precision(str(encoder.model.device)))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model = untrained(encoder, task, settings)
-    if start is not None:
-        say(f"goes on from {start.manifest.id}{begin(model, start, base, splits.train)}")
-    say(f"{name} on {base.name}: {settings.method}, {settings.epochs} epochs at most, {len(splits.train)} examples")
-    notes = (*splits.notes, *_unread(reading, base.name, settings.method))
+    model = _make_model(request, base, encoder, task, settings)
+    notes = (*splits.notes, *_unknown_token_notes(tokens, base.name, settings.method))
     for note in notes[len(splits.notes) :]:
         say(f"noticed: {note}")
-    if len(splits.train) > LONG:
-        say("the test is measured as it is, and a head fitted, before the first step: that tells nothing for a while")
+    if len(splits.train) > LARGE:
+        say("before the first step the test is measured and a head is fitted, which takes a while without progress")
     before = model.task.measure(splits.test, predict_with(model, splits.test))
     if isinstance(model, NgramModel):
-        trained = model.fit(splits.train, splits.validation, tell)
+        trained = model.fit(splits.train, splits.validation, request.on_progress)
     else:
-        trained = _train(model, splits, _names(model, splits, say), tell)
+        trained = _train(model, splits, _name_windows(model, splits, say), request.on_progress)
     predictions = predict_with(model, splits.test)
     after = model.task.measure(splits.test, predictions)
-    counts = {part: len(getattr(splits, part)) for part in ("train", "validation", "test")}
-    outcome = Outcome(
-        name,
+    outcome = TaskOutcome(
+        request.task,
         base.name,
-        counts,
+        request.counts,
         splits.notes,
         settings,
         trained,
@@ -105,133 +85,165 @@ def fit(
         after,
         splits.test,
         predictions,
-        what="Vectors for the task" if name == "embed" else "A head for the task",
+        what="Vectors for the task" if request.task == "embed" else "A head for the task",
     )
-    report = {"report.html": write_page(outcome).encode(), "metrics.json": write_figures(outcome).encode()}
-    told = {"pairs": any(getattr(one, "pair", None) is not None for one in splits.train), **(kept or {})}
-    parent = None if start is None else start.manifest.id
-    sealed = Sealed(base, dataset_hash(splits), tuning, timestamp(), parent, told)
-    save(model, folder, sealed, lambda id: card(id, outcome), report)
-    return TaskResult(TaskPredictor(model, folder), folder, before, after, trained, notes)
+    has_pairs = any(getattr(example, "pair", None) is not None for example in splits.train)
+    provenance = request.provenance(base, {"pairs": has_pairs, **request.metadata})
+    save(model, request.folder, provenance, lambda id: card(id, outcome), report_files(outcome))
+    return TaskResult(TaskPredictor(model, request.folder), request.folder, before, after, trained, notes)
 
 
-def planned(
+def plan_training(
     name: TaskName,
     splits: Splits,
-    encoder: Encoder,
-    reading: Reading,
+    encoder: LoadedEncoder,
+    tokens: TokenStatistics,
     columns: Columns,
     given: Mapping[str, Any],
-    start: Start | None = None,
-) -> tuple[Task, TaskSettings]:
-    """The untrained task and the settings that `fit` takes for these examples. Raises DatasetError.
+    start: WarmStart | None = None,
+) -> tuple[HeadTask, TaskSettings]:
+    """Return the untrained task and the settings that `train_head` uses for these examples.
 
-    Of texts that the encoder cannot read characters are counted, unless it goes on from an earlier training.
+    Texts that the encoder cannot read are classified by n-grams, unless an earlier training is continued.
+
+    Args:
+        given: Settings that the user gave.
+
+    Raises:
+        DatasetError: The examples do not suit the task or the settings.
     """
-    task = continued(_task(name, splits, encoder, columns), start, make_task)
+    task = continue_task(_learn_task(name, splits, encoder, columns), start, make_task)
     if start is not None:
         given = start.settings(given, task)
-    elif name == "classify" and given.get("method") is None and reading.unknown >= UNREADABLE:
+    elif name == "classify" and given.get("method") is None and tokens.unknown >= UNREADABLE:
         given = {**given, "method": "ngrams"}
-    return task, choose(name, len(splits.train), reading.longest, encoder.facts, given)
+    return task, choose(name, len(splits.train), tokens.longest, encoder.sizes, given)
 
 
-def _names(model: TaskModel, splits: Splits, say: Callable[[str], None]) -> list[Window]:
-    """Windows of the labels' names, where they are learnt."""
+@dataclass(frozen=True)
+class TokenStatistics:
+    """How an encoder's tokenizer reads training texts."""
+
+    longest: int
+    """Tokens of the longest text but for 0.5 %, special tokens included."""
+    unknown: float
+    """Share of unknown tokens."""
+
+
+def measure_tokens(encoder: LoadedEncoder, splits: Splits) -> TokenStatistics:
+    """Tokenize `MAX_MEASURED` training texts at most, evenly drawn, and return their statistics."""
+    step = max(1, len(splits.train) // MAX_MEASURED)
+    texts = [text_ids(encoder.tokenizer, _window_text(example))[0] for example in splits.train[::step]]
+    lengths = sorted(len(ids) + SPECIAL_TOKENS for ids in texts)
+    unknown = sum(ids.count(encoder.tokenizer.unk_token_id) for ids in texts) / max(1, sum(map(len, texts)))
+    return TokenStatistics(lengths[min(len(lengths) - 1, int(len(lengths) * 0.995))], unknown)
+
+
+def _find_encoder(request: FitRequest) -> ModelFolder:
+    project = request.project
+    name = request.model or project.settings.model.encoder
+    return encoder_weights(project.named(name), project.home.models, progress=request.say)
+
+
+def _make_model(
+    request: FitRequest, base: ModelFolder, encoder: LoadedEncoder, task: HeadTask, settings: TaskSettings
+) -> TaskModel | NgramModel:
+    """The model to train, with the tensors of the earlier training where one is continued."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = untrained(encoder, task, settings)
+    start, examples = request.start, request.splits.train
+    if start is not None:
+        request.say(f"continues {start.manifest.id}{load_earlier_weights(model, start, base, examples)}")
+    request.say(
+        f"{request.task} on {base.name}: {settings.method}, {settings.epochs} epochs at most, {len(examples)} examples"
+    )
+    return model
+
+
+def _name_windows(model: TaskModel, splits: Splits, say: Callable[[str], None]) -> list[Window]:
+    """The windows of the labels' names, where they are learnt as texts."""
     if not model.settings.label_names:
         return []
-    names, right = named_windows(model, splits.train)
+    names, accuracy = label_name_windows(model, splits.train)
     if names:
-        say(f"the names of {len(names)} labels are learnt as well; alone they are right of {right:.0%} of the texts")
+        say(f"the names of {len(names)} labels are learnt as texts; alone they classify {accuracy:.0%} of the texts")
     return names
 
 
-def _train(model: TaskModel, splits: Splits, names: list[Window], tell: Callable[[TaskProgress], None]) -> TrainedTask:
+def _train(
+    model: TaskModel, splits: Splits, names: list[Window], on_progress: Callable[[TaskProgress], None]
+) -> TrainedTask:
     task, settings = model.task, model.settings
     windows = task.windows(splits.train, model.tokenizer, settings.max_tokens)
     validation = task.windows(splits.validation, model.tokenizer, settings.max_tokens)
     if isinstance(task, AnswerTask):
         task.fit_odds(windows)
 
-    def check(scores: list[Any]) -> Scores:
+    def check(scores: list[Any]) -> TaskScores:
         if isinstance(task, AnswerTask):
             task.fit_margin(splits.validation, validation, scores)
         return task.measure(splits.validation, task.predict(splits.validation, validation, scores), resamples=0)
 
     def mistyped_windows(number: int) -> list[Window]:
         chance = random.Random(f"{settings.seed} typos {number}")
-        changed = [mistyped(one, chance, settings.adversarial_size) for one in splits.train]
-        return task.windows(changed, model.tokenizer, settings.max_tokens)
+        mistyped = [add_typos(example, chance, settings.adversarial_size) for example in splits.train]
+        return task.windows(mistyped, model.tokenizer, settings.max_tokens)
 
-    weights = task.class_weights(windows) if settings.class_weights else None
     trained = train_model(
         model,
         windows,
         check,
         validation,
-        class_weights=weights,
+        class_weights=task.class_weights(windows) if settings.class_weights else None,
         mistyped=mistyped_windows if settings.adversarial == "typos" else None,
         names=names,
-        on_progress=tell,
+        on_progress=on_progress,
     )
     if isinstance(task, AnswerTask) and task.none:
-        # Since the epoch that is kept was looked at, others have set the margin.
-        task.fit_margin(splits.validation, validation, score(model, validation))
+        # Later epochs than the one that is kept have changed the margin.
+        task.fit_margin(splits.validation, validation, score_windows(model, validation))
     return trained
 
 
-def _task(name: TaskName, splits: Splits, encoder: Encoder, columns: Columns) -> Task:
+def _learn_task(name: TaskName, splits: Splits, encoder: LoadedEncoder, columns: Columns) -> HeadTask:
     options: dict[str, Any] = {}
     if name in ("classify", "embed"):
         options["pooling"] = encoder.pooling
     if name == "classify" and (columns.multi_label or (columns.label and "," in columns.label)):
         options["multi"] = True
-    return task_of(name, splits.train, **options)
+    return learn_task(name, splits.train, **options)
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What an encoder makes of training texts."""
-
-    longest: int
-    """Tokens that nearly all of them fit into, special ones and signs counted generously."""
-    unknown: float
-    """The share of the tokens that it does not know."""
-
-
-def read_by(encoder: Encoder, splits: Splits) -> Reading:
-    """Of `MEASURED` training texts at most, evenly drawn."""
-    step = max(1, len(splits.train) // MEASURED)
-    texts = [text_ids(encoder.tokenizer, _read(one))[0] for one in splits.train[::step]]
-    lengths = sorted(len(ids) + 8 for ids in texts)
-    unknown = sum(ids.count(encoder.tokenizer.unk_token_id) for ids in texts) / max(1, sum(map(len, texts)))
-    return Reading(lengths[min(len(lengths) - 1, int(len(lengths) * 0.995))], unknown)
-
-
-def _unread(reading: Reading, name: str, method: str) -> list[str]:
-    """A note where the encoder does not know much of what the texts are written in."""
-    if reading.unknown < UNREAD:
+def _unknown_token_notes(tokens: TokenStatistics, name: str, method: str) -> list[str]:
+    """A note where the encoder does not know many tokens of the texts."""
+    if tokens.unknown < PARTLY_UNREADABLE:
         return []
-    instead = ", so runs of characters are counted in its place;" if method == "ngrams" else ";"
-    told = f"{name} does not know {reading.unknown:.0%} of the tokens of these texts{instead}"
-    return [f"{told} name an encoder of their language (--model)"]
+    instead = ", so character n-grams are used instead;" if method == "ngrams" else ";"
+    return [
+        f"{name} does not know {tokens.unknown:.0%} of the tokens of these texts{instead} name an encoder of their "
+        "language (--model)"
+    ]
 
 
-def _read(one: Any) -> str:
-    match one:
-        case Asked(question=question, context=context):
+def _window_text(example: Any) -> str:
+    """The text of an example's longest window."""
+    match example:
+        case AnswerExample(question=question, context=context):
             return f"{question} {context}"
-        case Classified(text=text, pair=pair):
+        case ClassifyExample(text=text, pair=pair):
             return text if pair is None else f"{text} {pair}"
-        case Similar(text=text, other=other):
+        case EmbedExample(text=text, other=other):
             return max(text, other, key=len)
         case _:
-            return shown(one)
+            return display_text(example)
 
 
-def _device(wanted: str) -> str:
+def _resolve_device(device: str) -> str:
     import torch
 
-    if wanted != "auto":
-        return wanted
+    if device != "auto":
+        return device
     return "cuda" if torch.cuda.is_available() else "cpu"

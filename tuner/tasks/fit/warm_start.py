@@ -1,9 +1,9 @@
-"""A training that goes on from an earlier one: its encoder, and the rows of its head for the labels that are the same.
+"""Continues an earlier training: from its encoder, and from its head's outputs for the labels that are the same.
 
-Continual learning: the same task with new examples, a share of the older ones among them (experience replay, Rolnick et
-al., 2019). Transfer: another task, or the same with other labels, from the encoder that the earlier one left; where
-texts are classified from a place on the way there, if that is nearer to both (Wortsman et al., "Robust fine-tuning of
-zero-shot models", 2022).
+Continual learning: the same task with new examples, and a share of the older ones among them (experience replay,
+Rolnick et al., 2019). Transfer: another task, or the same with other labels, from the encoder of the earlier training;
+a classification starts from an interpolation towards that encoder, if that is better (Wortsman et al., "Robust
+fine-tuning of zero-shot models", 2022).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from agent.errors import AdapterError, DatasetError
 from agent.registry.artifact import WEIGHTS, Manifest, verify
-from tuner.tasks.data.records import TaskName, key, label_of
+from tuner.tasks.data.records import TaskName, example_key, label_key
 from tuner.tasks.data.schemes import OUTSIDE
-from tuner.tasks.data.splits import Splits, stratified
+from tuner.tasks.data.splits import Splits, stratified_split
 from tuner.tasks.head.ngrams import NgramModel
 
 if TYPE_CHECKING:
@@ -26,53 +26,53 @@ if TYPE_CHECKING:
 
     from agent.llm.weights.load import ModelFolder
     from tuner.tasks.head.model import TaskModel
-    from tuner.tasks.head.tasks import Task
+    from tuner.tasks.head.tasks import HeadTask
 
-KEPT = ("method", "r", "alpha", "frozen_layers", "max_tokens")
-"""Settings that are the earlier training's where none are given: its tensors fit no others, or were made with them."""
-REPLAYED = 0.2
+INHERITED = ("method", "r", "alpha", "frozen_layers", "max_tokens")
+"""Settings of the earlier training that are kept where none are given, so that its tensors fit."""
+REPLAY_SHARE = 0.2
 """Share of the older examples that are learnt again."""
-WAYS = (0.0, 0.25, 0.5, 1.0)
-"""How far towards the earlier encoder a classification by other labels may begin. All the way it tells texts apart by
-what mattered before, and is often worse than one that never went there; measured in `docs/lab.md`."""
-TRIED = 2000
-"""Texts by which that is chosen, at most."""
+INTERPOLATIONS = (0.0, 0.25, 0.5, 1.0)
+"""Shares of the way to the earlier encoder from which a classification with other labels may start. The whole way keeps
+what told the earlier labels apart, and is often worse than no continuation; measured in `docs/lab/`."""
+MAX_PROBED = 2000
+"""Texts by which the interpolation is chosen, at most."""
 
 
 @dataclass(frozen=True)
-class Start:
+class WarmStart:
     """An earlier training, verified."""
 
     folder: Path
     manifest: Manifest
-    told: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     """Its `task.json`."""
 
     @property
     def task(self) -> str:
-        return str(self.told["task"])
+        return str(self.metadata["task"])
 
-    def goes_on(self, task: Named) -> bool:
-        """Whether a task is the earlier one with more to learn: of its kind, and by some of its labels if it has any.
+    def continues(self, task: LabelledTask) -> bool:
+        """Whether a task is the earlier one with more to learn: of the same kind, and with some of its labels.
 
-        That nothing is there counts for no label: all taggings share it.
+        The tag O does not count, since all taggings share it; tasks without labels need only be of the same kind.
         """
         labels = set(task.labels) - {OUTSIDE}
-        return task.name == self.task and (not labels or not labels.isdisjoint(self.told["labels"]))
+        return task.name == self.task and (not labels or not labels.isdisjoint(self.metadata["labels"]))
 
-    def settings(self, given: Mapping[str, Any], task: Task) -> dict[str, Any]:
-        """What was given, and of the rest what must be as it was. A head that is kept is not fitted anew first."""
-        earlier = {name: self.told["settings"][name] for name in KEPT if name in self.told["settings"]}
+    def settings(self, given: Mapping[str, Any], task: HeadTask) -> dict[str, Any]:
+        """Return the given settings, completed by the earlier ones; a head that is continued is not fitted first."""
+        earlier = {name: self.metadata["settings"][name] for name in INHERITED if name in self.metadata["settings"]}
         if given.get("method") not in (None, earlier.get("method")) or earlier.get("method") == "head":
-            # Where the encoder was left as it is, any method goes on from it.
+            # Where the encoder was not trained, any method can continue.
             earlier = {}
-        chosen = {name: value for name, value in given.items() if value is not None}
-        if 2 * len(_known_rows(task, self)) >= task.outputs:
-            return {"head_first": False, "head_last": False, **earlier, **chosen}
-        return {**earlier, **chosen}
+        explicit = {name: value for name, value in given.items() if value is not None}
+        if 2 * len(_shared_outputs(task, self)) >= task.outputs:
+            return {"head_first": False, "head_last": False, **earlier, **explicit}
+        return {**earlier, **explicit}
 
     def check_base(self, base: ModelFolder) -> None:
-        """Raises AdapterError where what is trained now lies on another base."""
+        """Raise AdapterError where the training is on another base."""
         if base.revision != self.manifest.base_revision:
             raise AdapterError(
                 f"{self.folder} was trained on {self.manifest.base} ({self.manifest.base_revision[:12]}), this is "
@@ -80,15 +80,15 @@ class Start:
             )
 
 
-def open_start(folder: Path) -> Start:
-    """Raises AdapterError where the folder is none of a trained task, or not whole."""
+def open_warm_start(folder: Path) -> WarmStart:
+    """Open the folder of an earlier training. Raises AdapterError for another folder, or one that is not whole."""
     from tuner.tasks.artifact import read_task
 
-    return Start(folder, verify(folder), read_task(folder))
+    return WarmStart(folder, verify(folder), read_task(folder))
 
 
-class Named(Protocol):
-    """What a task on an encoder and one of the language model have in common."""
+class LabelledTask(Protocol):
+    """The parts that a task with a head and a prompt of a language model share."""
 
     @property
     def name(self) -> TaskName: ...
@@ -99,120 +99,141 @@ class Named(Protocol):
     def options(self) -> dict[str, Any]: ...
 
 
-AnyTask = TypeVar("AnyTask", bound=Named)
+AnyTask = TypeVar("AnyTask", bound=LabelledTask)
 
 
-def continued(
-    task: AnyTask, start: Start | None, make: Callable[[str, Sequence[str], Mapping[str, Any]], AnyTask]
+def continue_task(
+    task: AnyTask, start: WarmStart | None, make: Callable[[str, Sequence[str], Mapping[str, Any]], AnyTask]
 ) -> AnyTask:
-    """A task that goes on, made anew, with the labels that it knew before the new ones; another as it is.
+    """Return the task with the labels of the training it continues in front of its own; another task as it is.
 
-    Raises DatasetError where one has several labels a text and the other has one.
+    Args:
+        make: Makes a task from name, labels and options.
+
+    Raises:
+        DatasetError: Only one of both has several labels per text.
     """
-    if start is None or not start.goes_on(task):
+    if start is None or not start.continues(task):
         return task
-    options, before = task.options(), start.told["options"]
-    if bool(options.get("multi")) != bool(before.get("multi")):
-        several = "several labels" if before.get("multi") else "one label"
-        raise DatasetError(f"{start.folder} gives a text {several}; train without --from, or with data of that kind")
-    return make(task.name, tuple(dict.fromkeys([*start.told["labels"], *task.labels])), options)
+    options, earlier = task.options(), start.metadata["options"]
+    if bool(options.get("multi")) != bool(earlier.get("multi")):
+        kind = "several labels" if earlier.get("multi") else "one label"
+        raise DatasetError(f"{start.folder} gives a text {kind}; train without --from, or with data of that kind")
+    return make(task.name, tuple(dict.fromkeys([*start.metadata["labels"], *task.labels])), options)
 
 
-def begin(model: TaskModel | NgramModel, start: Start, base: ModelFolder, examples: Sequence[Any]) -> str:
-    """Put the earlier tensors into a fresh model that is to learn these examples. Returns what it began with, in words.
+def load_earlier_weights(
+    model: TaskModel | NgramModel, start: WarmStart, base: ModelFolder, examples: Sequence[Any]
+) -> str:
+    """Load the earlier tensors into a fresh model.
 
-    Raises AdapterError where it is on another base, or its method cannot go on from them.
+    Args:
+        examples: Training examples; a classification with other labels chooses the interpolation by them.
+
+    Returns:
+        What was loaded, as the end of a message.
+
+    Raises:
+        AdapterError: The earlier training is on another base, or its method does not fit.
+        DatasetError: One of both uses n-grams.
     """
     from safetensors.torch import load_file
 
     from tuner.tasks.head.model import HEAD
 
-    if isinstance(model, NgramModel) or start.told["settings"]["method"] == "ngrams":
+    if isinstance(model, NgramModel) or start.metadata["settings"]["method"] == "ngrams":
         raise DatasetError(
-            f"{start.folder} goes into no training by method {model.settings.method}, for one of both has no encoder; "
+            f"{start.folder} cannot be continued by method {model.settings.method}, for one of both has no encoder; "
             "train on the examples of both together, without --from"
         )
     start.check_base(base)
-    before, now = load_file(start.folder / WEIGHTS), model.state()
-    encoder = {name: one for name, one in before.items() if not name.startswith(HEAD)}
-    wrong = [name for name, one in encoder.items() if name not in now or now[name].shape != one.shape]
+    earlier, fresh = load_file(start.folder / WEIGHTS), model.state()
+    encoder = {name: tensor for name, tensor in earlier.items() if not name.startswith(HEAD)}
+    wrong = [name for name, tensor in encoder.items() if name not in fresh or fresh[name].shape != tensor.shape]
     if wrong:
         raise AdapterError(
-            f"{start.folder} was trained by method {start.told['settings'].get('method', 'lora')}, and {len(wrong)} of "
-            f"its tensors have no place in one of method {model.settings.method}; leave out --method and --freeze, or "
-            "train without --from"
+            f"{start.folder} was trained by method {start.metadata['settings'].get('method', 'lora')}, and "
+            f"{len(wrong)} of its tensors do not fit method {model.settings.method}; leave out --method and --freeze, "
+            "or train without --from"
         )
-    single = model.task.name == start.task == "classify" and not model.task.options()["multi"]
-    if single and not start.goes_on(model.task):
-        share = _chosen_way(model, now, encoder, examples)
-        return f", {share:.0%} of the way to its encoder, which tells these texts apart best, and with a new head"
-    rows = _known_rows(model.task, start)
-    model.load_state({**now, **encoder, **_head(before, now, rows)})
+    is_single_label = model.task.name == start.task == "classify" and not model.task.options()["multi"]
+    if is_single_label and not start.continues(model.task):
+        share = _load_best_interpolation(model, fresh, encoder, examples)
+        return f", {share:.0%} of the way to its encoder, where heads classify these texts best, with a new head"
+    outputs = _shared_outputs(model.task, start)
+    model.load_state({**fresh, **encoder, **_continued_head(earlier, fresh, outputs)})
     if not model.task.outputs:
         return ""
-    return f", of whose head {len(rows)} of {model.task.outputs} outputs stay" if rows else ", with a new head"
+    return f", with {len(outputs)} of {model.task.outputs} outputs of its head" if outputs else ", with a new head"
 
 
-def replayed(splits: Splits, older: Sequence[Any], share: float, seed: int) -> Splits:
-    """The training examples with a share of older ones, drawn by class; those in validation or test stay out."""
+def add_replay(splits: Splits, older: Sequence[Any], share: float, seed: int) -> Splits:
+    """Add a share of older examples, drawn by class, to the training examples.
+
+    Args:
+        share: Above 0, up to 1. Examples that any split has already are not drawn.
+
+    Raises:
+        DatasetError: The share is out of range, or nothing is left to draw.
+    """
     if not 0 < share <= 1:
         raise DatasetError(f"the share of older examples is {share}; expected more than 0 and at most 1")
-    apart = {key(one) for one in (*splits.train, *splits.validation, *splits.test)}
-    fresh = [one for one in older if key(one) not in apart]
-    chosen = fresh if share == 1 else stratified(fresh, share, seed)[1]
-    if not chosen:
+    present = {example_key(example) for example in (*splits.train, *splits.validation, *splits.test)}
+    fresh = [example for example in older if example_key(example) not in present]
+    drawn = fresh if share == 1 else stratified_split(fresh, share, seed)[1]
+    if not drawn:
         raise DatasetError(f"of {len(older)} older examples none is left to learn again; give more, or a larger share")
-    told = f"{len(chosen)} of {len(older)} older examples are learnt again"
-    unseen = {label_of(one) for one in fresh} - {label_of(one) for one in chosen}
-    told += f"; of {len(unseen)} of their classes there is none among them" if unseen else ""
-    return replace(splits, train=[*splits.train, *chosen], notes=(*splits.notes, told))
+    note = f"{len(drawn)} of {len(older)} older examples are learnt again"
+    missing = {label_key(example) for example in fresh} - {label_key(example) for example in drawn}
+    note += f"; of {len(missing)} of their classes there is none among them" if missing else ""
+    return replace(splits, train=[*splits.train, *drawn], notes=(*splits.notes, note))
 
 
-def _chosen_way(
-    model: TaskModel, now: Mapping[str, torch.Tensor], earlier: Mapping[str, torch.Tensor], examples: Sequence[Any]
+def _load_best_interpolation(
+    model: TaskModel, fresh: Mapping[str, torch.Tensor], earlier: Mapping[str, torch.Tensor], examples: Sequence[Any]
 ) -> float:
-    """Leave the model at the place on the way from where heads tell the examples apart best, and return its share."""
-    from tuner.tasks.head.label_names import named_windows
-    from tuner.tasks.head.linear_probe import best_of_folds
+    """Load the interpolation of encoders whose heads classify the examples best, and return its share."""
+    from tuner.tasks.head.label_names import label_name_windows
+    from tuner.tasks.head.linear_probe import cross_validated_accuracy
 
-    some = random.Random(model.settings.seed).sample(list(examples), min(TRIED, len(examples)))
-    windows = model.task.windows(some, model.tokenizer, model.settings.max_tokens)
-    best, chosen = -1.0, 0.0
-    for share in WAYS:
-        model.load_state({**now, **_on_the_way(now, earlier, share)})
-        names = named_windows(model, some)[0] if model.settings.label_names else []
-        right = best_of_folds(model, [*windows, *names])
-        if right > best:
-            best, chosen = right, share
-    model.load_state({**now, **_on_the_way(now, earlier, chosen)})
-    return chosen
+    sample = random.Random(model.settings.seed).sample(list(examples), min(MAX_PROBED, len(examples)))
+    windows = model.task.windows(sample, model.tokenizer, model.settings.max_tokens)
+    best, best_share = -1.0, 0.0
+    for share in INTERPOLATIONS:
+        model.load_state({**fresh, **_interpolate(fresh, earlier, share)})
+        names = label_name_windows(model, sample)[0] if model.settings.label_names else []
+        accuracy = cross_validated_accuracy(model, [*windows, *names])
+        if accuracy > best:
+            best, best_share = accuracy, share
+    model.load_state({**fresh, **_interpolate(fresh, earlier, best_share)})
+    return best_share
 
 
-def _on_the_way(
-    now: Mapping[str, torch.Tensor], earlier: Mapping[str, torch.Tensor], share: float
+def _interpolate(
+    fresh: Mapping[str, torch.Tensor], earlier: Mapping[str, torch.Tensor], share: float
 ) -> dict[str, torch.Tensor]:
-    """The encoder's tensors a share of the way to the earlier ones; a LoRA adapter moves by one of its two factors."""
+    """The encoder's tensors a share of the way to the earlier ones; of a LoRA adapter only the factor B moves."""
     return {
-        name: one if "lora_A" in name else now[name].lerp(one.to(now[name].device), share)
-        for name, one in earlier.items()
+        name: tensor if "lora_A" in name else fresh[name].lerp(tensor.to(fresh[name].device), share)
+        for name, tensor in earlier.items()
     }
 
 
-def _known_rows(task: Named, start: Start) -> list[tuple[int, int]]:
-    """Which output of the head was which output of the earlier one; none for a task that it does not go on with."""
-    if not start.goes_on(task):
+def _shared_outputs(task: LabelledTask, start: WarmStart) -> list[tuple[int, int]]:
+    """The outputs of the head with the same output of the earlier head; none for a task that it does not continue."""
+    if not start.continues(task):
         return []
-    places = {label: place for place, label in enumerate(start.told["labels"])}
+    places = {label: place for place, label in enumerate(start.metadata["labels"])}
     return [(place, places[label]) for place, label in enumerate(task.labels) if label in places]
 
 
-def _head(
-    before: Mapping[str, torch.Tensor], now: Mapping[str, torch.Tensor], rows: Sequence[tuple[int, int]]
+def _continued_head(
+    earlier: Mapping[str, torch.Tensor], fresh: Mapping[str, torch.Tensor], outputs: Sequence[tuple[int, int]]
 ) -> dict[str, torch.Tensor]:
     from tuner.tasks.head.model import HEAD
 
-    made = {name: one.clone() for name, one in now.items() if name.startswith(HEAD)}
-    for name, one in made.items():
-        for place, earlier in rows:
-            one[place] = before[name][earlier]
-    return made
+    head = {name: tensor.clone() for name, tensor in fresh.items() if name.startswith(HEAD)}
+    for name, tensor in head.items():
+        for place, earlier_place in outputs:
+            tensor[place] = earlier[name][earlier_place]
+    return head

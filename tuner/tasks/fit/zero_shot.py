@@ -1,12 +1,11 @@
-"""Tasks by models that were not trained for them: a language model asked as it is, or shown a few examples first.
+"""Opens tasks without training: a language model with or without few-shot examples, or the encoder by label names.
 
-To classify without examples the encoder does better, and needs milliseconds: a text gets the label whose name is
-nearest to it.
+Without examples the encoder classifies better, and in milliseconds: a text gets the label with the nearest name.
 
-from tuner.tasks.fit.zero_shot import prompted
+from tuner.tasks.fit.zero_shot import open_untrained
 
-asked = prompted("classify", labels=["delivery", "refund"])
-print(asked.predict(["Where is my parcel?"]))
+predictor = open_untrained("classify", labels=["delivery", "refund"])
+print(predictor.predict(["Where is my parcel?"]))
 """
 
 from __future__ import annotations
@@ -18,27 +17,30 @@ from typing import Any, Literal
 from agent.config.project import Project, find_project
 from agent.errors import DatasetError
 from agent.llm.weights.load import kind_of
-from tuner.tasks.data.records import TASKS, WRITTEN, Classified, TaskName
+from tuner.tasks.data.records import TASKS, WRITTEN, ClassifyExample, TaskName
 from tuner.tasks.data.splits import Splits
-from tuner.tasks.head.tasks import KINDS
-from tuner.tasks.language.few_shot import Coverage, Shots, Similar
-from tuner.tasks.metrics import Scores
-from tuner.tasks.predictor import Say, TaskPredictor, drawn, silent
+from tuner.tasks.head.tasks import HEAD_TASKS
+from tuner.tasks.language.few_shot import CoverageExamples, FewShotSelector, SimilarExamples
+from tuner.tasks.metrics import TaskScores
+from tuner.tasks.predictor import Say, TaskPredictor, draw_examples, ignore
 from tuner.tasks.settings import CHOICES, Choice
 
-Way = Literal["head", "generation"]
+ModelKind = Literal["head", "generation"]
+"""A head on an encoder, or a language model; the values of `way` in `task.json`."""
 
 
-def way_of(task: TaskName, model: str | None, project: Project, *, say: Say = silent) -> Way:
-    """A head on an encoder, or a language model: by the model that was named, else by the task.
+def choose_model_kind(task: TaskName, model: str | None, project: Project, *, say: Say = ignore) -> ModelKind:
+    """Choose a head or a language model: by the named model, else by the task.
 
-    Raises DatasetError where the model cannot do the task, WeightsError where there is no such model.
+    Raises:
+        DatasetError: The model cannot do the task.
+        WeightsError: There is no such model.
     """
     if model is None:
         return "generation" if task in WRITTEN else "head"
     if kind_of(project.named(model), progress=say) == "model":
         return "generation"
-    if task not in KINDS:
+    if task not in HEAD_TASKS:
         raise DatasetError(
             f"{model} is an encoder, and task {task} writes text; name a language model with --model, or leave it out "
             f"for {project.settings.model.base}"
@@ -46,81 +48,94 @@ def way_of(task: TaskName, model: str | None, project: Project, *, say: Say = si
     return "head"
 
 
-def prompted(
+def open_untrained(
     task: TaskName,
     splits: Splits | None = None,
     *,
     model: str | None = None,
-    shots: int = 0,
-    choose: Choice = "similar",
+    few_shot: int = 0,
+    selection: Choice = "similar",
     labels: Sequence[str] = (),
     into: str = "",
     seed: int = 0,
     project: Project | None = None,
-    say: Say = silent,
+    say: Say = ignore,
 ) -> TaskPredictor:
-    """A language model that is asked for a task, shown `shots` of the training examples before each text.
+    """Open a language model for a task without training.
 
-    Without shots, and where no language model is named, the encoder classifies by the names of the labels, if those are
-    words that it knows and a text has one. `labels` and `into`, what to translate into, are needed where no examples
-    tell them. Raises DatasetError, WeightsError.
+    Without few-shot examples and a named language model, the encoder classifies by the names of the labels, if it knows
+    their words and a text has one label.
+
+    Args:
+        splits: Training examples for the few-shot examples, the labels and the language.
+        model: Name of a language model or encoder; by default that of the project.
+        few_shot: Number of training examples in front of each text.
+        selection: Which ones: the most similar, or some of each label.
+        labels: Needed where no examples show them.
+        into: Language to translate into; needed where no examples show it.
+
+    Raises:
+        DatasetError: The task lacks labels or a language, or the encoder cannot do it.
+        WeightsError: The model cannot be loaded.
     """
     from agent.llm.weights.load import resolve_model
-    from tuner.tasks.fit.language import load_served
-    from tuner.tasks.language.generation import Generator, budget_of
-    from tuner.tasks.language.prompts import asking_of
+    from tuner.tasks.fit.language_folder import load_served
+    from tuner.tasks.language.generation import Generator, choose_budget
+    from tuner.tasks.language.prompts import learn_prompt
 
     project = project or find_project(Path.cwd())
     examples = splits.train if splits is not None else []
-    if task == "classify" and not shots and (model is None or kind_of(project.named(model)) == "encoder"):
-        named = _by_names(examples, labels, model, project, say)
-        if named is not None:
-            return named
-    _check(task, model, choose, project)
-    asked = asking_of(task, examples, labels=labels, into=into)
-    if task == "translate" and not asked.options()["into"]:
-        raise DatasetError("nobody says what to translate into; name the language with --into, such as --into German")
+    if task == "classify" and not few_shot and (model is None or kind_of(project.named(model)) == "encoder"):
+        by_names = _classifier_by_names(examples, labels, model, project, say)
+        if by_names is not None:
+            return by_names
+    _check(task, model, selection, project)
+    prompt = learn_prompt(task, examples, labels=labels, into=into)
+    if task == "translate" and not prompt.options()["into"]:
+        raise DatasetError(
+            "the language to translate into is unknown; name the language with --into, such as --into German"
+        )
     base = resolve_model(project.named(model or project.settings.model.base), project.home.models, progress=say)
-    shown = _shots(examples, shots, choose, seed, project)
+    selector = _make_selector(examples, few_shot, selection, seed, project)
     served = load_served(base, project)
-    budget = budget_of(asked, examples, served.renderer, served.engine.context)
-    return TaskPredictor(Generator(served, asked, budget, shots=shown, say=say), None)
+    budget = choose_budget(prompt, examples, served.renderer, served.engine.context)
+    return TaskPredictor(Generator(served, prompt, budget, few_shot=selector, say=say), None)
 
 
-def measure(predictor: TaskPredictor, splits: Splits, *, most: int | None = None, seed: int = 0) -> Scores:
-    """The figures on the test part, or on `most` of its examples, drawn by seed."""
-    return predictor.evaluate(drawn(splits.test, most, seed))
+def measure(predictor: TaskPredictor, splits: Splits, *, most: int | None = None, seed: int = 0) -> TaskScores:
+    """Measure a predictor on the test examples, or on `most` of them, drawn by seed."""
+    return predictor.evaluate(draw_examples(splits.test, most, seed))
 
 
-def _by_names(
-    examples: Sequence[Classified], labels: Sequence[str], encoder: str | None, project: Project, say: Say
+def _classifier_by_names(
+    examples: Sequence[ClassifyExample], labels: Sequence[str], encoder: str | None, project: Project, say: Say
 ) -> TaskPredictor | None:
-    """The encoder with the labels' names for a head; None where a language model has to be asked.
+    """The encoder with the labels' names as its head; None where a language model is needed.
 
-    Raises DatasetError where the encoder was named and cannot.
+    Raises DatasetError where the user named the encoder and it cannot classify.
     """
     from agent.llm.weights.load import encoder_weights
-    from tuner.tasks.head.label_names import named_model, unreadable
+    from tuner.tasks.head.label_names import label_name_model, unreadable_labels
     from tuner.tasks.head.model import load_encoder
 
-    named = tuple(labels) or tuple(sorted({label for one in examples for label in one.labels}))
-    single = all(len(one.labels) == 1 and one.pair is None for one in examples)
-    if len(named) < 2 or (encoder is None and not single):
+    names = tuple(labels) or tuple(sorted({label for example in examples for label in example.labels}))
+    is_single_label = all(len(example.labels) == 1 and example.pair is None for example in examples)
+    if len(names) < 2 or (encoder is None and not is_single_label):
         return None
     base = encoder_weights(project.named(encoder or project.settings.model.encoder), project.home.models, progress=say)
     loaded = load_encoder(base)
-    lost = unreadable(loaded, named)
-    if single and not lost:
+    unreadable = unreadable_labels(loaded, names)
+    if is_single_label and not unreadable:
         say(
-            f"untrained: a text gets the label of {len(named)} whose name is nearest by {base.name}; give --shots or a "
+            f"untrained: a text gets the label of {len(names)} whose name is nearest by {base.name}; give --shots or a "
             "language model as --model to ask that one"
         )
-        return TaskPredictor(named_model(loaded, named), None)
+        return TaskPredictor(label_name_model(loaded, names), None)
     if encoder is None:
         return None
     fault = (
-        f"the label {lost[0]!r} is no word that {base.name} knows"
-        if lost
+        f"the label {unreadable[0]!r} is no word that {base.name} knows"
+        if unreadable
         else "texts are pairs, or have several labels"
     )
     raise DatasetError(
@@ -129,11 +144,11 @@ def _by_names(
     )
 
 
-def _check(task: TaskName, model: str | None, choose: str, project: Project) -> None:
+def _check(task: TaskName, model: str | None, selection: str, project: Project) -> None:
     if task not in TASKS:
         raise DatasetError(f"there is no task {task!r}; expected one of {', '.join(TASKS)}")
-    if choose not in CHOICES:
-        raise DatasetError(f"shots are chosen by {choose!r}; expected {' or '.join(CHOICES)}")
+    if selection not in CHOICES:
+        raise DatasetError(f"few-shot examples are selected by {selection!r}; expected {' or '.join(CHOICES)}")
     if model is not None and kind_of(project.named(model)) != "model":
         raise DatasetError(
             f"{model} is an encoder, and its head for {task} is yet to be trained: ratchet task train {task}; or name "
@@ -141,14 +156,16 @@ def _check(task: TaskName, model: str | None, choose: str, project: Project) -> 
         )
 
 
-def _shots(examples: Sequence[Any], count: int, choose: Choice, seed: int, project: Project) -> Shots | None:
+def _make_selector(
+    examples: Sequence[Any], count: int, selection: Choice, seed: int, project: Project
+) -> FewShotSelector | None:
     if not count:
         return None
-    if choose == "coverage":
-        return Coverage(examples, count, seed)
+    if selection == "coverage":
+        return CoverageExamples(examples, count, seed)
     from agent.encoders.encoder import SentenceEncoder
     from agent.llm.weights.load import resolve_encoder
 
     name = project.settings.model.encoder
     folder = resolve_encoder(project.named(name), project.home.models)
-    return Similar(examples, count, SentenceEncoder(folder, name=name))
+    return SimilarExamples(examples, count, SentenceEncoder(folder, name=name))

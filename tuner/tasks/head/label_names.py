@@ -1,8 +1,8 @@
-"""What labels are called, as examples of them: "card arrival" is the first message about a card's arrival.
+"""Uses the names of labels as examples of them: "card arrival" is a first message about the arrival of a card.
 
-With few texts a class the names tell more than the texts do; with many they do no harm. Names that say nothing, such as
-numbers, are left out, and so are all of them where they do not tell the training texts apart. Without any example the
-nearest name is the label.
+With few texts per class the names help more than the texts; with many they do no harm. Names without words, such as
+numbers, are left out, and all names where they do not tell the training texts apart. Without any example a text gets
+the label with the nearest name.
 """
 
 from __future__ import annotations
@@ -14,83 +14,82 @@ from dataclasses import replace
 
 import numpy as np
 
-from tuner.tasks.data.records import Classified
+from tuner.tasks.data.records import ClassifyExample
 from tuner.tasks.head.classify import ClassifyTask
-from tuner.tasks.head.linear_probe import Kept
-from tuner.tasks.head.model import Encoder, TaskModel
+from tuner.tasks.head.linear_probe import FrozenFeatures
+from tuner.tasks.head.model import LoadedEncoder, TaskModel
 from tuner.tasks.head.token_alignment import text_ids
 from tuner.tasks.head.windows import NO_EXAMPLE, Window
 from tuner.tasks.settings import choose
 
-TOLD_APART = 0.1
-"""How far names must be on the way from chance, 0, to always right, 1."""
+MIN_SKILL = 0.1
+"""Accuracy that names must have, from 0, chance, to 1, always right."""
 SHARPNESS = 20.0
-"""What the cosine of text and name is multiplied by, so that scores of labels are shares."""
-ASKED = 500
-"""Training texts that names are tried on, at most."""
+"""Factor of the cosine of text and name, by which the scores of labels become probabilities."""
+MAX_TEXTS = 500
+"""Training texts that names are tried on."""
 
 
-def words_of(label: str) -> str:
-    """A label as words, "cancel order" of "cancelOrder" or "cancel_order"; empty where there is no word in it."""
-    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label)
-    words = re.findall(r"[^\W_]+", apart)
+def label_words(label: str) -> str:
+    """Return a label as words, "cancel order" for "cancelOrder" or "cancel_order"; "" for a label without words."""
+    split = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label)
+    words = re.findall(r"[^\W_]+", split)
     return " ".join(words).lower() if any(len(word) > 1 and word.isalpha() for word in words) else ""
 
 
-def named_windows(model: TaskModel, examples: Sequence[Classified]) -> tuple[list[Window], float]:
-    """A window of each label's name, and the mean share over the labels that names alone are right of.
+def label_name_windows(model: TaskModel, examples: Sequence[ClassifyExample]) -> tuple[list[Window], float]:
+    """Return a window for the name of each label, and the accuracy of the names alone, the mean over the labels.
 
-    None where a text has several labels, or is a pair, or where names do not tell texts apart.
+    There are no windows for multi-label tasks and pairs, and where the names do not tell the texts apart.
     """
     task = model.task
-    if not isinstance(task, ClassifyTask) or task.multi or any(one.pair is not None for one in examples):
+    if not isinstance(task, ClassifyTask) or task.multi or any(example.pair is not None for example in examples):
         return [], 0.0
-    named = {label: words for label in task.labels if (words := words_of(label))}
-    asked = [one for one in examples if one.labels[0] in named]
-    if len(named) < 2 or not asked:
+    named = {label: words for label in task.labels if (words := label_words(label))}
+    texts = [example for example in examples if example.labels[0] in named]
+    if len(named) < 2 or not texts:
         return [], 0.0
-    asked = random.Random(model.settings.seed).sample(asked, min(ASKED, len(asked)))
+    texts = random.Random(model.settings.seed).sample(texts, min(MAX_TEXTS, len(texts)))
     limit = model.settings.max_tokens
     names = task.windows(_as_examples(named), model.tokenizer, limit)
-    right = _right(model, names, task.windows(asked, model.tokenizer, limit))
+    accuracy = _nearest_name_accuracy(model, names, task.windows(texts, model.tokenizer, limit))
     chance = 1 / len(names)
-    if (right - chance) / (1 - chance) < TOLD_APART:
-        return [], right
-    return [replace(one, example=NO_EXAMPLE) for one in names], right
+    if (accuracy - chance) / (1 - chance) < MIN_SKILL:
+        return [], accuracy
+    return [replace(name, example=NO_EXAMPLE) for name in names], accuracy
 
 
-def named_model(encoder: Encoder, labels: Sequence[str]) -> TaskModel:
-    """A classification that has learnt nothing: a text gets the label whose name is nearest. All must have words."""
+def label_name_model(encoder: LoadedEncoder, labels: Sequence[str]) -> TaskModel:
+    """Return an untrained classifier that gives each text the label with the nearest name; all must have words."""
     import torch
 
-    limit = min(256, encoder.facts["positions"])
-    settings = choose("classify", 0, limit, encoder.facts, {"method": "head", "max_tokens": limit})
+    limit = min(256, encoder.sizes["positions"])
+    settings = choose("classify", 0, limit, encoder.sizes, {"method": "head", "max_tokens": limit})
     task = ClassifyTask(tuple(labels), pooling=encoder.pooling)
     model = TaskModel(encoder, task, settings)
-    names = task.windows(_as_examples({label: words_of(label) for label in labels}), model.tokenizer, limit)
-    kept = Kept(model, names)
+    names = task.windows(_as_examples({label: label_words(label) for label in labels}), model.tokenizer, limit)
+    features = FrozenFeatures(model, names)
     with torch.no_grad():
-        model.head.weight.copy_(torch.from_numpy(kept.directions()) * (SHARPNESS / kept.size()))
+        model.head.weight.copy_(torch.from_numpy(features.unit_vectors()) * (SHARPNESS / features.mean_norm()))
     return model
 
 
-def unreadable(encoder: Encoder, labels: Sequence[str]) -> list[str]:
-    """Labels without a word, or with words that are mostly unknown to the encoder."""
-    tokens = {label: text_ids(encoder.tokenizer, words_of(label))[0] for label in labels}
-    return [
-        label for label, ids in tokens.items() if not ids or 2 * ids.count(encoder.tokenizer.unk_token_id) >= len(ids)
-    ]
+def unreadable_labels(encoder: LoadedEncoder, labels: Sequence[str]) -> list[str]:
+    """Return the labels without words, or with words that the encoder mostly does not know."""
+    unknown = encoder.tokenizer.unk_token_id
+    tokens = {label: text_ids(encoder.tokenizer, label_words(label))[0] for label in labels}
+    return [label for label, ids in tokens.items() if not ids or 2 * ids.count(unknown) >= len(ids)]
 
 
-def _as_examples(named: Mapping[str, str]) -> list[Classified]:
-    return [Classified(words, (label,)) for label, words in named.items()]
+def _as_examples(named: Mapping[str, str]) -> list[ClassifyExample]:
+    return [ClassifyExample(words, (label,)) for label, words in named.items()]
 
 
-def _right(model: TaskModel, names: Sequence[Window], texts: Sequence[Window]) -> float:
-    """The share of texts that lie nearest to their label's name, as a mean over the labels."""
-    likeness = Kept(model, texts).directions() @ Kept(model, names).directions().T
-    # A name that is near to everything says nothing.
-    nearest = (likeness - likeness.mean(axis=0)).argmax(axis=1)
-    said = np.array([one.targets[0] for one in names])[nearest]
-    gold = np.array([one.targets[0] for one in texts])
-    return float(np.mean([(said[gold == one] == one).mean() for one in np.unique(gold)]))
+def _nearest_name_accuracy(model: TaskModel, names: Sequence[Window], texts: Sequence[Window]) -> float:
+    """The share of texts nearest to the name of their label, as a mean over the labels."""
+    cosines = FrozenFeatures(model, texts).unit_vectors() @ FrozenFeatures(model, names).unit_vectors().T
+    # A name that is near to every text does not tell them apart.
+    nearest = (cosines - cosines.mean(axis=0)).argmax(axis=1)
+    predicted = np.array([name.targets[0] for name in names])[nearest]
+    gold = np.array([text.targets[0] for text in texts])
+    return float(np.mean([(predicted[gold == label] == label).mean() for label in np.unique(gold)]))

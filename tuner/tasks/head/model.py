@@ -1,4 +1,4 @@
-"""An encoder of transformers with the head of a task on it: one linear layer over what the task reads."""
+"""An encoder of transformers with the head of a task: one linear layer over the represented hidden states."""
 
 from __future__ import annotations
 
@@ -13,42 +13,43 @@ import numpy as np
 import torch
 
 from agent.errors import AdapterError, WeightsError
-from agent.llm.weights.convert import quiet
+from agent.llm.weights.convert import hide_progress_bars
 from agent.llm.weights.load import ModelFolder
-from tuner.tasks.head.tasks import Task
-from tuner.tasks.head.windows import Batch, Window, batches
+from tuner.tasks.head.tasks import HeadTask
+from tuner.tasks.head.windows import Window, WindowBatch, batch_windows
 from tuner.tasks.settings import ADAPTERS, TaskSettings
 
 HEAD = "head."
+"""Prefix of the head's tensors in a saved folder."""
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """Weights and tokenizer of an encoder."""
+class LoadedEncoder:
+    """Weights and tokenizer of an encoder, ready for a task."""
 
     model: Any
     tokenizer: Any
     pooling: str
-    """How a text's vector is read: "mean", or "cls" for the first token."""
+    """How hidden states become a text's vector: "mean", or "cls" for the first token."""
 
     @property
-    def facts(self) -> dict[str, int]:
-        """What settings are chosen by."""
+    def sizes(self) -> dict[str, int]:
+        """Return `hidden` dimensions and `positions`, the tokens it reads at most."""
         positions = int(getattr(self.model.config, "max_position_embeddings", 512))
-        # RoBERTa and its kin count positions from behind the padding's.
-        offset = int(self.model.config.pad_token_id or 0) + 1 if self.model.config.model_type in _SHIFTED else 0
+        # RoBERTa and its relatives count positions from after the padding token's id.
+        offset = int(self.model.config.pad_token_id or 0) + 1 if self.model.config.model_type in _OFFSET_TYPES else 0
         return {"hidden": int(self.model.config.hidden_size), "positions": positions - offset}
 
 
-_SHIFTED = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet", "longformer"})
+_OFFSET_TYPES = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet", "longformer"})
 
 
-def load_encoder(folder: ModelFolder, *, device: str = "cpu") -> Encoder:
-    """An encoder from a checked folder. Raises WeightsError for one that is none, or whose tokenizer is a slow one."""
+def load_encoder(folder: ModelFolder, *, device: str = "cpu") -> LoadedEncoder:
+    """Load an encoder from a checked folder. Raises WeightsError for another model, or without a fast tokenizer."""
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        with quiet():
+        with hide_progress_bars():
             model: Any = AutoModel.from_pretrained(
                 str(folder.folder),
                 local_files_only=True,
@@ -62,11 +63,13 @@ def load_encoder(folder: ModelFolder, *, device: str = "cpu") -> Encoder:
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise WeightsError(f"{folder.folder} does not load as an encoder ({error}); name another folder") from error
     if not tokenizer.is_fast:
-        raise WeightsError(f"the tokenizer of {folder.folder} has no tokenizer.json, which says where tokens stand")
+        raise WeightsError(
+            f"the tokenizer of {folder.folder} has no tokenizer.json, which gives the offsets of tokens; name another"
+        )
     if getattr(model.config, "is_decoder", False) or not hasattr(model.config, "hidden_size"):
         raise WeightsError(f"{folder.folder} holds a {model.config.model_type}; expected an encoder such as BERT")
     pooled = (folder.folder / "modules.json").is_file() and not _pools_first(folder)
-    return Encoder(model.to(device).eval(), tokenizer, "mean" if pooled else "cls")
+    return LoadedEncoder(model.to(device).eval(), tokenizer, "mean" if pooled else "cls")
 
 
 def _pools_first(folder: ModelFolder) -> bool:
@@ -80,17 +83,23 @@ def _pools_first(folder: ModelFolder) -> bool:
 
 
 class TaskModel(torch.nn.Module):
-    """The encoder, its adapter if the method has one, and the head."""
+    """The encoder, its adapter if the method has one, and the head.
 
-    def __init__(self, encoder: Encoder, task: Task, settings: TaskSettings) -> None:
+    Args:
+        encoder: Its weights are changed in place.
+        task: What the head is for; a task without outputs has no head.
+        settings: `method` and `frozen_layers` decide what is trained.
+    """
+
+    def __init__(self, encoder: LoadedEncoder, task: HeadTask, settings: TaskSettings) -> None:
         super().__init__()
         self.task = task
         self.settings = settings
         self.tokenizer = encoder.tokenizer
-        self.encoder = _prepared(encoder.model, settings)
+        self.encoder = _make_trainable(encoder.model, settings)
         self.padding = int(encoder.tokenizer.pad_token_id or 0)
         self.drop: torch.nn.Module = torch.nn.Dropout(settings.dropout) if task.outputs else torch.nn.Identity()
-        self.head: Any = _head(int(encoder.model.config.hidden_size) * task.width, task.outputs)
+        self.head: Any = _make_head(int(encoder.model.config.hidden_size) * task.width, task.outputs)
         self._typed = int(getattr(encoder.model.config, "type_vocab_size", 0) or 0) > 1
         self._typed &= "token_type_ids" in inspect.signature(encoder.model.forward).parameters
         self.to(encoder.model.device)
@@ -99,111 +108,119 @@ class TaskModel(torch.nn.Module):
     def device(self) -> Any:
         return next(self.encoder.parameters()).device
 
-    def represent(self, batch: Batch, embeddings: torch.Tensor | None = None) -> torch.Tensor:
-        """What the head reads, [B, ..., width * H]; `embeddings` [B, T, H] take the place of the tokens' own."""
+    def represent(self, batch: WindowBatch, embeddings: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the input of the head, [B, ..., width * H].
+
+        Args:
+            embeddings: [B, T, H], used in place of the embeddings of the tokens.
+        """
         inputs: dict[str, Any] = {"attention_mask": batch.mask}
         inputs |= {"input_ids": batch.ids} if embeddings is None else {"inputs_embeds": embeddings}
         if self._typed:
             inputs["token_type_ids"] = batch.types
-        with self._products():
+        with self._autocast():
             hidden = self.encoder(**inputs).last_hidden_state
         return self.task.represent(hidden.float(), batch)
 
-    def forward(self, batch: Batch, embeddings: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, batch: WindowBatch, embeddings: torch.Tensor | None = None) -> torch.Tensor:
         scores: torch.Tensor = self.head(self.drop(self.represent(batch, embeddings)))
         return scores
 
-    def trained(self) -> dict[str, torch.nn.Parameter]:
-        """What is trained, by name."""
-        return {name: one for name, one in self.named_parameters() if one.requires_grad}
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """Return the parameters that are trained, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What was trained, under the names it is saved by: PEFT's for the encoder, and `head.` for the head."""
-        head = {f"{HEAD}{name}": one.detach().clone() for name, one in self.head.state_dict().items()}
+        """Return a copy of the trained tensors by their saved names: PEFT's for the encoder, `head.` for the head."""
+        head = {f"{HEAD}{name}": tensor.detach().clone() for name, tensor in self.head.state_dict().items()}
         if self.settings.method == "head":
             return head
         if self.settings.method in ADAPTERS:
             from peft import get_peft_model_state_dict
 
             tensors = get_peft_model_state_dict(self.encoder)
-            return {**{name: one.detach().clone() for name, one in tensors.items()}, **head}
-        found = {saved_name(name): one.detach().clone() for name, one in self._full().items()}
-        return {**found, **head}
+            return {**{name: tensor.detach().clone() for name, tensor in tensors.items()}, **head}
+        full = {peft_name(name): parameter.detach().clone() for name, parameter in self._full().items()}
+        return {**full, **head}
 
     def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put back what `state` gave. Raises AdapterError where names or shapes are not those of this model."""
-        check_fits(self.state(), tensors)
+        """Load tensors that `state` returned. Raises AdapterError where names or shapes are not those of this model."""
+        check_tensors(self.state(), tensors)
         self.head.load_state_dict(
-            {name.removeprefix(HEAD): one for name, one in tensors.items() if name.startswith(HEAD)}
+            {name.removeprefix(HEAD): tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
         )
         if self.settings.method in ADAPTERS:
             from peft import set_peft_model_state_dict
 
-            rest = {name: one for name, one in tensors.items() if not name.startswith(HEAD)}
+            rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(HEAD)}
             set_peft_model_state_dict(self.encoder, rest)
         elif self.settings.method == "full":
             with torch.no_grad():
-                for name, one in self._full().items():
-                    one.copy_(tensors[saved_name(name)])
+                for name, parameter in self._full().items():
+                    parameter.copy_(tensors[peft_name(name)])
 
     def _full(self) -> dict[str, torch.nn.Parameter]:
-        return {name: one for name, one in self.encoder.named_parameters() if one.requires_grad}
+        return {name: parameter for name, parameter in self.encoder.named_parameters() if parameter.requires_grad}
 
-    def _products(self) -> contextlib.AbstractContextManager[Any]:
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.training and self.settings.precision == "mixed":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
 
-def check_fits(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def check_tensors(own: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
     """Raise AdapterError where names or shapes of tensors are not those of a model's own."""
-    wanted, found = ({name: tuple(one.shape) for name, one in some.items()} for some in (own, given))
-    if wanted != found:
-        name, shape = sorted(set(wanted.items()) ^ set(found.items()))[0]
+    expected, present = ({name: tuple(one.shape) for name, one in some.items()} for some in (own, tensors))
+    if expected != present:
+        name, shape = sorted(set(expected.items()) ^ set(present.items()))[0]
         raise AdapterError(f"tensor {name} {list(shape)} does not fit; the folder is of another encoder or task")
 
 
-def saved_name(name: str) -> str:
-    """The name by which PEFT saves the copy of a module's parameter that acts in its place."""
+def peft_name(name: str) -> str:
+    """Return the name by which PEFT saves a module's parameter that replaces the original."""
     module, _, last = name.rpartition(".")
     return f"base_model.model.{module}.ln_tuning_layers.{last}"
 
 
-def score(model: TaskModel, windows: Sequence[Window], *, size: int = 64) -> list[Any]:
-    """The head's scores of each window without its padding, numpy float32 [..., outputs]."""
+def score_windows(model: TaskModel, windows: Sequence[Window], *, size: int = 64) -> list[Any]:
+    """Return the head's scores of each window without its padding, numpy float32 [outputs] or [T, outputs].
+
+    Args:
+        size: Windows per batch.
+    """
     model.eval()
-    given: list[Any] = [None] * len(windows)
+    by_window: list[Any] = [None] * len(windows)
     with torch.inference_mode():
-        for one in batches(windows, size, model.padding, device=model.device):
-            scores = model(one).cpu().numpy().astype(np.float32)
-            for row, number in enumerate(one.numbers):
-                given[number] = scores[row, : len(one.windows[row].ids)] if scores.ndim == 3 else scores[row]
-    return given
+        for batch in batch_windows(windows, size, model.padding, device=model.device):
+            scores = model(batch).cpu().numpy().astype(np.float32)
+            for row, number in enumerate(batch.numbers):
+                by_window[number] = scores[row, : len(batch.windows[row].ids)] if scores.ndim == 3 else scores[row]
+    return by_window
 
 
-def _head(size: int, outputs: int) -> torch.nn.Module:
-    """A linear layer; for a task without outputs nothing."""
+def _make_head(size: int, outputs: int) -> torch.nn.Module:
+    """A linear layer; for a task without outputs the identity."""
     if not outputs:
         return torch.nn.Identity()
-    made = torch.nn.Linear(size, outputs)
-    torch.nn.init.normal_(made.weight, std=0.02)
-    torch.nn.init.zeros_(made.bias)
-    return made
+    head = torch.nn.Linear(size, outputs)
+    torch.nn.init.normal_(head.weight, std=0.02)
+    torch.nn.init.zeros_(head.bias)
+    return head
 
 
-def _prepared(model: Any, settings: TaskSettings) -> Any:
-    """The encoder with what the method trains asking for gradients, and nothing else."""
+def _make_trainable(model: Any, settings: TaskSettings) -> Any:
+    """The encoder with gradients for the parameters that the method trains, and no others."""
     model.requires_grad_(False)
     if settings.method in ADAPTERS:
         return _with_lora(model, settings)
     if settings.method == "full":
-        for name, one in model.named_parameters():
-            one.requires_grad_("pooler" not in name and _layer(name) >= settings.frozen_layers)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("pooler" not in name and _layer(name) >= settings.frozen_layers)
     return model
 
 
 def _layer(name: str) -> int:
-    """The number of the layer a parameter is of, from 1; 0 for the embeddings, and above all for what comes behind."""
+    """The number of a parameter's layer, from 1; 0 for the embeddings, and a large one after the layers."""
     numbers = [int(part) for part in name.split(".") if part.isdecimal()]
     if numbers:
         return numbers[0] + 1
@@ -216,8 +233,8 @@ def _with_lora(model: Any, settings: TaskSettings) -> Any:
 
     names = [
         name
-        for name, one in model.named_modules()
-        if isinstance(one, torch.nn.Linear) and "pooler" not in name and _layer(name) > settings.frozen_layers
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and "pooler" not in name and _layer(name) > settings.frozen_layers
     ]
     if not names:
         raise WeightsError(f"no linear layer is left above {settings.frozen_layers} frozen ones; freeze fewer")
@@ -231,6 +248,6 @@ def _with_lora(model: Any, settings: TaskSettings) -> Any:
         bias="none",
     )
     with warnings.catch_warnings():
-        # peft 0.21 asks transformers by a name that is going away.
+        # peft 0.21 calls transformers by a deprecated name.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
         return get_peft_model(model, config)

@@ -1,9 +1,9 @@
-"""Two marked stretches of a text get the relation of the first to the second.
+"""Relation classification: two marked entities of a text get the relation of the first to the second.
 
-Each is put between signs, `@` around the first and `#` around the second; the head reads the hidden states of both
-opening signs and the means over both stretches. The signs are tokens that every encoder knows, so nothing is added to
-its vocabulary. Source: the entity marker of Zhou & Chen, "An Improved Baseline for Sentence-level Relation Extraction"
-(2022), and the entity start of Baldini Soares et al. (2019).
+Signs are put around both entities, `@` around the first and `#` around the second; the head reads the hidden states of
+both opening signs and the means over both entities. Every encoder knows these signs, so its vocabulary does not grow.
+Source: the entity markers of Zhou & Chen, "An Improved Baseline for Sentence-level Relation Extraction" (2022), and the
+entity start of Baldini Soares et al., "Matching the Blanks" (2019).
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from agent.errors import DatasetError
-from tuner.tasks.data.records import Related, TaskName
-from tuner.tasks.head.classify import softmax
-from tuner.tasks.head.token_alignment import Frame, frame, text_ids
-from tuner.tasks.head.windows import Batch, Window, balanced
-from tuner.tasks.metrics import RESAMPLES, Scores, relations
-from tuner.tasks.predictions import Labelled
+from tuner.tasks.data.records import RelateExample, TaskName
+from tuner.tasks.example_metrics import measure_relate
+from tuner.tasks.head.classify import likeliest_label
+from tuner.tasks.head.token_alignment import SpecialTokens, special_tokens, text_ids
+from tuner.tasks.head.windows import Window, WindowBatch, balanced_weights
+from tuner.tasks.metrics import RESAMPLES, TaskScores
+from tuner.tasks.predictions import LabelPrediction
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,7 @@ class RelateTask:
 
     name: TaskName = "relate"
     width = 4
-    together = 1
+    group_size = 1
 
     def __init__(self, labels: tuple[str, ...]) -> None:
         self.labels = labels
@@ -38,9 +39,9 @@ class RelateTask:
         self._places = {label: place for place, label in enumerate(labels)}
 
     @classmethod
-    def learn(cls, examples: Sequence[Related]) -> tuple[list[str], dict[str, Any]]:
-        """Relations. Raises DatasetError where there are fewer than two."""
-        labels = sorted({one.label for one in examples})
+    def learn(cls, examples: Sequence[RelateExample]) -> tuple[list[str], dict[str, Any]]:
+        """Return the relations of these examples. Raises DatasetError for fewer than two."""
+        labels = sorted({example.label for example in examples})
         if len(labels) < 2:
             raise DatasetError(f"{len(examples)} examples with relations {labels}; expected at least two to tell apart")
         return labels, {}
@@ -48,16 +49,19 @@ class RelateTask:
     def options(self) -> dict[str, Any]:
         return {}
 
-    def windows(self, examples: Sequence[Related], tokenizer: Any, max_tokens: int) -> list[Window]:
-        around = frame(tokenizer)
-        return [self._window(number, one, tokenizer, around, max_tokens) for number, one in enumerate(examples)]
+    def windows(self, examples: Sequence[RelateExample], tokenizer: Any, max_tokens: int) -> list[Window]:
+        special = special_tokens(tokenizer)
+        return [
+            self._window(number, example, tokenizer, special, max_tokens) for number, example in enumerate(examples)
+        ]
 
-    def represent(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def represent(self, hidden: torch.Tensor, batch: WindowBatch) -> torch.Tensor:
+        """Return the states of both opening signs and the means of both entities, [B, 4 * H]."""
         import torch
 
         rows = []
-        for row, one in enumerate(batch.windows):
-            first, first_end, second, second_end = one.marks
+        for row, window in enumerate(batch.windows):
+            first, first_end, second, second_end = window.marks
             parts = (
                 hidden[row, first],
                 hidden[row, first + 1 : max(first_end, first + 2)].mean(dim=0),
@@ -67,63 +71,60 @@ class RelateTask:
             rows.append(torch.cat(parts))
         return torch.stack(rows)
 
-    def loss(self, scores: torch.Tensor, batch: Batch, weights: torch.Tensor | None) -> torch.Tensor:
+    def loss(self, scores: torch.Tensor, batch: WindowBatch, weights: torch.Tensor | None) -> torch.Tensor:
         import torch
         from torch.nn.functional import cross_entropy
 
-        targets = torch.tensor([int(one.targets[0]) for one in batch.windows], device=scores.device)
+        targets = torch.tensor([int(window.targets[0]) for window in batch.windows], device=scores.device)
         return cross_entropy(scores, targets, weight=weights)
 
-    def predict(self, examples: Sequence[Related], windows: Sequence[Window], scores: Sequence[Any]) -> list[Labelled]:
-        made = []
-        for one in scores:
-            shares = softmax(one)
-            chosen = (self.labels[int(shares.argmax())],)
-            made.append(Labelled(chosen, float(shares.max()), dict(zip(self.labels, map(float, shares), strict=True))))
-        return made
+    def predict(
+        self, examples: Sequence[RelateExample], windows: Sequence[Window], scores: Sequence[Any]
+    ) -> list[LabelPrediction]:
+        return [likeliest_label(self.labels, row) for row in scores]
 
     def measure(
-        self, examples: Sequence[Related], predictions: Sequence[Labelled], *, resamples: int = RESAMPLES
-    ) -> Scores:
-        labels = sorted({*self.labels, *(one.label for one in examples)})
-        return relations(
-            [one.label for one in examples], [one.label for one in predictions], labels, resamples=resamples
-        )
+        self, examples: Sequence[RelateExample], predictions: Sequence[LabelPrediction], *, resamples: int = RESAMPLES
+    ) -> TaskScores:
+        return measure_relate(examples, predictions, self.labels, resamples=resamples)
 
     def class_weights(self, windows: Sequence[Window]) -> torch.Tensor:
-        return balanced([target for one in windows for target in one.targets], self.outputs)
+        return balanced_weights([target for window in windows for target in window.targets], self.outputs)
 
-    def _window(self, number: int, one: Related, tokenizer: Any, around: Frame, max_tokens: int) -> Window:
-        ids, marks = _signed(one, tokenizer)
-        start = _begin(len(ids), min(marks), max(marks) + 1, max_tokens - around.size)
-        kept = ids[start : start + max_tokens - around.size]
-        shift = len(around.before) - start
-        last = len(around.before) + len(kept) - 1
+    def _window(
+        self, number: int, example: RelateExample, tokenizer: Any, special: SpecialTokens, max_tokens: int
+    ) -> Window:
+        ids, marks = _add_signs(example, tokenizer)
+        room = max_tokens - special.size
+        start = _first_token(len(ids), min(marks), max(marks) + 1, room)
+        inside = ids[start : start + room]
+        shift = len(special.before) - start
+        last = len(special.before) + len(inside) - 1
         moved = tuple(min(mark + shift, last) for mark in marks)
-        whole = (*around.before, *kept, *around.behind)
-        targets = (self._places[one.label],) if one.label in self._places else ()
+        whole = special.wrap(inside)
+        targets = (self._places[example.label],) if example.label in self._places else ()
         return Window(number, whole, len(whole), targets, marks=moved)
 
 
-def _signed(one: Related, tokenizer: Any) -> tuple[list[int], tuple[int, ...]]:
-    """Token ids of the text with signs, and where the signs stand: opening and closing, of the first and the second."""
+def _add_signs(example: RelateExample, tokenizer: Any) -> tuple[list[int], tuple[int, ...]]:
+    """Token ids of the text with signs, and the places of the opening and closing signs, of the first entity first."""
     marks: dict[int, tuple[int, int]] = {}
     ids: list[int] = []
     done = 0
-    for (start, end), which in sorted(((one.first, 0), (one.second, 1))):
+    for (start, end), which in sorted(((example.first, 0), (example.second, 1))):
         sign = text_ids(tokenizer, SIGNS[which])[0]
-        ids += text_ids(tokenizer, one.text[done:start])[0]
+        ids += text_ids(tokenizer, example.text[done:start])[0]
         opening = len(ids)
-        ids += [*sign, *text_ids(tokenizer, one.text[start:end])[0]]
+        ids += [*sign, *text_ids(tokenizer, example.text[start:end])[0]]
         marks[which] = (opening, len(ids))
         ids += sign
         done = end
-    ids += text_ids(tokenizer, one.text[done:])[0]
+    ids += text_ids(tokenizer, example.text[done:])[0]
     return ids, (*marks[0], *marks[1])
 
 
-def _begin(count: int, first: int, end: int, room: int) -> int:
-    """Where to begin when only `room` of the tokens are kept: both stretches in the middle."""
+def _first_token(count: int, first: int, end: int, room: int) -> int:
+    """Where to cut `count` tokens to `room`, with the entities from `first` to `end` in the middle."""
     if count <= room:
         return 0
     spare = max(0, room - (end - first))

@@ -1,4 +1,4 @@
-"""What all tasks with a head on an encoder have in common, and the table of them."""
+"""The interface of all tasks with a head on an encoder, and the table of them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from tuner.tasks.head.classify import ClassifyTask
 from tuner.tasks.head.embed import EmbedTask
 from tuner.tasks.head.relate import RelateTask
 from tuner.tasks.head.tag import TagTask
-from tuner.tasks.head.windows import Batch, Window
-from tuner.tasks.metrics import RESAMPLES, Scores
+from tuner.tasks.head.windows import Window, WindowBatch
+from tuner.tasks.metrics import RESAMPLES, TaskScores
 
 if TYPE_CHECKING:
     import torch
 
 
-class Task(Protocol):
-    """One kind of task: its windows, what the head reads of them, its loss, its predictions and its metrics.
+class HeadTask(Protocol):
+    """One kind of task: its windows, the input of its head, its loss, its predictions and its metrics.
 
-    B windows of T tokens, H dimensions. Examples are all of the task's own kind of record.
+    In shapes, B is windows, T tokens and H hidden dimensions. Examples are all of the task's own kind of record.
     """
 
     @property
@@ -33,49 +33,49 @@ class Task(Protocol):
 
     @property
     def outputs(self) -> int:
-        """Scores that the head gives; 0 where there is none, and the scores are what it would read."""
+        """Scores of the head; 0 for a task without a head, whose scores are its represented hidden states."""
         ...
 
     @property
-    def together(self) -> int:
-        """Windows, one behind the other, that are learnt from in one step."""
+    def group_size(self) -> int:
+        """Consecutive windows that stay in one batch."""
         ...
 
     @property
     def width(self) -> int:
-        """How many hidden states of H numbers the head reads at once."""
+        """Hidden states of H numbers that the head reads at once."""
         ...
 
     def windows(self, examples: Sequence[Any], tokenizer: Any, max_tokens: int) -> list[Window]:
-        """All windows of all examples, in order; with targets where the examples have labels."""
+        """Return all windows of all examples, in order, with targets where the examples have labels."""
         ...
 
-    def represent(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Of hidden states [B, T, H] what the head reads, [B, ..., width * H]."""
+    def represent(self, hidden: torch.Tensor, batch: WindowBatch) -> torch.Tensor:
+        """Return the input of the head, [B, ..., width * H], from hidden states [B, T, H]."""
         ...
 
-    def loss(self, scores: torch.Tensor, batch: Batch, weights: torch.Tensor | None) -> torch.Tensor:
-        """Mean cross-entropy of the head's scores [B, ..., outputs], classes weighted by `weights` [outputs]."""
+    def loss(self, scores: torch.Tensor, batch: WindowBatch, weights: torch.Tensor | None) -> torch.Tensor:
+        """Return the mean loss of the head's scores [B, ..., outputs], classes weighted by `weights` [outputs]."""
         ...
 
     def predict(self, examples: Sequence[Any], windows: Sequence[Window], scores: Sequence[Any]) -> list[Any]:
-        """A prediction for each example, of numpy scores [..., outputs] for each window."""
+        """Return a prediction for each example, from numpy scores [..., outputs] of each window."""
         ...
 
-    def measure(self, examples: Sequence[Any], predictions: Sequence[Any], *, resamples: int = RESAMPLES) -> Scores:
-        """Predictions held against the labels of the examples; without intervals where `resamples` is 0."""
+    def measure(self, examples: Sequence[Any], predictions: Sequence[Any], *, resamples: int = RESAMPLES) -> TaskScores:
+        """Measure predictions against the labels of the examples; without intervals where `resamples` is 0."""
         ...
 
     def class_weights(self, windows: Sequence[Window]) -> torch.Tensor:
-        """Weights [outputs] by which rare classes count as much as common ones. Raises DatasetError without classes."""
+        """Return weights [outputs] by which all classes count the same. Raises DatasetError without classes."""
         ...
 
     def options(self) -> dict[str, Any]:
-        """What `make_task` needs beside the labels, as JSON."""
+        """Return the keyword arguments of `make_task`, as JSON."""
         ...
 
 
-KINDS: Mapping[str, Any] = {
+HEAD_TASKS: Mapping[str, Any] = {
     "classify": ClassifyTask,
     "tag": TagTask,
     "relate": RelateTask,
@@ -84,17 +84,21 @@ KINDS: Mapping[str, Any] = {
 }
 
 
-def make_task(name: str, labels: Sequence[str], options: Mapping[str, Any]) -> Task:
-    """A task by name, as it was saved. Raises DatasetError for one that is not known."""
-    if name not in KINDS:
-        raise DatasetError(f"there is no task {name!r}; expected {', '.join(KINDS)}")
-    made: Task = KINDS[name](tuple(labels), **options)
-    return made
+def make_task(name: str, labels: Sequence[str], options: Mapping[str, Any]) -> HeadTask:
+    """Make a task from its name, labels and options, as saved. Raises DatasetError for an unknown name."""
+    if name not in HEAD_TASKS:
+        raise DatasetError(f"there is no task {name!r}; expected {', '.join(HEAD_TASKS)}")
+    task: HeadTask = HEAD_TASKS[name](tuple(labels), **options)
+    return task
 
 
-def task_of(name: TaskName, examples: Sequence[Any], **options: Any) -> Task:
-    """A task with the labels that the examples have. Raises DatasetError where there is nothing to tell apart."""
-    if name not in KINDS:
-        raise DatasetError(f"there is no task {name!r}; expected {', '.join(KINDS)}")
-    labels, found = KINDS[name].learn(examples)
-    return make_task(name, labels, {**found, **options})
+def learn_task(name: TaskName, examples: Sequence[Any], **options: Any) -> HeadTask:
+    """Make a task with the labels and options of examples. Raises DatasetError where there is nothing to tell apart.
+
+    Args:
+        options: Take precedence over those learnt from the examples.
+    """
+    if name not in HEAD_TASKS:
+        raise DatasetError(f"there is no task {name!r}; expected {', '.join(HEAD_TASKS)}")
+    labels, learnt = HEAD_TASKS[name].learn(examples)
+    return make_task(name, labels, {**learnt, **options})

@@ -1,1 +1,4 @@
-"""A task by the language model: asked under a grammar, with or without examples, bare or trained."""
+"""Classic tasks by a language model: prompts, grammars, few-shot examples and generation.
+
+Training its adapter lives in `tuner.tasks.fit.language`; the engine and the renderer live in `agent.llm`.
+"""

@@ -1,6 +1,6 @@
-"""Which examples a language model is shown before the text: those most like it, or a few that cover the labels.
+"""Selects the few-shot examples that a language model is shown before a text: the most similar, or one of each label.
 
-Only ever out of the training part. Nothing is trained.
+They always come from the training examples; nothing is trained.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,28 +16,31 @@ import numpy.typing as npt
 
 from agent.encoders.encoder import Encoder
 from agent.errors import DatasetError
-from tuner.tasks.data.records import key, label_of, shown
+from tuner.tasks.data.records import display_text, example_key, label_key
 
 
-class Shots(Protocol):
-    """Gives the examples that are shown before a text."""
+class FewShotSelector(Protocol):
+    """Selects few-shot examples for texts."""
 
-    def for_each(self, examples: Sequence[Any]) -> list[list[Any]]:
-        """For each example its shots, in the order they are shown."""
+    def select(self, examples: Sequence[Any]) -> list[list[Any]]:
+        """Return for each example its few-shot examples, in the order of the prompt."""
         ...
 
 
 @dataclass(frozen=True)
-class NoShots:
-    """Zero-shot: nothing is shown."""
+class NoExamples:
+    """Zero-shot: selects nothing."""
 
-    def for_each(self, examples: Sequence[Any]) -> list[list[Any]]:
+    def select(self, examples: Sequence[Any]) -> list[list[Any]]:
         return [[] for _ in examples]
 
 
 @dataclass(frozen=True)
-class Similar:
-    """For each text the nearest by the sentence encoder, the nearest last; never the text itself."""
+class SimilarExamples:
+    """For each text the nearest examples by a sentence encoder, the nearest last; never the text itself.
+
+    Source: Liu et al., "What Makes Good In-Context Examples for GPT-3?" (2022).
+    """
 
     pool: Sequence[Any]
     count: int
@@ -45,56 +49,60 @@ class Similar:
 
     def __post_init__(self) -> None:
         _check(self.pool, self.count)
-        object.__setattr__(self, "_vectors", self.encoder.encode_queries([shown(one) for one in self.pool]))
+        vectors = self.encoder.encode_queries([display_text(example) for example in self.pool])
+        object.__setattr__(self, "_vectors", vectors)
 
-    def for_each(self, examples: Sequence[Any]) -> list[list[Any]]:
+    def select(self, examples: Sequence[Any]) -> list[list[Any]]:
         if not examples:
             return []
-        likeness = self.encoder.encode_queries([shown(one) for one in examples]) @ self._vectors.T
-        return [self._nearest(one, row) for one, row in zip(examples, likeness, strict=True)]
+        cosines = self.encoder.encode_queries([display_text(example) for example in examples]) @ self._vectors.T
+        return [self._nearest(example, row) for example, row in zip(examples, cosines, strict=True)]
 
-    def _nearest(self, example: Any, likeness: npt.NDArray[np.float32]) -> list[Any]:
-        own = key(example)
-        order = (self.pool[int(at)] for at in np.argsort(-likeness, kind="stable"))
-        return [one for one, _ in zip((one for one in order if key(one) != own), range(self.count), strict=False)][::-1]
+    def _nearest(self, example: Any, cosines: npt.NDArray[np.float32]) -> list[Any]:
+        own = example_key(example)
+        candidates = (self.pool[int(place)] for place in np.argsort(-cosines, kind="stable"))
+        others = (candidate for candidate in candidates if example_key(candidate) != own)
+        return list(islice(others, self.count))[::-1]
 
 
 @dataclass(frozen=True)
-class Coverage:
-    """The same for all texts: one of each label in turn, drawn by seed, until there are enough."""
+class CoverageExamples:
+    """The same examples for all texts: one of each label in turn, drawn by seed."""
 
     pool: Sequence[Any]
     count: int
     seed: int = 0
-    _chosen: list[Any] = field(init=False, repr=False)
+    _examples: list[Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         _check(self.pool, self.count)
-        object.__setattr__(self, "_chosen", covering(self.pool, self.count, self.seed))
+        object.__setattr__(self, "_examples", cover_labels(self.pool, self.count, self.seed))
 
-    def for_each(self, examples: Sequence[Any]) -> list[list[Any]]:
-        return [[shot for shot in self._chosen if key(shot) != key(one)] for one in examples]
+    def select(self, examples: Sequence[Any]) -> list[list[Any]]:
+        return [
+            [shown for shown in self._examples if example_key(shown) != example_key(example)] for example in examples
+        ]
 
 
-def covering(pool: Sequence[Any], count: int, seed: int = 0) -> list[Any]:
-    """So many examples of a pool, label by label, mixed. Labels with most examples come first."""
+def cover_labels(pool: Sequence[Any], count: int, seed: int = 0) -> list[Any]:
+    """Draw `count` examples, one of each label in turn, labels with most examples first, and shuffle them."""
     chance = random.Random(f"{seed} shots")
     by_label: dict[str, list[Any]] = {}
-    for one in pool:
-        by_label.setdefault(label_of(one), []).append(one)
-    for many in by_label.values():
-        chance.shuffle(many)
-    chosen: list[Any] = []
-    rounds = sorted(by_label.values(), key=len, reverse=True)
-    while len(chosen) < min(count, len(pool)):
-        chosen += [many.pop() for many in rounds[: count - len(chosen)] if many]
-        rounds = [many for many in rounds if many]
-    chance.shuffle(chosen)
-    return chosen
+    for example in pool:
+        by_label.setdefault(label_key(example), []).append(example)
+    for group in by_label.values():
+        chance.shuffle(group)
+    drawn: list[Any] = []
+    groups = sorted(by_label.values(), key=len, reverse=True)
+    while len(drawn) < min(count, len(pool)):
+        drawn += [group.pop() for group in groups[: count - len(drawn)] if group]
+        groups = [group for group in groups if group]
+    chance.shuffle(drawn)
+    return drawn
 
 
 def _check(pool: Sequence[Any], count: int) -> None:
     if not pool:
         raise DatasetError("there are no examples to show; name a file of them with --data, or take --shots 0")
     if count < 1:
-        raise DatasetError(f"shots is {count}; expected 1 or more, or none at all")
+        raise DatasetError(f"{count} few-shot examples are to be shown; expected 1 or more, or --shots 0")

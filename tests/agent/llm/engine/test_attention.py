@@ -1,19 +1,19 @@
-"""Sequences that are attended to together see what each sees alone, in any precision."""
+"""Batched attention gives each sequence what it gets alone, in any precision."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from agent.llm.engine.attention import CachedLayout, causal
+from agent.llm.engine.attention import CachedLayout, causal_attention
 from agent.llm.engine.kv_cache import SHARED_UNIT, Slots
-from agent.llm.engine.prefix_cache import Entry, PrefixCache
+from agent.llm.engine.prefix_cache import CacheEntry, PrefixCache
 
 HEADS, KV_HEADS, SIZE = 4, 2, 8
 SCALE = SIZE**-0.5
 
 
-def read(slots: Slots, entry: Entry, wanted: list[int], chance: torch.Generator) -> None:
+def read(slots: Slots, entry: CacheEntry, wanted: list[int], chance: torch.Generator) -> None:
     """Keys and values by chance for what is not known yet."""
     values, new = entry.values, wanted[entry.values.length :]
     assert values.slot is not None
@@ -27,7 +27,7 @@ def read(slots: Slots, entry: Entry, wanted: list[int], chance: torch.Generator)
 
 @pytest.mark.parametrize(("dtype", "off"), [(None, 1e-5), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize("begins", [(0, 0, 0, 0), (0, 1, 0, 1), (0, 0, 1, 2)])
-def test_of_several_prefixes_each_sequence_sees_its_own(
+def test_each_sequence_sees_its_own_shared_prefix(
     dtype: torch.dtype | None, off: float, begins: tuple[int, ...]
 ) -> None:
     chance = torch.Generator().manual_seed(0)
@@ -36,7 +36,7 @@ def test_of_several_prefixes_each_sequence_sees_its_own(
     entries = []
     for number, begin in enumerate(begins):
         wanted = [*range(1000 * begin, 1000 * begin + 2 * SHARED_UNIT), 9000 + number, 9100]
-        entries.append(cache.take(None, wanted))
+        entries.append(cache.acquire(None, wanted))
         read(slots, entries[-1], wanted, chance)
     sequences, counts = [one.values for one in entries], [1, 2, 1, 3]
     assert len({id(one.shared) for one in sequences if one.shared is not None}) == len(
@@ -49,7 +49,7 @@ def test_of_several_prefixes_each_sequence_sees_its_own(
     found = layout.attend(0, query, key, value, SCALE, None).float()
     start = 0
     for sequence, count in zip(sequences, counts, strict=True):
-        keys, values = (one.float() for one in sequence.all(0, sequence.own_length + count))
-        alone = causal(query[:, start : start + count], keys, values, SCALE, None).transpose(0, 1)
+        keys, values = (one.float() for one in sequence.whole(0, sequence.own_length + count))
+        alone = causal_attention(query[:, start : start + count], keys, values, SCALE, None).transpose(0, 1)
         assert torch.allclose(found[start : start + count], alone, atol=off)
         start += count

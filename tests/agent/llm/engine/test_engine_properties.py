@@ -1,4 +1,4 @@
-"""What the engine promises whatever is asked of it at once, held against a loop that keeps and shares nothing."""
+"""What the engine guarantees for any concurrent requests, compared with a loop that caches and shares nothing."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from hypothesis import strategies as st
 from agent.errors import GrammarError
 from agent.llm.chat_model import LocalModel
 from agent.llm.engine.kv_cache import KeyValues
-from agent.llm.engine.prefix_cache import Entry
-from agent.llm.engine.sampling import Chooser
+from agent.llm.engine.prefix_cache import CacheEntry
+from agent.llm.engine.sampling import Sampler
 from agent.llm.engine.scheduler import Engine
-from agent.llm.engine.session import Generation, Request, Session
+from agent.llm.engine.session import DecodingSession, Generation, Request
 from agent.llm.prompt.render import Renderer
 from agent.llm.prompt.step_grammar import StepShape, step_grammar
 from agent.util.threads import give_back_memory
@@ -45,7 +45,7 @@ GRAMMARS = (
     'start: ("get_order" | "get_orders" | "list") "{" /[0-9]{1,3}/ "}" /[xyü]{2}/\n',
 )
 ADAPTERS: dict[str, dict[str, dict[str, Any]]] = {
-    # All but dora and full go through the lean pass together.
+    # All but dora and full go through the fused forward together.
     "llama": {
         "red": {"layers_to_transform": [0]},
         "blue": {
@@ -58,7 +58,7 @@ ADAPTERS: dict[str, dict[str, dict[str, Any]]] = {
         "prompt": {},
         "full": {},
     },
-    # A kind that the lean pass refuses.
+    # A kind that the fused forward does not support.
     "qwen3": {"red": {"layers_to_transform": [0]}, "blue": {"layers_to_transform": [2]}, "prefix": {}},
     "mistral": {},
 }
@@ -83,7 +83,7 @@ class World:
         # In float32 the plain loop would be further from the truth than the engine may be.
         self.twins = {key: twin.double() for key, twin in self.twins.items()}
         self.vocabulary = int(self.twins[None].config.vocab_size)
-        self.chooser = Chooser(tokenizer, self.vocabulary, None)
+        self.sampler = Sampler(tokenizer, self.vocabulary, None)
 
     def engine(self, **options: Any) -> Watched:
         engine = Watched(self.model(), self.tokenizer, **options)
@@ -115,7 +115,7 @@ class World:
     def check(self, request: Request, made: Generation) -> None:
         """At each place stands the likeliest of what the grammar admits there. Nothing is forced but by its mask."""
         said = made.ids
-        matcher = None if request.grammar is None else self.chooser.matcher(request.grammar, END)
+        matcher = None if request.grammar is None else self.sampler.make_matcher(request.grammar, END)
         plain = self.logprobs(request.adapter, request.ids, said) if said else ()
         for place, (id, scores) in enumerate(zip(said, plain, strict=True)):
             where = f"place {place} of {said}"
@@ -124,21 +124,21 @@ class World:
             if request.temperature == 0:
                 assert float(scores[id]) >= float(scores[admitted].max()) - NEAR, where
             if request.logprobs:
-                heard = made.logprobs[place]
-                assert len(admitted) == 1 if heard is None else abs(heard - float(scores[id])) <= NEAR, where
+                received = made.logprobs[place]
+                assert len(admitted) == 1 if received is None else abs(received - float(scores[id])) <= NEAR, where
             if matcher is not None and id != END:
                 assert matcher.consume_token(id), matcher.get_error()
         assert len(made.logprobs) == (len(said) if request.logprobs else 0)
         assert END not in said[:-1]
         assert made.forced + made.sampled == len(said)
-        assert made.end != "length" or len(said) == request.max_new
+        assert made.finish_reason != "length" or len(said) == request.max_new
 
 
 class Watched(Engine):
     """An engine that counts its passes, and looks at its cache before each."""
 
     def __init__(self, *args: Any, cache_tokens: int = 32768, **options: Any) -> None:
-        super().__init__(*args, cache_tokens=cache_tokens, **options)
+        super().__init__(*args, cache_tokens=cache_tokens, on_pass=self.watch, **options)
         self.cache_tokens = cache_tokens
         self.turn = threading.Condition()
         self.passes = 0
@@ -147,27 +147,26 @@ class Watched(Engine):
         self.largest = 0
         """The most sessions of a pass."""
 
-    def _forward(self, batch: Sequence[Session], takes: Sequence[int], guesses: Sequence[Sequence[int]]) -> Any:
+    def watch(self, batch: Sequence[DecodingSession]) -> None:
         with self.turn:
             self.passes += 1
             self.largest = max(self.largest, len(batch))
             self.mixed += len({one.request.adapter for one in batch}) > 1
             self.turn.notify_all()
-        running = sum(one.values.length for one in self._cache._entries if one.busy)
+        running = sum(one.values.length for one in self._cache._entries if one.is_busy)
         assert self._cache.tokens <= self.cache_tokens + running
-        return super()._forward(batch, takes, guesses)
 
     def check_idle(self) -> None:
         """Nothing is held for anybody."""
         assert self.unfinished == 0
-        assert not any(one.busy for one in self._cache._entries)
-        tenants = [one() for one in self._slots._tenants if one is not None]
-        assert not any(one.running for one in tenants if one is not None)
+        assert not any(one.is_busy for one in self._cache._entries)
+        tenants = [one() for one in self._slots._owners if one is not None]
+        assert not any(one.is_running for one in tenants if one is not None)
         assert self._cache.tokens <= self.cache_tokens
 
 
 @pytest.fixture(scope="module")
-def lean(tokenizer: Any, parts: Any, tmp_path_factory: pytest.TempPathFactory) -> World:
+def fused(tokenizer: Any, parts: Any, tmp_path_factory: pytest.TempPathFactory) -> World:
     return World("llama", tmp_path_factory.mktemp("llama"), tokenizer, parts)
 
 
@@ -203,13 +202,13 @@ def scenarios(adapters: Sequence[str | None]) -> st.SearchStrategy[list[Asked]]:
     requests = st.builds(
         Request,
         ids=prompts(),
-        end=st.just(END),
+        end_of_turn=st.just(END),
         max_new=st.integers(1, 40),
         grammar=st.sampled_from(GRAMMARS),
         temperature=st.sampled_from([0.0, 0.0, 0.0, 1.0]),
         seed=st.integers(0, 99),
         adapter=st.sampled_from(adapters),
-        guess=st.sampled_from([True, True, False]),
+        speculate=st.sampled_from([True, True, False]),
         logprobs=st.booleans(),
     )
     ways = st.tuples(st.sampled_from(["passes", "told", "enough"]), st.integers(1, 12))
@@ -227,14 +226,14 @@ def ask(engine: Watched, scenario: Sequence[Asked]) -> list[Generation]:
         return engine.passes - since >= count or sum(done[one] for one in range(count)) >= before
 
     def go(asked: Asked, since: int) -> Generation:
-        cancelled, heard = threading.Event(), []
+        cancelled, received = threading.Event(), []
         way, count = asked.leaves or ("never", 0)
 
-        def hear(ids: Sequence[int]) -> bool:
-            heard.extend(ids)
-            if way == "told" and len(heard) >= count:
+        def on_tokens(ids: Sequence[int]) -> bool:
+            received.extend(ids)
+            if way == "told" and len(received) >= count:
                 cancelled.set()
-            return way != "enough" or len(heard) < count
+            return way != "enough" or len(received) < count
 
         def leave() -> None:
             with engine.turn:
@@ -249,16 +248,16 @@ def ask(engine: Watched, scenario: Sequence[Asked]) -> list[Generation]:
         leaver = threading.Thread(target=leave)
         if way == "passes":
             leaver.start()
-        made = engine.generate(replace(asked.request, on_tokens=hear), cancelled)
+        made = engine.generate(replace(asked.request, on_tokens=on_tokens), cancelled)
         with engine.turn:
             done[asked.comes] += 1
             over.set()
             engine.turn.notify_all()
         if way == "passes":
             leaver.join()
-        assert tuple(heard) == made.ids
-        assert made.end != "cancelled" or way in ("passes", "told")
-        assert made.end != "stop" or made.ids[-1] == END or way == "enough"
+        assert tuple(received) == made.ids
+        assert made.finish_reason != "cancelled" or way in ("passes", "told")
+        assert made.finish_reason != "stop" or made.ids[-1] == END or way == "enough"
         return made
 
     since = engine.passes
@@ -286,13 +285,15 @@ def hold(world: World, examples: int) -> Counter[str]:
                 made = ask(engine, scenario)
                 for asked, one in zip(scenario, made, strict=True):
                     world.check(asked.request, one)
-                    seen.update({one.end: 1, "cached": one.cached, "guessed": one.guessed, "forced": one.forced})
+                    seen.update(
+                        {one.finish_reason: 1, "cached": one.cached, "drafted": one.drafted, "forced": one.forced}
+                    )
                 engine.check_idle()
                 scenario = [
                     replace(asked, request=replace(asked.request, ids=(*asked.request.ids, *one.ids, *end)))
                     for asked, one, end in zip(scenario, made, more, strict=False)
                 ]
-            seen.update(mixed=engine.mixed, lean=engine.is_lean)
+            seen.update(mixed=engine.mixed, fused=engine.uses_fused_forward)
         finally:
             engine.close()
 
@@ -300,21 +301,21 @@ def hold(world: World, examples: int) -> Counter[str]:
     return seen
 
 
-def test_whoever_else_runs_each_says_what_the_plain_loop_says_as_likely_as_there(lean: World) -> None:
-    seen = hold(lean, 12)
-    assert all(seen[one] for one in ("stop", "length", "cancelled", "cached", "guessed", "forced", "mixed", "lean")), (
+def test_concurrent_sessions_match_the_plain_loop_in_ids_and_log_probabilities(fused: World) -> None:
+    seen = hold(fused, 12)
+    assert all(seen[one] for one in ("stop", "length", "cancelled", "cached", "drafted", "forced", "mixed", "fused")), (
         seen
     )
 
 
-def test_so_does_each_in_the_pass_of_transformers(other: World) -> None:
+def test_the_forward_of_transformers_matches_the_plain_loop_too(other: World) -> None:
     seen = hold(other, 8)
-    assert all(seen[one] for one in ("stop", "length", "cancelled", "cached", "guessed", "forced")), seen
-    assert not seen["mixed"] + seen["lean"]
+    assert all(seen[one] for one in ("stop", "length", "cancelled", "cached", "drafted", "forced")), seen
+    assert not seen["mixed"] + seen["fused"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", ["lean", "other"])
+@pytest.mark.parametrize("world", ["fused", "other"])
 def test_each_says_what_the_plain_loop_says_in_many_more_scenarios(world: str, request: pytest.FixtureRequest) -> None:
     hold(request.getfixturevalue(world), 50)
 
@@ -324,7 +325,7 @@ def test_each_says_what_the_plain_loop_says_in_many_more_scenarios(world: str, r
 
 def law(world: World, ids: Sequence[int], grammar: str, said: tuple[int, ...] = ()) -> dict[tuple[int, ...], float]:
     """Every whole text of a grammar behind a prompt, and how probable the logits make it."""
-    matcher = world.chooser.matcher(grammar, END)
+    matcher = world.sampler.make_matcher(grammar, END)
     matcher.consume_tokens(list(said))
     if matcher.is_stopped():
         return {(*said, END): 1.0}
@@ -338,22 +339,22 @@ def law(world: World, ids: Sequence[int], grammar: str, said: tuple[int, ...] = 
 
 
 def test_with_guesses_each_text_comes_as_often_as_the_logits_say_and_a_seed_says_what_it_says_without(
-    lean: World,
+    fused: World,
 ) -> None:
     grammar, ids = "start: /[abc]{2}/\n", prompt(1, 12)
-    likely = law(lean, ids, grammar)
+    likely = law(fused, ids, grammar)
     assert abs(sum(likely.values()) - 1) < 1e-5
     assert max(likely.values()) < 0.7
     asked = [Request(ids, END, grammar=grammar, temperature=1.0, seed=seed) for seed in range(600)]
-    engine = lean.engine()
+    engine = fused.engine()
     try:
         with ThreadPoolExecutor(16) as pool:
             made = list(pool.map(engine.generate, asked))
         for one, request in zip(made[:60], asked, strict=False):
-            assert engine.generate(replace(request, guess=False)).ids == one.ids
+            assert engine.generate(replace(request, speculate=False)).ids == one.ids
     finally:
         engine.close()
-    assert sum(one.guessed for one in made) > 60
+    assert sum(one.drafted for one in made) > 60
     count = Counter(one.ids for one in made)
     assert set(count) <= set(likely)
     assert sum(abs(count[text] / len(made) - chance) for text, chance in likely.items()) / 2 < 0.06
@@ -368,20 +369,20 @@ def test_with_guesses_each_text_comes_as_often_as_the_logits_say_and_a_seed_says
     sizes=st.lists(st.integers(30, 150), min_size=8, max_size=8),
 )
 def test_the_longest_unused_goes_first_and_what_is_read_again_says_the_same(
-    lean: World, order: list[int], sizes: list[int]
+    fused: World, order: list[int], sizes: list[int]
 ) -> None:
-    engine = Watched(lean.model(), lean.tokenizer, max_sessions=2, cache_tokens=400)
+    engine = Watched(fused.model(), fused.tokenizer, max_sessions=2, cache_tokens=400)
     asked = [Request(prompt(100 + number, size), END, max_new=4) for number, size in enumerate(sizes)]
     first: dict[int, Generation] = {}
     try:
         for place, number in enumerate(order):
             made = engine.generate(asked[number])
-            lean.check(asked[number], made)
+            fused.check(asked[number], made)
             assert made.ids == first.setdefault(number, made).ids
             engine.check_idle()
             # From the one used last to the one used first.
             used = list(dict.fromkeys(reversed(order[: place + 1])))
-            known = [engine._cache.known(None, asked[one].ids) == len(asked[one].ids) - 1 for one in used]
+            known = [engine._cache.cached_length(None, asked[one].ids) == len(asked[one].ids) - 1 for one in used]
             assert known == sorted(known, reverse=True)
             assert known[0]
     finally:
@@ -400,12 +401,11 @@ class Stepped(Watched):
         self.batches: list[list[int]] = []
         """How long the prompts of each pass are."""
 
-    def _forward(self, batch: Sequence[Session], takes: Sequence[int], guesses: Sequence[Sequence[int]]) -> Any:
+    def watch(self, batch: Sequence[DecodingSession]) -> None:
         self.batches.append([len(one.request.ids) for one in batch])
         with self.turn:
             self.turn.notify_all()
         assert self.may.acquire(timeout=60)
-        return super()._forward(batch, takes, guesses)
 
     def step(self) -> None:
         """Let one pass run, and wait until the next is about to."""
@@ -429,25 +429,25 @@ def joins(thread: threading.Thread) -> bool:
 
 
 @pytest.mark.parametrize("way", ["event", "listener", "stream", "stream with an event of its own"])
-def test_one_that_goes_away_is_in_no_pass_but_the_one_that_runs(lean: World, renderer: Renderer, way: str) -> None:
-    engine = Stepped(lean.model(), lean.tokenizer, max_sessions=1)
-    gone, heard = threading.Event(), threading.Event()
+def test_an_abandoned_request_is_in_no_further_pass(fused: World, renderer: Renderer, way: str) -> None:
+    engine = Stepped(fused.model(), fused.tokenizer, max_sessions=1)
+    gone, received = threading.Event(), threading.Event()
     model = LocalModel(engine=engine, renderer=renderer, base="tiny", revision="0", temperature=1.0, max_tokens=900)
 
-    def hear(_: Sequence[int]) -> bool:
-        heard.set()
+    def on_tokens(_: Sequence[int]) -> bool:
+        received.set()
         return not (way == "listener" and gone.is_set())
 
     def run() -> None:
         if way in ("event", "listener"):
             engine.generate(
-                Request(prompt(1, 30), NO_END, max_new=900, on_tokens=hear), gone if way == "event" else None
+                Request(prompt(1, 30), NO_END, max_new=900, on_tokens=on_tokens), gone if way == "event" else None
             )
             return
         options = {} if way == "stream" else {"cancelled": threading.Event()}
         stream: Any = model.stream("Where is it?", seed=3, **options)
         next(stream)
-        heard.set()
+        received.set()
         gone.wait(60)
         stream.close()
 
@@ -457,7 +457,7 @@ def test_one_that_goes_away_is_in_no_pass_but_the_one_that_runs(lean: World, ren
     wait_until(lambda: bool(engine.batches))
     second.start()
     wait_until(lambda: engine.unfinished == 2)
-    while not heard.wait(0.05):
+    while not received.wait(0.05):
         engine.step()
     assert [7] not in engine.batches
     gone.set()
@@ -475,24 +475,26 @@ def test_one_that_goes_away_is_in_no_pass_but_the_one_that_runs(lean: World, ren
 def held() -> Counter[str]:
     """How many there are of what a session holds on to."""
     gc.collect()
-    return Counter(type(one).__name__ for one in gc.get_objects() if type(one) in (Session, Entry, KeyValues))
+    return Counter(
+        type(one).__name__ for one in gc.get_objects() if type(one) in (DecodingSession, CacheEntry, KeyValues)
+    )
 
 
-def test_a_thousand_that_are_cancelled_leave_nothing_in_memory(lean: World) -> None:
-    engine = lean.engine(max_sessions=4, cache_tokens=1000)
+def test_a_thousand_that_are_cancelled_leave_nothing_in_memory(fused: World) -> None:
+    engine = fused.engine(max_sessions=4, cache_tokens=1000)
     before = held()
     process = psutil.Process()
 
     def cancel(seed: int) -> Generation:
         chance = random.Random(seed)
         cancelled, count = threading.Event(), chance.randrange(6)
-        heard: list[int] = []
+        received: list[int] = []
         if count == 0:
             cancelled.set()
 
-        def hear(ids: Sequence[int]) -> bool:
-            heard.extend(ids)
-            if len(heard) >= count:
+        def on_tokens(ids: Sequence[int]) -> bool:
+            received.extend(ids)
+            if len(received) >= count:
                 cancelled.set()
             return True
 
@@ -506,14 +508,14 @@ def test_a_thousand_that_are_cancelled_leave_nothing_in_memory(lean: World) -> N
                 temperature=1.0,
                 seed=seed,
                 adapter=chance.choice([None, None, "red", "blue", "prompt"]),
-                on_tokens=hear,
+                on_tokens=on_tokens,
             ),
             cancelled,
         )
 
     def used(seeds: range) -> int:
         with ThreadPoolExecutor(6) as pool:
-            ends = Counter(one.end for one in pool.map(cancel, seeds))
+            ends = Counter(one.finish_reason for one in pool.map(cancel, seeds))
         assert ends["cancelled"] > 0.9 * len(seeds)
         engine.check_idle()
         give_back_memory()
@@ -523,8 +525,8 @@ def test_a_thousand_that_are_cancelled_leave_nothing_in_memory(lean: World) -> N
         warm = used(range(300))
         assert used(range(300, 1300)) < 1.05 * warm
         kept = held() - before
-        assert kept["Session"] <= 1  # The worker's last.
-        assert kept["Entry"] == kept["KeyValues"] == len(engine._cache._entries)
+        assert kept["DecodingSession"] <= 1  # The worker's last.
+        assert kept["CacheEntry"] == kept["KeyValues"] == len(engine._cache._entries)
     finally:
         engine.close()
 

@@ -1,4 +1,4 @@
-"""The lean pass against the pass of transformers."""
+"""The fused forward against the forward of transformers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from agent.llm.engine import fused_forward as lean
+from agent.llm.engine import fused_forward
 from agent.llm.engine.attention import OneSequence, use_ragged_attention
-from agent.llm.engine.fused_forward import lean_pass, lora_of
-from agent.llm.engine.loaded_adapters import AdapterBank
+from agent.llm.engine.fused_forward import fuse_forward, fuse_lora
+from agent.llm.engine.loaded_adapters import LoadedAdapters
 from agent.llm.weights.precision import use_bfloat16_products
 from tests.agent.llm.conftest import make_model, save_adapter
 
@@ -23,7 +23,7 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
 
 
 def both(model: Any, run: Any, lora: Any = None, count: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of the model's own pass and of the lean one."""
+    """Logits of the model's own forward and of the fused one."""
     ids = torch.randint(0, model.config.vocab_size, (count,), generator=torch.Generator().manual_seed(1))
     places = torch.arange(count)
     with torch.inference_mode():
@@ -45,29 +45,28 @@ def ragged(tokenizer: Any, kind: str = "llama", **changes: Any) -> Any:
 def test_it_gives_the_logits_of_the_model(tokenizer: Any, kind: str, changes: dict[str, Any]) -> None:
     model = ragged(tokenizer, kind, **changes)
     before = {name: tensor.clone() for name, tensor in model.named_parameters()}
-    run = lean_pass(model)
+    run = fuse_forward(model)
     assert run is not None
-    own, lean_logits = both(model, run)
-    torch.testing.assert_close(lean_logits, own, rtol=1e-4, atol=1e-4)
+    own, fused_logits = both(model, run)
+    torch.testing.assert_close(fused_logits, own, rtol=1e-4, atol=1e-4)
     for name, tensor in model.named_parameters():
         assert torch.equal(tensor, before[name]), name
 
 
-def test_it_is_the_same_without_packed_weights(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_the_same_without_packed_weights(tokenizer: Any) -> None:
     model = ragged(tokenizer)
-    monkeypatch.setattr(lean, "_can_pack", lambda model: False)
-    run = lean_pass(model)
+    run = fuse_forward(model, pack=False)
     assert run is not None
-    own, lean_logits = both(model, run)
-    torch.testing.assert_close(lean_logits, own, rtol=1e-4, atol=1e-4)
+    own, fused_logits = both(model, run)
+    torch.testing.assert_close(fused_logits, own, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("count", [3, 37, 70])
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj", "up_proj"], ["k_proj"], "all-linear"])
 def test_adapters_add_what_peft_adds(tokenizer: Any, tmp_path: Path, targets: Any, count: int) -> None:
     save_adapter(tmp_path / "a", tokenizer, seed=1, target_modules=targets, use_rslora=True)
-    own, lean_logits = adapted(ragged(tokenizer), tmp_path / "a", count)
-    torch.testing.assert_close(lean_logits, own, rtol=1e-4, atol=1e-4)
+    own, fused_logits = adapted(ragged(tokenizer), tmp_path / "a", count)
+    torch.testing.assert_close(fused_logits, own, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("count", [3, 40])
@@ -76,18 +75,18 @@ def test_rounded_products_lose_no_more_than_those_of_peft(tokenizer: Any, tmp_pa
     exact, _ = adapted(ragged(tokenizer), tmp_path / "a", count)
     model = ragged(tokenizer)
     use_bfloat16_products(model)
-    own, lean_logits = adapted(model, tmp_path / "a", count)
-    assert 0 < float((lean_logits - exact).norm()) < 1.3 * float((own - exact).norm())
+    own, fused_logits = adapted(model, tmp_path / "a", count)
+    assert 0 < float((fused_logits - exact).norm()) < 1.3 * float((own - exact).norm())
 
 
 def adapted(model: Any, folder: Path, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """As `both`, under the adapter in a folder."""
-    run = lean_pass(model)
+    run = fuse_forward(model)
     assert run is not None
-    bank = AdapterBank(model)
-    bank.load("a", folder)
-    bank.activate("a")
-    lora = lora_of(model, bank.name("a"))
+    adapters = LoadedAdapters(model)
+    adapters.load("a", folder)
+    adapters.activate("a")
+    lora = fuse_lora(model, adapters.name("a"))
     assert lora is not None
     return both(model, run, lora, count)
 
@@ -101,7 +100,7 @@ def test_an_adapter_that_does_more_is_left_to_transformers(tokenizer: Any, optio
 
     model = ragged(tokenizer)
     inject_adapter_in_model(LoraConfig(**{"target_modules": ["q_proj"], **options}), model, adapter_name="a")
-    assert lora_of(model, "a") is None
+    assert fuse_lora(model, "a") is None
 
 
 def test_a_model_with_other_parts_is_left_to_transformers() -> None:
@@ -111,7 +110,7 @@ def test_a_model_with_other_parts_is_left_to_transformers() -> None:
     config.num_attention_heads, config.num_key_value_heads, config.head_dim = 4, 2, 8
     model: Any = Qwen3ForCausalLM(config).eval()
     use_ragged_attention(model)
-    assert lean_pass(model) is None  # It has norms of queries and keys.
+    assert fuse_forward(model) is None  # It has norms of queries and keys.
 
 
 def test_a_model_with_the_same_parts_that_computes_something_else_is_left_to_transformers() -> None:
@@ -128,7 +127,7 @@ def test_a_model_with_the_same_parts_that_computes_something_else_is_left_to_tra
     )
     model: Any = GraniteForCausalLM(config).eval()
     use_ragged_attention(model)
-    assert lean_pass(model) is None
+    assert fuse_forward(model) is None
 
 
 def test_the_likeliest_are_told_apart_in_float32(tokenizer: Any) -> None:
@@ -137,7 +136,7 @@ def test_the_likeliest_are_told_apart_in_float32(tokenizer: Any) -> None:
     weight = model.get_output_embeddings().weight
     with torch.no_grad():
         weight[7] = weight[3] * (1 + 2**-12)  # The same once rounded.
-    run = lean_pass(model)
+    run = fuse_forward(model)
     assert run is not None
     one = torch.tensor([5])
     with torch.inference_mode():
@@ -153,8 +152,8 @@ def test_the_likeliest_are_told_apart_in_float32(tokenizer: Any) -> None:
     assert not torch.equal(every, scores[0])
 
 
-def test_packed_products_are_made_of_few_numbers_of_rows() -> None:
-    rows = [count + lean._spare_rows(count) for count in range(1, 513)]
+def test_packed_products_use_few_numbers_of_rows() -> None:
+    rows = [count + fused_forward._padding_rows(count) for count in range(1, 513)]
     assert all(count <= made <= max(count * 1.25, count + 7) for count, made in enumerate(rows, 1))
     assert rows[:32] == list(range(1, 33))
     assert len(set(rows)) <= 60

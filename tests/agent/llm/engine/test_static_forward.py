@@ -22,13 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from agent.errors import AdapterError
-from agent.llm.engine import scheduler as engine_module
-from agent.llm.engine import static_forward as static_module
 from agent.llm.engine.attention import CachedLayout, use_ragged_attention
-from agent.llm.engine.cuda_graphs import CallAgain, CudaGraphs, runner_on
+from agent.llm.engine.cuda_graphs import PlainCalls
 from agent.llm.engine.kv_cache import KeyValues, Slots
-from agent.llm.engine.loaded_adapters import AdapterBank
-from agent.llm.engine.scheduler import Engine, Request
+from agent.llm.engine.loaded_adapters import LoadedAdapters
+from agent.llm.engine.scheduler import Engine
+from agent.llm.engine.session import Request
 from agent.llm.engine.static_forward import Grid, StaticPasses, grid_for
 from agent.llm.prompt.render import Renderer
 from agent.llm.prompt.step_grammar import StepShape, step_grammar
@@ -41,7 +40,7 @@ LAYERS = 3
 
 
 class Recorded:
-    """A `Runner` that, as a CUDA graph does, repeats the operations of the capture and runs no Python again."""
+    """A `PassRunner` that, as a CUDA graph does, repeats the operations of the capture and runs no Python again."""
 
     def __init__(self) -> None:
         self.prepared = 0
@@ -90,7 +89,7 @@ def _tensors(made: Any) -> list[torch.Tensor]:
 
 
 class Failing:
-    """A `Runner` that cannot capture."""
+    """A `PassRunner` that cannot capture."""
 
     def prepare(self, work: Callable[[], None]) -> Callable[[], None]:
         work()
@@ -100,12 +99,10 @@ class Failing:
         return None
 
 
-@pytest.fixture(params=[CallAgain, Recorded])
-def runner(request: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What engines of the test run static passes with."""
-    made = request.param()
-    monkeypatch.setattr(engine_module, "runner_on", lambda device: made)
-    return made
+@pytest.fixture(params=[PlainCalls, Recorded])
+def runner(request: Any) -> Any:
+    """How engines of the test repeat static passes."""
+    return request.param()
 
 
 @pytest.fixture
@@ -114,8 +111,8 @@ def twin(tokenizer: Any, parts: Any) -> Any:
 
 
 def static_passes(engine: Engine) -> StaticPasses:
-    assert engine._static is not None
-    return engine._static
+    assert engine.static_passes is not None
+    return engine.static_passes
 
 
 # -- which shape ---------------------------------------------------------------------------------------------
@@ -162,26 +159,26 @@ def test_greedy_ids_are_those_of_transformers_whoever_runs_and_whatever_is_guess
     requests = [Request(ids, NO_END, max_new=24) for ids in asked]
     for made, ids in zip(together(shared.engine, requests), asked, strict=True):
         assert made.ids == reference(shared.twin, ids, 24)
-        shared.guessed += made.guessed
+        shared.drafted += made.drafted
     assert static_passes(shared.engine).passes > before
 
 
-def test_some_of_those_guesses_were_right_and_took_wide_grids(shared: Any) -> None:
-    assert shared.guessed > 0
+def test_some_of_those_drafts_were_accepted_on_wide_grids(shared: Any) -> None:
+    assert shared.drafted > 0
     assert {grid.width for _, _, grid in static_passes(shared.engine)._prepared} >= {1, 16}
 
 
 @pytest.fixture(scope="module")
 def shared(tokenizer: Any, parts: Any) -> Any:
-    engine = Engine(parts.model(tokenizer), tokenizer, cache_tokens=2000, max_sessions=6, static=True)
-    yield SimpleNamespace(engine=engine, twin=parts.model(tokenizer), guessed=0)
+    engine = Engine(parts.model(tokenizer), tokenizer, cache_tokens=2000, max_sessions=6, static=PlainCalls())
+    yield SimpleNamespace(engine=engine, twin=parts.model(tokenizer), drafted=0)
     engine.close()
 
 
 def test_sessions_that_begin_alike_and_outgrow_their_slots_say_what_transformers_says(
     make_engine: MakeEngine, twin: Any, runner: Any
 ) -> None:
-    engine = make_engine(static=True, max_sessions=4)
+    engine = make_engine(static=runner, max_sessions=4)
     start = prompt(1, 200)
     asked = [(*start, *prompt(10 + number, 20 + 9 * number)) for number in range(6)]
     for length in (4, 90):
@@ -192,14 +189,14 @@ def test_sessions_that_begin_alike_and_outgrow_their_slots_say_what_transformers
     assert all(entry.values.shared is None for entry in engine._cache._entries)
 
 
-def test_adapters_of_every_kind_in_turns_give_what_peft_gives(
+def test_every_kind_of_adapter_gives_what_peft_gives_in_static_passes(
     make_engine: MakeEngine, parts: Any, tokenizer: Any, tmp_path: Path, runner: Any
 ) -> None:
     twins = {None: parts.model(tokenizer), "red": parts.adapter(tmp_path / "red", tokenizer, seed=1)}
     twins["blue"] = parts.adapter(tmp_path / "blue", tokenizer, seed=2, target_modules="all-linear", use_dora=True)
     for kind in ("prefix", "full"):
         twins[kind] = parts.other(tmp_path / kind, tokenizer, kind)
-    engine = make_engine(static=True)
+    engine = make_engine(static=runner)
     for key in twins:
         if key is not None:
             engine.load_adapter(key, tmp_path / key)
@@ -216,7 +213,7 @@ def test_another_adapter_under_the_same_key_gets_passes_of_its_own(
     make_engine: MakeEngine, parts: Any, tokenizer: Any, tmp_path: Path, runner: Any
 ) -> None:
     twins = [parts.adapter(tmp_path / str(seed), tokenizer, seed=seed) for seed in (1, 2)]
-    engine = make_engine(static=True)
+    engine = make_engine(static=runner)
     ids = prompt(1, 40)
     for seed in (1, 2):
         engine.load_adapter("red", tmp_path / str(seed))
@@ -229,15 +226,13 @@ def test_another_adapter_under_the_same_key_gets_passes_of_its_own(
     assert {key for key, _, _ in static_passes(engine)._prepared} == {None}
 
 
-def test_a_seed_says_under_a_grammar_what_it_says_otherwise(
-    make_engine: MakeEngine, renderer: Renderer, runner: Any
-) -> None:
+def test_a_seed_generates_the_same_in_static_passes(make_engine: MakeEngine, renderer: Renderer, runner: Any) -> None:
     grammar = step_grammar(StepShape(TOOLS))
     requests = [
         Request(prompt(seed, 20), renderer.end_of_turn, max_new=400, grammar=grammar, temperature=1.0, seed=seed)
         for seed in range(4)
     ]
-    plain, engine = make_engine(), make_engine(static=True)
+    plain, engine = make_engine(), make_engine(static=runner)
     assert [one.ids for one in together(engine, requests)] == [plain.generate(one).ids for one in requests]
     assert static_passes(engine).passes > 0
 
@@ -247,7 +242,10 @@ def test_a_seed_says_under_a_grammar_what_it_says_otherwise(
 
 def test_past_a_sliding_window_passes_are_plain(make_engine: MakeEngine, parts: Any, tokenizer: Any) -> None:
     changes = {"sliding_window": 48}
-    engine, twin = make_engine("mistral", changes=changes, static=True), parts.model(tokenizer, "mistral", **changes)
+    engine, twin = (
+        make_engine("mistral", changes=changes, static=PlainCalls()),
+        parts.model(tokenizer, "mistral", **changes),
+    )
     for size, some in ((20, True), (90, False)):
         before = static_passes(engine).passes
         ids = prompt(size, size)
@@ -256,10 +254,9 @@ def test_past_a_sliding_window_passes_are_plain(make_engine: MakeEngine, parts: 
 
 
 def test_where_a_pass_cannot_be_captured_plain_ones_go_on_and_it_is_said_once(
-    make_engine: MakeEngine, twin: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make_engine: MakeEngine, twin: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engine_module, "runner_on", lambda device: Failing())
-    engine = make_engine(static=True)
+    engine = make_engine(static=Failing())
     with caplog.at_level(logging.WARNING):
         for seed in (1, 2):
             ids = prompt(seed, 40)
@@ -271,26 +268,26 @@ def test_where_a_pass_cannot_be_captured_plain_ones_go_on_and_it_is_said_once(
     assert static_passes(engine).passes == 0
 
 
-def test_off_cuda_an_engine_runs_plain_passes_unless_it_is_asked(make_engine: MakeEngine) -> None:
-    assert make_engine()._static is None
-    assert isinstance(runner_on(torch.device("cpu")), CallAgain)
-    assert isinstance(runner_on(torch.device("cuda:1")), CudaGraphs)
+def test_static_passes_are_off_by_default(make_engine: MakeEngine) -> None:
+    assert make_engine().static_passes is None
 
 
 # -- the passes themselves -------------------------------------------------------------------------------------
 
 
-def bare(model: Any, runner: Any) -> Any:
+def bare(model: Any, runner: Any, **options: Any) -> Any:
     """A model with its slots and static passes, without an engine."""
     use_ragged_attention(model)
     slots = Slots(LAYERS, 5, static=True)
-    return SimpleNamespace(model=model, slots=slots, passes=StaticPasses(model, AdapterBank(model), slots, runner))
+    return SimpleNamespace(
+        model=model, slots=slots, passes=StaticPasses(model, LoadedAdapters(model), slots, runner, **options)
+    )
 
 
 def read(made: Any, sequence: KeyValues, ids: Sequence[int]) -> torch.Tensor:
     """A plain pass; the logits behind each id."""
     with torch.inference_mode():
-        made.slots.hold(sequence)
+        made.slots.assign(sequence)
         layout = CachedLayout(made.slots, [sequence], [len(ids)], made.model.device)
         places = torch.arange(sequence.length, sequence.length + len(ids))[None]
         logits = made.model(
@@ -300,7 +297,7 @@ def read(made: Any, sequence: KeyValues, ids: Sequence[int]) -> torch.Tensor:
     return logits.log_softmax(-1)
 
 
-@pytest.mark.parametrize("make_runner", [CallAgain, Recorded])
+@pytest.mark.parametrize("make_runner", [PlainCalls, Recorded])
 @pytest.mark.parametrize("counts", [[1], [1, 1], [3, 1, 16], [5, 4, 3, 2, 1]])
 def test_log_probabilities_are_those_of_a_plain_pass(
     tokenizer: Any, make_runner: Callable[[], Any], counts: list[int]
@@ -312,39 +309,39 @@ def test_log_probabilities_are_those_of_a_plain_pass(
         read(made, pair[0], prompt(number, 20 + 60 * number))
         with torch.inference_mode():
             pairs.append((pair[0], pair[0].copy(pair[0].length)))
-        made.slots.let_go(pair[0])
+        made.slots.release(pair[0])
     chosen = random.Random(len(counts)).sample(pairs, len(counts))
     for turn in range(3):
         new = [prompt(100 * turn + place, count) for place, count in enumerate(counts)]
         plain = []
         for (one, _), ids in zip(chosen, new, strict=True):
             plain.append(read(made, one, ids))
-            made.slots.let_go(one)
+            made.slots.release(one)
         for _, twin in chosen:
             with torch.inference_mode():
-                made.slots.hold(twin)
+                made.slots.assign(twin)
         logits = made.passes.run(
             None, [twin for _, twin in chosen], counts, [id for ids in new for id in ids], range(sum(counts))
         )
         for _, twin in chosen:
-            made.slots.let_go(twin)
+            made.slots.release(twin)
         torch.testing.assert_close(logits.log_softmax(-1), torch.cat(plain), rtol=0, atol=1e-4)
     assert made.passes.passes == 3
 
 
 def test_cells_without_a_token_write_where_nobody_reads(tokenizer: Any) -> None:
-    made = bare(make_model(tokenizer), CallAgain())
+    made = bare(make_model(tokenizer), PlainCalls())
     sequences = [KeyValues(made.slots) for _ in range(5)]
     for number, one in enumerate(sequences):
         read(made, one, prompt(number, 255 if number == 2 else 30))  # A slot of 256 columns then has one left.
     with torch.inference_mode():
-        before = [[pair[0].clone() for pair in map(one.all, range(LAYERS))] for one in sequences]
+        before = [[pair[0].clone() for pair in map(one.whole, range(LAYERS))] for one in sequences]
         for those in ([0], [4], [0, 1, 3], [0, 1, 3, 4]):
             running = [sequences[place] for place in those]
             assert made.passes.run(None, running, [3] * len(those), list(prompt(9, 3 * len(those))), [0]) is not None
         for one, layers in zip(sequences, before, strict=True):
             for layer, keys in enumerate(layers):
-                assert torch.equal(one.all(layer)[0][:, : keys.shape[1]], keys)
+                assert torch.equal(one.whole(layer)[0][:, : keys.shape[1]], keys)
 
 
 def test_what_was_prepared_is_dropped_when_the_slots_move(tokenizer: Any) -> None:
@@ -371,10 +368,9 @@ def test_what_was_prepared_is_dropped_when_the_slots_move(tokenizer: Any) -> Non
     assert made.slots.rows == 2
 
 
-def test_the_passes_kept_are_bounded(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(static_module, "MOST_PREPARED", 2)
+def test_the_passes_kept_are_bounded(tokenizer: Any) -> None:
     runner = Recorded()
-    made = bare(make_model(tokenizer), runner)
+    made = bare(make_model(tokenizer), runner, max_prepared=2)
     one = KeyValues(made.slots)
     read(made, one, prompt(1, 30))
     for count in (1, 2, 1, 7, 1, 2):
@@ -390,7 +386,7 @@ def test_on_a_device_without_values_a_pass_asks_for_none_and_stays_there(tokeniz
     sequences = [KeyValues(made.slots) for _ in range(3)]
     with torch.inference_mode():
         for number, one in enumerate(sequences):
-            made.slots.hold(one)
+            made.slots.assign(one)
             for layer in range(LAYERS):
                 made.slots.fit(layer, torch.zeros(2, 30, 16, dtype=dtype, device="meta"))
             one.length = 30
@@ -401,7 +397,7 @@ def test_on_a_device_without_values_a_pass_asks_for_none_and_stays_there(tokeniz
 
 
 class _OnMeta:
-    """A `Runner` that sees to it that the work stays on torch's device for shapes alone."""
+    """A `PassRunner` that sees to it that the work stays on torch's device for shapes alone."""
 
     def __init__(self) -> None:
         self.prepared = 0

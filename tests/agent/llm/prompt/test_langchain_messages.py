@@ -18,7 +18,7 @@ from langchain_core.messages import (
 from agent.errors import PromptError
 from agent.llm.prompt.langchain_messages import from_langchain, plain_text, to_langchain
 from agent.llm.prompt.render import Frame, Message, messages
-from agent.llm.prompt.step_grammar import ToolSpec
+from agent.llm.prompt.tool_spec import ToolSpec
 from agent.llm.step_model import read_plan
 from agent.records.run import Provenance, Step, Task, ToolCall, Trajectory
 
@@ -69,7 +69,7 @@ def test_there_is_always_a_system_message_first(conversation: list[BaseMessage])
 @pytest.mark.parametrize(
     ("message", "why"),
     [
-        (HumanMessage([{"type": "image_url", "image_url": {"url": "data:"}}]), "holds 'image_url'"),
+        (HumanMessage([{"type": "image_url", "image_url": {"url": "data:"}}]), "a block of type 'image_url'"),
         (FunctionMessage(content="x", name="f"), "a FunctionMessage cannot be shown"),
         (ChatMessage(content="x", role="critic"), "a ChatMessage cannot be shown"),
     ],

@@ -22,8 +22,9 @@ from agent.llm.prompt.render import (
     system_text,
     task_text,
 )
-from agent.llm.prompt.step_grammar import ToolSpec, write_step
-from agent.llm.prompt.truncation import examples
+from agent.llm.prompt.step_grammar import write_step
+from agent.llm.prompt.tool_spec import ToolSpec
+from agent.llm.prompt.truncation import render_examples
 from agent.records.run import Part, Provenance, Recalled, Step, Task, ToolCall, Trajectory
 
 LLAMA = (
@@ -80,7 +81,7 @@ STEPS = (
 
 
 def example(renderer: Renderer, run: Trajectory, targets: dict[int, Step]) -> Rendered:
-    (made,) = examples(run, FRAME, targets, 10_000, renderer)
+    (made,) = render_examples(run, FRAME, targets, 10_000, renderer)
     return made
 
 
@@ -122,7 +123,7 @@ def test_a_tool_result_has_the_templates_own_turn_or_a_users_that_is_marked(
     ("template", "why"),
     [
         (NO_SYSTEM, "drops a turn"),
-        (LAST_DIFFERS, "does not wrap each turn alike"),
+        (LAST_DIFFERS, "does not render each turn the same way"),
         (UNCLOSED, "does not close an assistant's turn"),
         (None, "has no chat template"),
     ],

@@ -18,15 +18,14 @@ from agent.llm.prompt.step_grammar import (
     MAX_COPIES,
     ParsedStep,
     StepShape,
-    ToolSpec,
     call_grammar,
-    chosen,
-    identifiers,
+    find_identifiers,
     parse_step,
     part_spans,
     step_grammar,
     write_step,
 )
+from agent.llm.prompt.tool_spec import ToolSpec, enum_arguments
 from agent.records.run import ToolCall
 
 Admits = Callable[[str, str], bool]
@@ -306,10 +305,10 @@ def test_where_no_run_of_words_has_a_fitting_length_the_tool_cannot_be_called(ad
 
 def test_of_many_identifiers_the_last_shown_stay() -> None:
     shown = " ".join(f"{number:05}" for number in range(100)) + " 00000"
-    found = identifiers("^[0-9]{5}$", shown)
+    found = find_identifiers("^[0-9]{5}$", shown)
     assert (len(found), found[0], found[-1]) == (MAX_COPIES, "00037", "00000")
-    assert identifiers("^(?:A|B)-[0-9]$", "A-1 C-2 B-3 A-1") == ["B-3", "A-1"]
-    assert identifiers("^(A|B)-[0-9]$", "A-1 C-2 B-3 A-1") == ["B-3", "A-1"]
+    assert find_identifiers("^(?:A|B)-[0-9]$", "A-1 C-2 B-3 A-1") == ["B-3", "A-1"]
+    assert find_identifiers("^(A|B)-[0-9]$", "A-1 C-2 B-3 A-1") == ["B-3", "A-1"]
 
 
 @settings(max_examples=40, deadline=None)
@@ -339,17 +338,17 @@ def test_references_are_followed(admits: Admits) -> None:
 def test_a_schema_that_holds_itself_is_refused_with_what_to_do() -> None:
     node = {"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#/$defs/Node"}, {"type": "null"}]}}}
     schema = {"$ref": "#/$defs/Node", "$defs": {"Node": node}}
-    with pytest.raises(GrammarError, match=r"'#/\$defs/Node' holds itself.*flatten"):
+    with pytest.raises(GrammarError, match=r"'#/\$defs/Node' contains itself.*flatten"):
         value_grammar(schema, "tool 'walk'")
 
 
 @pytest.mark.parametrize(
     ("schema", "said"),
     [
-        ({}, "cannot make a grammar"),
-        ({"type": "date"}, "cannot make a grammar"),
-        ({"type": "object", "additionalProperties": {"type": "string"}}, "free keys"),
-        ({"type": "object", "properties": {}, "required": ["x"]}, "'x' is required and not among"),
+        ({}, "no grammar for"),
+        ({"type": "date"}, "no grammar for"),
+        ({"type": "object", "additionalProperties": {"type": "string"}}, "arbitrary keys"),
+        ({"type": "object", "properties": {}, "required": ["x"]}, "'x' is required but not among"),
         ({"type": "string", "pattern": "[0-9]+"}, "must begin with"),
         ({"type": "string", "pattern": "^a/b$"}, "no slash"),
         ({"type": "string", "pattern": "^a\\$"}, "must begin with"),
@@ -357,7 +356,7 @@ def test_a_schema_that_holds_itself_is_refused_with_what_to_do() -> None:
         ({"type": "array", "minItems": 3, "maxItems": 2}, "minItems 3 is above"),
         ({"type": "integer", "minimum": 3, "maximum": 2}, "no integer lies between"),
         ({"enum": []}, "empty enum"),
-        ({"$ref": "#/$defs/Gone"}, "leads nowhere"),
+        ({"$ref": "#/$defs/Gone"}, "is not defined"),
     ],
 )
 def test_what_the_grammar_cannot_hold_is_refused_when_it_is_made(schema: Schema, said: str) -> None:
@@ -441,6 +440,6 @@ def test_choices_are_what_a_call_chose_among_texts() -> None:
     tool = ToolSpec("route", "Route.", {"type": "object", "properties": properties})
     assert tool.choices == {"desk": ("cards", "cash"), "tone": ("warm", "plain")}
     call = ToolCall("route", {"tone": "plain", "note": "cards", "urgency": 1, "desk": "cards"})
-    assert chosen(call, [tool]) == (("desk", "cards"), ("tone", "plain"))
-    assert chosen(ToolCall("route", {"desk": "loans", "tone": "warm"}), [tool]) == (("tone", "warm"),)
-    assert chosen(ToolCall("other", {"desk": "cards"}), [tool]) == ()
+    assert enum_arguments(call, [tool]) == (("desk", "cards"), ("tone", "plain"))
+    assert enum_arguments(ToolCall("route", {"desk": "loans", "tone": "warm"}), [tool]) == (("tone", "warm"),)
+    assert enum_arguments(ToolCall("other", {"desk": "cards"}), [tool]) == ()

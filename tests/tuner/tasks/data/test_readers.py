@@ -11,9 +11,9 @@ import pytest
 from agent.errors import DatasetError
 from tests.tuner.tasks.tiny_encoder import write_lines
 from tuner.tasks.data.columns import Columns
-from tuner.tasks.data.readers import read, read_file
-from tuner.tasks.data.records import Answer, Asked, Classified, Related, Tagged, TaskName
-from tuner.tasks.data.words import spans_of
+from tuner.tasks.data.readers import read_examples, read_file
+from tuner.tasks.data.records import AnswerExample, AnswerSpan, ClassifyExample, RelateExample, TagExample, TaskName
+from tuner.tasks.data.words import spans_from_tags
 
 
 def write(folder: Path, name: str, text: str | bytes) -> Path:
@@ -23,7 +23,7 @@ def write(folder: Path, name: str, text: str | bytes) -> Path:
 
 
 def pairs(path: Path, columns: Columns | None = None) -> list[tuple[str, tuple[str, ...]]]:
-    return [(one.text, one.labels) for one in read_file("classify", path, columns) if isinstance(one, Classified)]
+    return [(one.text, one.labels) for one in read_file("classify", path, columns) if isinstance(one, ClassifyExample)]
 
 
 SAME = [("Where is it?", ("find",)), ("I paid, twice", ("pay",)), ("It is gone", ("find",)), ("Refund", ("pay",))]
@@ -51,7 +51,7 @@ def test_every_format_gives_the_same_texts_and_labels(name: str, text: str, tmp_
     assert pairs(write(tmp_path, name, text)) == SAME
 
 
-def test_a_guess_is_told_with_how_to_name_columns(tmp_path: Path) -> None:
+def test_a_guess_is_reported_with_the_options_that_override_it(tmp_path: Path) -> None:
     said: list[str] = []
     read_file("classify", write(tmp_path, "a.csv", "utterance,intent\nhi,a\nyo,b\n"), say=said.append)
     assert "text is column 'utterance', label is column 'intent' (guessed by name; else: --text, --label)" in said[0]
@@ -88,7 +88,7 @@ def test_utf_16_is_read_and_another_encoding_when_it_is_named(tmp_path: Path) ->
         ("classify", "a.jsonl", '{"text": "hi", "label": "a"}\n{"text"\n', r"a\.jsonl:2: not JSON"),
         ("classify", "a.jsonl", '["hi"]\n', r"a\.jsonl:1: found list; expected an object"),
         ("tag", "a.conll", "Anna B-PER\nlives\n", r"a\.conll:2: 1 columns where the others have 2"),
-        ("tag", "a.conll", "Anna NNP\nlives VB\n", r"a\.conll:1: 'NNP' is no tag.*--label"),
+        ("tag", "a.conll", "Anna NNP\nlives VB\n", r"a\.conll:1: 'NNP' is not a tag.*--label"),
         ("tag", "a.jsonl", '{"text": "Anna", "spans": [[0, 9, "PER"]]}\n', r"span 0-9 is empty or outside"),
         (
             "tag",
@@ -97,37 +97,35 @@ def test_utf_16_is_read_and_another_encoding_when_it_is_named(tmp_path: Path) ->
             r"overlaps the one that ends at 4",
         ),
         ("tag", "a.jsonl", '{"tokens": ["a"], "tags": ["O", "O"]}\n', r"1 words and 2 tags"),
-        ("tag", "a.csv", "text,mood\nAnna,good\nOmar,bad\n", "none is known for spans; say which it is with --label"),
+        ("tag", "a.csv", "text,mood\nAnna,good\nOmar,bad\n", "none is known for spans; name it with --label"),
         ("relate", "a.txt", '1\t"The <e1>cat</e1> sat."\nOther\n', r"a\.txt:1: no <e2>"),
         ("relate", "a.txt", '1\t"The <e1>cat</e1> <e2>sat</e2>."\n\n', r"a\.txt:1: no relation in the line below"),
         (
             "answer",
             "a.jsonl",
             '{"question": "q", "context": "a b a", "answer": "a"}\n',
-            "stands 2 times in the context",
+            "is 2 times in the context",
         ),
-        ("answer", "a.jsonl", '{"question": "q", "context": "a b", "answer": "c"}\n', "stands 0 times in the context"),
+        ("answer", "a.jsonl", '{"question": "q", "context": "a b", "answer": "c"}\n', "is 0 times in the context"),
     ],
 )
-def test_a_fault_is_told_with_file_line_and_reason(
-    task: TaskName, name: str, text: str, said: str, tmp_path: Path
-) -> None:
+def test_an_error_has_file_line_and_reason(task: TaskName, name: str, text: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=said):
         read_file(task, write(tmp_path, name, text))
 
 
-def test_conll_columns_are_read_whatever_stands_around_them(tmp_path: Path) -> None:
+def test_conll_columns_are_read_whatever_is_around_them(tmp_path: Path) -> None:
     text = (
         "-DOCSTART- -X- -X- O\n\n# a comment\nU.N. NNP I-NP I-ORG\nofficial NN I-NP O\nEkeus NNP I-NP I-PER\n\n"
         "-DOCSTART- -X- -X- O\n\nParis NNP I-NP I-LOC\n\t\nRome NNP I-NP B-LOC\n# O O O\n"
     )
     found = read_file("tag", write(tmp_path, "news.txt", text))
-    assert [one.words for one in found if isinstance(one, Tagged)] == [
+    assert [one.words for one in found if isinstance(one, TagExample)] == [
         ("U.N.", "official", "Ekeus"),
         ("Paris",),
         ("Rome", "#"),
     ]
-    assert [one.tags for one in found if isinstance(one, Tagged)] == [
+    assert [one.tags for one in found if isinstance(one, TagExample)] == [
         ("B-ORG", "O", "B-PER"),
         ("B-LOC",),
         ("B-LOC", "O"),
@@ -138,7 +136,7 @@ def test_conll_columns_are_read_whatever_stands_around_them(tmp_path: Path) -> N
 def test_word_and_tag_columns_can_be_numbered(tmp_path: Path) -> None:
     path = write(tmp_path, "a.conll", "1\tAnna\tB-PER\tx\n2\tsings\tO\ty\n")
     (one,) = read_file("tag", path, Columns(text="2", label="3"))
-    assert isinstance(one, Tagged)
+    assert isinstance(one, TagExample)
     assert (one.words, one.tags) == (("Anna", "sings"), ("B-PER", "O"))
     with pytest.raises(DatasetError, match="a number from 1 to 4, found '9'"):
         read_file("tag", path, Columns(label="9"))
@@ -151,9 +149,9 @@ def test_spans_of_characters_and_words_with_tags_are_the_same_entities(tmp_path:
     ]
     found = [read_file("tag", write_lines(tmp_path / f"{at}.jsonl", [row]))[0] for at, row in enumerate(rows)]
     spans = [
-        [one.text[span.start : span.end] for span in spans_of(one.offsets, one.tags)]
+        [one.text[span.start : span.end] for span in spans_from_tags(one.offsets, one.tags)]
         for one in found
-        if isinstance(one, Tagged)
+        if isinstance(one, TagExample)
     ]
     assert spans == [["Anna Lee", "Rome"], ["Anna Lee"]]
 
@@ -161,12 +159,12 @@ def test_spans_of_characters_and_words_with_tags_are_the_same_entities(tmp_path:
 def test_marked_entities_lose_their_marks_and_keep_their_places(tmp_path: Path) -> None:
     text = '7\t"The <e1>keys</e1> of the <e2>piano</e2>."\r\nPart(e1,e2)\r\nComment: <e1> first\r\n\r\n'
     (one,) = read_file("relate", write(tmp_path, "a.txt", text))
-    assert isinstance(one, Related)
+    assert isinstance(one, RelateExample)
     assert one.text == "The keys of the piano."
     assert (one.text[slice(*one.first)], one.text[slice(*one.second)], one.label) == ("keys", "piano", "Part(e1,e2)")
     row = {"sentence": "The keys of the piano.", "head": [4, 8], "tail": "piano", "relation": "Part(e1,e2)"}
     (other,) = read_file("relate", write_lines(tmp_path / "a.jsonl", [row]))
-    assert isinstance(other, Related)
+    assert isinstance(other, RelateExample)
     assert (other.first, other.second) == (one.first, one.second)
 
 
@@ -179,9 +177,13 @@ def test_squad_of_both_versions_is_read_and_small_slips_of_offsets_are_mended(tm
     ]
     data = {"version": "v2.0", "data": [{"title": "t", "paragraphs": [{"context": context, "qas": asked}]}]}
     found = read_file("answer", write(tmp_path, "a.json", json.dumps(data)))
-    assert [one.answers for one in found if isinstance(one, Asked)] == [(Answer("Rome", 14),), (Answer("Anna", 0),), ()]
+    assert [one.answers for one in found if isinstance(one, AnswerExample)] == [
+        (AnswerSpan("Rome", 14),),
+        (AnswerSpan("Anna", 0),),
+        (),
+    ]
     asked[0]["answers"] = [{"text": "Oslo", "answer_start": 14}]
-    with pytest.raises(DatasetError, match="question '1': answer 'Oslo' does not stand at 14; there stands 'Rome'"):
+    with pytest.raises(DatasetError, match="question '1': answer 'Oslo' is not at character 14; found 'Rome'"):
         read_file("answer", write(tmp_path, "a.json", json.dumps(data)))
 
 
@@ -192,7 +194,10 @@ def test_the_white_space_around_an_answer_is_left_out_of_it(tmp_path: Path) -> N
         {"question": "Who?", "context": context, "answers": {"text": ["Anna "], "answer_start": [1]}},
     ]
     found = read_file("answer", write_lines(tmp_path / "a.jsonl", rows))
-    assert [one.answers for one in found if isinstance(one, Asked)] == [(Answer("in Rome", 12),), (Answer("Anna", 0),)]
+    assert [one.answers for one in found if isinstance(one, AnswerExample)] == [
+        (AnswerSpan("in Rome", 12),),
+        (AnswerSpan("Anna", 0),),
+    ]
     rows[0]["answers"] = {"text": ["  "], "answer_start": [10]}
     with pytest.raises(DatasetError, match="nothing but white space"):
         read_file("answer", write_lines(tmp_path / "a.jsonl", rows))
@@ -201,18 +206,18 @@ def test_the_white_space_around_an_answer_is_left_out_of_it(tmp_path: Path) -> N
 def test_a_folder_has_a_file_for_each_split(tmp_path: Path) -> None:
     for name in ("train.csv", "dev.csv", "test.csv", "notes.md"):
         write(tmp_path, name, "text,label\nhi,a\nyo,b\n")
-    assert sorted(read("classify", tmp_path).splits) == ["test", "train", "validation"]
+    assert sorted(read_examples("classify", tmp_path).splits) == ["test", "train", "validation"]
     (tmp_path / "train.csv").unlink()
     with pytest.raises(DatasetError, match="expected a file called train"):
-        read("classify", tmp_path)
+        read_examples("classify", tmp_path)
 
 
 def test_one_file_may_hold_all_splits_and_what_is_out_of_scope(tmp_path: Path) -> None:
     data = {name: [["hi", "greet"], ["yo", "greet"]] for name in ("train", "val", "test")}
     data["oos_train"] = [["is it raining", "oos"]]
-    found = read("classify", write(tmp_path, "all.json", json.dumps(data))).splits
+    found = read_examples("classify", write(tmp_path, "all.json", json.dumps(data))).splits
     assert {name: len(some) for name, some in found.items()} == {"train": 3, "validation": 2, "test": 2}
-    assert [one.labels for one in found["train"] if isinstance(one, Classified)][-1] == ("oos",)
+    assert [one.labels for one in found["train"] if isinstance(one, ClassifyExample)][-1] == ("oos",)
 
 
 def test_a_class_that_is_called_like_a_column_makes_no_header(tmp_path: Path) -> None:
@@ -265,9 +270,10 @@ def test_a_folder_of_texts_for_each_class(tmp_path: Path) -> None:
         read_file("classify", tmp_path / "test")
     (tmp_path / "test" / "neg").mkdir()
     write(tmp_path, "test/neg/9", "no suffix")
-    found = read("classify", tmp_path, say=said.append).splits
+    found = read_examples("classify", tmp_path, say=said.append).splits
     assert {
-        split: [(one.text, one.labels) for one in some if isinstance(one, Classified)] for split, some in found.items()
+        split: [(one.text, one.labels) for one in some if isinstance(one, ClassifyExample)]
+        for split, some in found.items()
     } == {
         "train": [
             ("train/neg/1.txt, a film", ("neg",)),
@@ -276,14 +282,14 @@ def test_a_folder_of_texts_for_each_class(tmp_path: Path) -> None:
         ],
         "test": [("no suffix", ("neg",)), ("test/pos/1.txt, a film", ("pos",))],
     }
-    assert said == [f"{tmp_path / 'train' / 'unsup'} is left out: 1 files whose class nobody says"]
+    assert said == [f"{tmp_path / 'train' / 'unsup'} is left out: its 1 files have no class"]
     assert len(read_file("classify", tmp_path / "test")) == 2
 
 
 def test_a_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(DatasetError, match="pipe is a pipe or a device; save what comes through it"):
-        read("classify", tmp_path / "pipe")
+    with pytest.raises(DatasetError, match="pipe is a pipe or a device; save its contents to a file"):
+        read_examples("classify", tmp_path / "pipe")
 
 
 def test_a_saved_datasets_folder_without_the_library_says_what_to_install(tmp_path: Path) -> None:
@@ -293,7 +299,7 @@ def test_a_saved_datasets_folder_without_the_library_says_what_to_install(tmp_pa
         pytest.skip("the library is installed")
     write(tmp_path, "dataset_dict.json", "{}")
     with pytest.raises(DatasetError, match="pip install datasets"):
-        read("classify", tmp_path)
+        read_examples("classify", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -305,13 +311,13 @@ def test_a_saved_datasets_folder_without_the_library_says_what_to_install(tmp_pa
         {"train": "train.tsv", "test": "test.tsv"},
     ],
 )
-def test_a_folder_s_files_are_known_by_the_split_in_their_names(names: dict[str, str], tmp_path: Path) -> None:
+def test_files_of_a_folder_are_found_by_the_split_in_their_names(names: dict[str, str], tmp_path: Path) -> None:
     for split, name in names.items():
         write(tmp_path, name, f"{split}\tB-PER\nleft\tO\n\nAnna\tB-PER\n")
     write(tmp_path, "README.md", "Split into train and test.")
     said: list[str] = []
-    found = read("tag", tmp_path, say=said.append).splits
-    assert {split: some[0].text for split, some in found.items() if isinstance(some[0], Tagged)} == {
+    found = read_examples("tag", tmp_path, say=said.append).splits
+    assert {split: some[0].text for split, some in found.items() if isinstance(some[0], TagExample)} == {
         split: f"{split} left" for split in names
     }
     assert [f"train is {names['train']}" in one for one in said] == [True] * ("train.tsv" not in names.values())
@@ -321,7 +327,7 @@ def test_two_files_for_one_split_are_refused(tmp_path: Path) -> None:
     for name in ("train_a.csv", "train_b.csv"):
         write(tmp_path, name, "text,label\nhi,a\nyo,b\n")
     with pytest.raises(DatasetError, match=r"holds train_a\.csv, train_b\.csv; expected a file called train"):
-        read("classify", tmp_path)
+        read_examples("classify", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -333,7 +339,7 @@ def test_two_files_for_one_split_are_refused(tmp_path: Path) -> None:
 )
 def test_a_table_may_hold_a_word_a_row(rows: str, tmp_path: Path) -> None:
     found = read_file("tag", write(tmp_path, "words.csv", rows))
-    assert [(one.words, one.tags) for one in found if isinstance(one, Tagged)] == [
+    assert [(one.words, one.tags) for one in found if isinstance(one, TagExample)] == [
         (("Anna", '"'), ("B-per", "O")),
         (("Oslo", "Bay"), ("B-geo", "I-geo")),
     ]
@@ -344,8 +350,8 @@ def test_a_table_may_hold_a_word_a_row(rows: str, tmp_path: Path) -> None:
 def test_columns_of_words_and_of_sentences_may_be_named(tmp_path: Path) -> None:
     words = write(tmp_path, "words.csv", "id,wort,art\n1,Anna,B-per\n1,Bo,I-per\n2,left,O\n")
     found = read_file("tag", words, Columns(text="wort", label="art"))
-    assert [one.tags for one in found if isinstance(one, Tagged)] == [("B-per", "I-per"), ("O",)]
+    assert [one.tags for one in found if isinstance(one, TagExample)] == [("B-per", "I-per"), ("O",)]
     rows = [{"id": 1, "body": "Anna left", "found": [{"start": 0, "end": 4, "label": "PER"}]}]
     (one,) = read_file("tag", write_lines(tmp_path / "spans.jsonl", rows), Columns(text="body", label="found"))
-    assert isinstance(one, Tagged)
+    assert isinstance(one, TagExample)
     assert one.tags == ("B-PER", "O")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuner.tasks.data.schemes import Chunk, chunks, from_chunks, may_follow, to_iob2
+from tuner.tasks.data.schemes import Chunk, chunks_to_iob2, find_chunks, may_follow, to_iob2
 
 CHUNKS = [("PER", 0, 2), ("PER", 2, 3), ("LOC", 4, 5), ("ORG", 5, 8)]
 IOB2 = ("B-PER", "I-PER", "B-PER", "O", "B-LOC", "B-ORG", "I-ORG", "I-ORG")
@@ -26,12 +26,12 @@ IOB2 = ("B-PER", "I-PER", "B-PER", "O", "B-LOC", "B-ORG", "I-ORG", "I-ORG")
 )
 def test_every_scheme_is_read_as_the_same_chunks(tags: tuple[str, ...]) -> None:
     assert to_iob2(tags) == IOB2
-    assert chunks(tags) == CHUNKS
+    assert find_chunks(tags) == CHUNKS
 
 
 @pytest.mark.parametrize("tag", ["NN", "X-PER", "B-", "PER", "-PER"])
 def test_what_is_no_tag_is_refused_by_name(tag: str) -> None:
-    with pytest.raises(ValueError, match="is no tag; expected O"):
+    with pytest.raises(ValueError, match="is not a tag; expected O"):
         to_iob2(["O", tag])
 
 
@@ -45,17 +45,17 @@ def some_chunks(draw: st.DrawFn) -> tuple[list[Chunk], int]:
 
 
 @given(some_chunks())
-def test_chunks_come_back_from_their_tags(made: tuple[list[Chunk], int]) -> None:
+def test_tags_of_chunks_give_the_same_chunks(made: tuple[list[Chunk], int]) -> None:
     found, count = made
-    tags = from_chunks(found, count)
+    tags = chunks_to_iob2(found, count)
     assert len(tags) == count
-    assert chunks(tags) == found
+    assert find_chunks(tags) == found
     assert to_iob2(tags) == tags
 
 
 @given(some_chunks())
-def test_what_may_follow_is_what_is_already_iob2(made: tuple[list[Chunk], int]) -> None:
-    tags = from_chunks(*made)
+def test_tags_that_may_follow_each_other_are_iob2(made: tuple[list[Chunk], int]) -> None:
+    tags = chunks_to_iob2(*made)
     assert all(may_follow(tag, before) for before, tag in zip(("O", *tags), tags, strict=False))
     assert not may_follow("I-X", "O")
     assert not may_follow("I-X", "B-Y")

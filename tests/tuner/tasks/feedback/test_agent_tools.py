@@ -131,7 +131,7 @@ def test_what_opens_a_project_brings_its_tasks(folder: Path) -> None:
     ("given", "expected"),
     [
         ('{ "a b" = "x" }', "names of letters, digits and _"),
-        ('{ a = " " }', "each with a text that is not empty"),
+        ('{ a = " " }', "a text that is not empty"),
         ("{ a = 1 }", r'such as \{ name = "text" \}'),
         ('["a"]', r'such as \{ name = "text" \}'),
     ],
@@ -143,7 +143,7 @@ def test_settings_say_what_names_a_task(given: str, expected: str, tmp_path: Pat
 
 
 def test_the_template_has_no_task_and_a_note() -> None:
-    assert "name in the home, as in { classify_intent" in settings_template()
+    assert "name in the home, such as { classify_intent" in settings_template()
     assert "\ntasks = {}\n" in settings_template()
 
 

@@ -16,12 +16,20 @@ from agent.errors import DatasetError, FeedbackError
 from agent.registry.artifact import verify
 from agent.registry.task_models import find_task, served_folder, versions
 from agent.storage.store import Store
-from tests.tuner.tasks.asking_runs import Ratchet, ratchet_that_asks
 from tests.tuner.tasks.head.test_classify import COLOURS, QUICK, THINGS, VERBS, WORDS
+from tests.tuner.tasks.scripted_runs import Ratchet, ratchet_with_calls
 from tests.tuner.tasks.tiny_encoder import save_encoder, write_lines
 from tuner.tasks.api import load, train
-from tuner.tasks.data.records import Asked, Classified, Conversed, Related, Tagged, Turn, Written
-from tuner.tasks.feedback.corrections import as_taught, right_output
+from tuner.tasks.data.records import (
+    AnswerExample,
+    ChatTurn,
+    ClassifyExample,
+    ConverseExample,
+    RelateExample,
+    TagExample,
+    WriteExample,
+)
+from tuner.tasks.feedback.corrections import as_example, right_output
 from tuner.tasks.feedback.gate import decide
 from tuner.tasks.feedback.retrain import tune_task
 
@@ -61,7 +69,7 @@ def folder(trained: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ratchet(folder: Path, capsys: pytest.CaptureFixture[str]) -> Ratchet:
-    return partial(ratchet_that_asks("verb_of", capsys), folder)
+    return partial(ratchet_with_calls("verb_of", capsys), folder)
 
 
 def corrected(ratchet: Ratchet, texts: Sequence[str], label: str) -> None:
@@ -106,7 +114,7 @@ def test_the_held_out_corrections_are_not_learnt_and_the_folder_keeps_ids_and_no
     made = tune_task(project, find_task(project, "verb_of"))
     told = json.loads((made.version.folder / "task.json").read_text("utf-8"))
     with Store(project.home.database) as store:
-        known = {one.id: one.run for one in store.output_corrections()}
+        known = {one.id: one.run for one in store.feedback.output_corrections()}
     assert {one["id"]: one["run"] for one in told["corrections"]} == known
     assert sum(one["learnt"] for one in told["corrections"]) == made.learnt
     assert not any(text in json.dumps(told) for text in NEW)
@@ -154,12 +162,12 @@ def test_a_label_that_the_task_does_not_know_is_refused_with_one_that_it_does(ra
 def test_a_corrected_output_is_shown_with_its_step_and_judges_no_run(folder: Path, ratchet: Ratchet) -> None:
     ratchet("run", "Tell the verbs.", asks=NEW[:1])
     with Store(find_project(folder, {}).home.database) as store:
-        mark = store.feedback_count()
+        mark = store.feedback.version()
     ratchet("correct", "last", "0", "--output", "found", "--reason", "as we say")
-    assert '  should have given: {"labels": ["found"]}' in ratchet("show", "last")[1]
+    assert '  correct output: {"labels": ["found"]}' in ratchet("show", "last")[1]
     with Store(find_project(folder, {}).home.database) as store:
-        assert store.judged_since(mark)[1] == ()
-        assert store.corrections() == ()
+        assert store.feedback.runs_since(mark)[1] == ()
+        assert store.feedback.corrections() == ()
 
 
 def test_the_file_that_it_was_trained_on_is_missed_by_name(folder: Path, ratchet: Ratchet) -> None:
@@ -195,25 +203,25 @@ TOLD: dict[str, dict[str, Any]] = {
 
 def taught(task: str, arguments: dict[str, str], said: str) -> Any:
     told = {"task": task, **TOLD[task]}
-    return as_taught(told, arguments, right_output(told, arguments, said))
+    return as_example(told, arguments, right_output(told, arguments, said))
 
 
 def test_what_a_person_says_becomes_an_example_of_each_task() -> None:
-    assert taught("classify", {"text": " x "}, "b|a") == Classified("x", ("a", "b"))
+    assert taught("classify", {"text": " x "}, "b|a") == ClassifyExample("x", ("a", "b"))
     named = taught("tag", {"text": "Ada Lovelace met Ada"}, '[{"text": "Ada Lovelace", "label": "PER"}]')
-    assert isinstance(named, Tagged)
+    assert isinstance(named, TagExample)
     assert named.tags == ("B-PER", "I-PER", "O", "O")
     assert taught("tag", {"text": "nobody"}, "[]").tags == ("O",)
     part = taught("relate", {"text": "a <e1>wheel</e1> of the <e2>car</e2>"}, "Part(e1,e2)")
-    assert isinstance(part, Related)
+    assert isinstance(part, RelateExample)
     assert part.label == "Part(e1,e2)"
     found = taught("answer", {"question": "When?", "context": "Built in 1975."}, "1975")
-    assert isinstance(found, Asked)
+    assert isinstance(found, AnswerExample)
     assert found.answers[0].start == 9
     assert taught("answer", {"question": "Who?", "context": "Built in 1975."}, "").answers == ()
-    assert taught("summarise", {"text": "It rained. "}, "Rain.") == Written("It rained.", "Rain.")
-    assert taught("converse", {"text": "Where is it?"}, "On its way.") == Conversed(
-        (Turn("customer", "Where is it?"),), "On its way."
+    assert taught("summarise", {"text": "It rained. "}, "Rain.") == WriteExample("It rained.", "Rain.")
+    assert taught("converse", {"text": "Where is it?"}, "On its way.") == ConverseExample(
+        (ChatTurn("customer", "Where is it?"),), "On its way."
     )
 
 

@@ -18,9 +18,9 @@ from tests.tuner.tasks.head.test_classify import COLOURS, QUICK, THINGS, VERBS, 
 from tests.tuner.tasks.tiny_encoder import save_encoder, write_lines
 from tuner.tasks.api import load, train
 from tuner.tasks.artifact import read_task
-from tuner.tasks.data.records import Classified
+from tuner.tasks.data.records import ClassifyExample
 from tuner.tasks.data.splits import Splits
-from tuner.tasks.fit.warm_start import replayed
+from tuner.tasks.fit.warm_start import add_replay
 
 STILL: dict[str, Any] = {**QUICK, "epochs": 1, "learning_rate": 0.0, "head_rate": 0.0}
 """A training whose steps change nothing, so that what it saves is what it began with."""
@@ -48,7 +48,7 @@ def earlier(encoder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train("classify", data, model=encoder, out=folder / "verbs", **QUICK).folder
 
 
-def test_what_it_goes_on_from_is_the_earlier_training_and_new_labels_get_rows_of_their_own(
+def test_a_continued_training_starts_from_the_earlier_tensors_and_new_labels_get_new_outputs(
     earlier: Path, tmp_path: Path
 ) -> None:
     data = write_lines(tmp_path / "more.jsonl", rows(VERBS[2:]))
@@ -79,7 +79,7 @@ def test_another_task_takes_the_encoder_and_no_head(earlier: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_other_labels_begin_on_the_way_to_the_encoder_where_they_are_told_apart_best(
+def test_other_labels_start_from_the_interpolation_that_classifies_best(
     method: str, encoder: str, tmp_path: Path
 ) -> None:
     """What was learnt of verbs is all that is needed for two kinds of verbs, and nothing worth for things."""
@@ -124,9 +124,7 @@ def test_a_head_of_other_labels_is_fitted_first_and_last_as_a_fresh_one_is(earli
 
 
 @pytest.mark.parametrize("method", ["lora", "head"])
-def test_adapters_and_heads_are_gone_on_from_with_the_method_they_were_made_with(
-    method: str, encoder: str, tmp_path: Path
-) -> None:
+def test_adapters_and_heads_are_continued_with_their_own_method(method: str, encoder: str, tmp_path: Path) -> None:
     data = write_lines(tmp_path / "texts.jsonl", rows(VERBS[:2]))
     first = train("classify", data, model=encoder, out=tmp_path / "one", method=method, r=4, epochs=2)
     more = write_lines(tmp_path / "more.jsonl", rows(VERBS))
@@ -140,9 +138,11 @@ def test_adapters_and_heads_are_gone_on_from_with_the_method_they_were_made_with
 
 def test_a_method_that_has_no_place_for_the_earlier_tensors_is_refused(earlier: Path, tmp_path: Path) -> None:
     data = write_lines(tmp_path / "texts.jsonl", rows(VERBS))
-    with pytest.raises(AdapterError, match=r"trained by method full, and .* no place in one of method lora; leave out"):
+    with pytest.raises(
+        AdapterError, match=r"trained by method full, and .* of its tensors do not fit method lora; leave out"
+    ):
         train("classify", data, start=earlier, out=tmp_path / "out", method="lora")
-    with pytest.raises(AdapterError, match="no place"):
+    with pytest.raises(AdapterError, match="do not fit"):
         train("classify", data, start=earlier, out=tmp_path / "out", **{**QUICK, "frozen_layers": 1})
 
 
@@ -169,21 +169,21 @@ def test_what_was_replayed_is_not_forgotten(earlier: Path, tmp_path: Path) -> No
 
 
 def test_a_share_of_the_older_is_drawn_by_class_and_nothing_of_the_test() -> None:
-    older = [Classified(f"{label} {number}", (label,)) for label in "ab" for number in range(50)]
-    new = [Classified(f"c {number}", ("c",)) for number in range(10)]
+    older = [ClassifyExample(f"{label} {number}", (label,)) for label in "ab" for number in range(50)]
+    new = [ClassifyExample(f"c {number}", ("c",)) for number in range(10)]
     splits = Splits(new[:8], new[8:9], [*new[9:], older[0]], ())
-    made = replayed(splits, older, 0.2, 0)
+    made = add_replay(splits, older, 0.2, 0)
     drawn = made.train[8:]
     assert [one.labels[0] for one in drawn].count("a") == 10
     assert len(drawn) == 20
     assert older[0] not in drawn
-    assert replayed(splits, older, 0.2, 0) == made
-    assert len(replayed(splits, older, 1.0, 0).train) == 8 + 99
+    assert add_replay(splits, older, 0.2, 0) == made
+    assert len(add_replay(splits, older, 1.0, 0).train) == 8 + 99
     with pytest.raises(DatasetError, match="expected more than 0 and at most 1"):
-        replayed(splits, older, 0.0, 0)
+        add_replay(splits, older, 0.0, 0)
 
 
-def test_the_command_goes_on_from_a_folder(
+def test_the_command_continues_from_a_folder(
     earlier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -203,7 +203,7 @@ def test_the_command_goes_on_from_a_folder(
     ]
     assert main(["task", "train", "classify", "--data", str(data), "--json", *options]) == 0
     shown = capsys.readouterr()
-    assert f"goes on from {verify(earlier).id}, of whose head 3 of 4 outputs stay" in shown.err
+    assert f"continues {verify(earlier).id}, with 3 of 4 outputs of its head" in shown.err
     assert json.loads(shown.out)["folder"] == "made"
     told = read_task(tmp_path / "made")
     assert told["origin"]["data"] == "new.jsonl"

@@ -15,13 +15,13 @@ from agent.registry.artifact import verify
 from tests.tuner.tasks.tiny_encoder import save_encoder, write_lines
 from tuner.tasks.api import TaskResult, load, train
 from tuner.tasks.data.columns import Columns
-from tuner.tasks.data.records import Classified
+from tuner.tasks.data.records import ClassifyExample
 from tuner.tasks.head.classify import ClassifyTask
 from tuner.tasks.head.linear_probe import fit_head
 from tuner.tasks.head.model import TaskModel, load_encoder
-from tuner.tasks.head.tasks import task_of
-from tuner.tasks.metrics import Scores
-from tuner.tasks.predictions import Labelled
+from tuner.tasks.head.tasks import learn_task
+from tuner.tasks.metrics import TaskScores
+from tuner.tasks.predictions import LabelPrediction
 from tuner.tasks.settings import choose
 
 COLOURS = ("red", "blue", "green", "grey")
@@ -60,7 +60,7 @@ QUICK: dict[str, Any] = {
 }
 
 
-def test_what_was_trained_is_right_of_texts_it_has_not_seen_and_was_not_before(made: TaskResult) -> None:
+def test_a_trained_task_classifies_unseen_texts_and_an_untrained_one_does_not(made: TaskResult) -> None:
     assert made.scores.figures["accuracy"].mean == 1.0
     assert made.before.figures["accuracy"].mean < 0.8
     assert 0 < made.scores.figures["accuracy"].count < len(texts())
@@ -68,25 +68,25 @@ def test_what_was_trained_is_right_of_texts_it_has_not_seen_and_was_not_before(m
 
 def test_a_label_that_only_another_model_knows_is_a_wrong_one() -> None:
     task = ClassifyTask(("lost", "found"))
-    said = [Labelled(("lost",), 1.0, {}), Labelled(("refund",), 1.0, {})]
-    scores = task.measure([Classified("a", ("lost",)), Classified("b", ("found",))], said)
+    said = [LabelPrediction(("lost",), 1.0, {}), LabelPrediction(("refund",), 1.0, {})]
+    scores = task.measure([ClassifyExample("a", ("lost",)), ClassifyExample("b", ("found",))], said)
     assert scores.value == 0.5
     assert scores.figures["macro_f1"].mean == pytest.approx(1 / 3)
 
 
-def test_a_saved_task_says_what_it_said_before_it_was_saved(made: TaskResult) -> None:
+def test_a_saved_task_predicts_the_same_as_before(made: TaskResult) -> None:
     asked = ["i found a rope", "the grey lamp i sold"]
     before, after = made.predictor.predict(asked), load(made.folder).predict(asked)
     assert before == after
-    assert [one.labels for one in after if isinstance(one, Labelled)] == [("found",), ("sold",)]
+    assert [one.labels for one in after if isinstance(one, LabelPrediction)] == [("found",), ("sold",)]
 
 
-def test_a_text_says_the_same_alone_and_among_longer_ones(made: TaskResult) -> None:
+def test_a_text_has_the_same_prediction_alone_and_among_longer_texts(made: TaskResult) -> None:
     asked = ["i lost my coat", "i want the red coat and the blue coat and the green coat and the grey coat"]
     alone = made.predictor.predict(asked[:1])[0]
     among = made.predictor.predict(asked)[0]
-    assert isinstance(alone, Labelled)
-    assert isinstance(among, Labelled)
+    assert isinstance(alone, LabelPrediction)
+    assert isinstance(among, LabelPrediction)
     assert alone.scores == pytest.approx(among.scores, abs=1e-5)
 
 
@@ -130,7 +130,7 @@ def test_a_head_that_was_fitted_first_stays_where_training_on_makes_it_worse(enc
     assert made.scores.value == pytest.approx(head.scores.value)
 
 
-def test_behind_the_last_epoch_the_head_is_fitted_anew(encoder: str, tmp_path: Path) -> None:
+def test_the_head_is_fitted_again_after_the_last_epoch(encoder: str, tmp_path: Path) -> None:
     data = write_lines(tmp_path / "texts.jsonl", texts())
     head = train("classify", data, model=encoder, out=tmp_path / "head", method="head")
     settings = {**QUICK, "head_first": True, "head_last": True, "epochs": 3}
@@ -144,14 +144,14 @@ def test_behind_the_last_epoch_the_head_is_fitted_anew(encoder: str, tmp_path: P
 
 def test_how_loose_a_head_of_few_texts_is_folds_of_them_tell(encoder: str, tmp_path: Path) -> None:
     """Where one validation text is right by every fit, the folds choose; where there is plenty of it, it does."""
-    some = [Classified(row["text"], (row["label"],)) for row in texts()]
+    some = [ClassifyExample(row["text"], (row["label"],)) for row in texts()]
     loaded = load_encoder(encoder_weights(encoder, tmp_path))
-    task = task_of("classify", some)
-    settings = choose("classify", len(some), 16, loaded.facts, {"method": "head"})
+    task = learn_task("classify", some)
+    settings = choose("classify", len(some), 16, loaded.sizes, {"method": "head"})
     model = TaskModel(loaded, task, settings)
     windows = task.windows(some, loaded.tokenizer, 64)
 
-    def check(scores: list[Any]) -> Scores:
+    def check(scores: list[Any]) -> TaskScores:
         asked = (some * 4)[: len(scores)]
         return task.measure(asked, task.predict(asked, windows, scores), resamples=0)
 
@@ -216,10 +216,10 @@ def test_several_labels_a_text_are_learnt_from_columns_of_0_and_1(encoder: str, 
     made = train("classify", data, model=encoder, out=tmp_path / "out", columns=Columns(label="red,tent"), **QUICK)
     assert made.scores.main == "micro_f1"
     said = made.predictor.predict(["i sold my red tent", "i sold my blue rope"])
-    assert [set(one.labels) for one in said if isinstance(one, Labelled)] == [{"red", "tent"}, set()]
+    assert [set(one.labels) for one in said if isinstance(one, LabelPrediction)] == [{"red", "tent"}, set()]
 
 
-def test_an_encoder_of_another_language_is_told(encoder: str, tmp_path: Path) -> None:
+def test_unknown_tokens_are_reported(encoder: str, tmp_path: Path) -> None:
     rows = [{"text": f"{'去北京' * (at % 4 + 1)} {at}", "label": "ab"[at % 2]} for at in range(40)]
     data = write_lines(tmp_path / "texts.jsonl", rows)
     made = train("classify", data, model=encoder, out=tmp_path / "out", method="head")

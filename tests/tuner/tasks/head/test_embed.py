@@ -24,11 +24,11 @@ from tests.tuner.tasks.tiny_encoder import save_encoder, write_lines
 from tuner.tasks.api import load, train
 from tuner.tasks.data.columns import Columns
 from tuner.tasks.data.readers import read_file
-from tuner.tasks.data.records import Similar
+from tuner.tasks.data.records import EmbedExample
 from tuner.tasks.head.embed import EmbedTask
-from tuner.tasks.head.similarity import correlations, ranking
-from tuner.tasks.head.windows import Window, batch, batches
-from tuner.tasks.predictions import Alike
+from tuner.tasks.head.similarity import measure_correlation, measure_ranking
+from tuner.tasks.head.windows import Window, batch_windows, pad_windows
+from tuner.tasks.predictions import SimilarityPrediction
 
 QUICK: dict[str, Any] = {"epochs": 5, "learning_rate": 5e-3, "batch": 16, "precision": "float32"}
 
@@ -117,22 +117,22 @@ def test_the_commands_train_measure_and_compare(
 @pytest.mark.parametrize(
     ("header", "row", "expected"),
     [
-        ("sentence1,sentence2,score", "a b,c d,0.5", Similar("a b", "c d", 0.5)),
-        ("id,question_1,question_2,is_duplicate", "7,a b,c d,1", Similar("a b", "c d", 1.0)),
-        ("score,Sentence_A,Sentence_B", "3,a b,c d", Similar("a b", "c d", 3.0)),
-        ("anchor,positive,negative", "a b,c d,e f", Similar("a b", "c d", None, "e f")),
-        ("query,passage", "a b,c d", Similar("a b", "c d")),
-        ("left side,right side,rated", "a b,c d,2.5", Similar("a b", "c d", 2.5)),
-        ("sentence1,sentence2,genre", "a b,c d,news", Similar("a b", "c d")),
+        ("sentence1,sentence2,score", "a b,c d,0.5", EmbedExample("a b", "c d", 0.5)),
+        ("id,question_1,question_2,is_duplicate", "7,a b,c d,1", EmbedExample("a b", "c d", 1.0)),
+        ("score,Sentence_A,Sentence_B", "3,a b,c d", EmbedExample("a b", "c d", 3.0)),
+        ("anchor,positive,negative", "a b,c d,e f", EmbedExample("a b", "c d", None, "e f")),
+        ("query,passage", "a b,c d", EmbedExample("a b", "c d")),
+        ("left side,right side,rated", "a b,c d,2.5", EmbedExample("a b", "c d", 2.5)),
+        ("sentence1,sentence2,genre", "a b,c d,news", EmbedExample("a b", "c d")),
     ],
 )
-def test_columns_are_guessed_and_told(header: str, row: str, expected: Similar, tmp_path: Path) -> None:
+def test_columns_are_guessed_and_reported(header: str, row: str, expected: EmbedExample, tmp_path: Path) -> None:
     other = {"0.5": "0.7", "1": "0", "3": "4", "2.5": "1"}
     second = ",".join(other.get(cell, "8" if cell == "7" else f"{cell} x") for cell in row.split(","))
     (tmp_path / "pairs.csv").write_text(f"{header}\n{row}\n{second}\n", encoding="utf-8")
     said: list[str] = []
     first = read_file("embed", tmp_path / "pairs.csv", say=said.append)[0]
-    assert isinstance(first, Similar)
+    assert isinstance(first, EmbedExample)
     assert (first.text, first.other, first.score, first.negative) == (
         *(expected.text, expected.other),
         *(expected.score, expected.negative),
@@ -143,11 +143,11 @@ def test_columns_are_guessed_and_told(header: str, row: str, expected: Similar, 
 def test_named_columns_go_before_guesses_and_faults_have_their_line(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("sentence1,sentence2,mine,score\na,b,1,x\nc,d,2,y\n", encoding="utf-8")
     found = read_file("embed", tmp_path / "pairs.csv", Columns(label="mine"))
-    assert [one.score for one in found if isinstance(one, Similar)] == [1.0, 2.0]
+    assert [one.score for one in found if isinstance(one, EmbedExample)] == [1.0, 2.0]
     with pytest.raises(DatasetError, match=r"pairs\.csv:2: 'x' in column 'score' is no number"):
         read_file("embed", tmp_path / "pairs.csv", Columns(label="score"))
     (tmp_path / "one.csv").write_text("sentence1\na\n", encoding="utf-8")
-    with pytest.raises(DatasetError, match="two texts are expected: say which they are with --text and --pair"):
+    with pytest.raises(DatasetError, match="expected two with texts: name them with --text and --pair"):
         read_file("embed", tmp_path / "one.csv")
 
 
@@ -165,15 +165,15 @@ def test_what_pairs_cannot_be_trained_with_is_refused(
 
 def test_scores_in_some_rows_only_are_refused() -> None:
     with pytest.raises(DatasetError, match="some pairs have a score and others not"):
-        EmbedTask.learn([Similar("a", "b", 1.0), Similar("c", "d")])
+        EmbedTask.learn([EmbedExample("a", "b", 1.0), EmbedExample("c", "d")])
     with pytest.raises(DatasetError, match=r"all 2 pairs have the score 1\.0"):
-        EmbedTask.learn([Similar("a", "b", 1.0), Similar("c", "d", 1.0)])
+        EmbedTask.learn([EmbedExample("a", "b", 1.0), EmbedExample("c", "d", 1.0)])
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.floats(-1, 1, width=32)), min_size=3, max_size=40))
 def test_correlations_are_those_of_scipy(pairs: list[tuple[int, float]]) -> None:
     gold, said = [float(one) for one, _ in pairs], [other for _, other in pairs]
-    made = correlations(gold, said, resamples=0)
+    made = measure_correlation(gold, said, resamples=0)
     if len(set(gold)) < 2 or np.ptp(said) < 1e-6:
         return
     assert made.figures["spearman"].mean == pytest.approx(spearmanr(gold, said).statistic, abs=1e-9)
@@ -183,17 +183,24 @@ def test_correlations_are_those_of_scipy(pairs: list[tuple[int, float]]) -> None
 
 def test_ranks_leave_out_what_fits_as_well_and_count_a_text_once() -> None:
     task = EmbedTask()
-    examples = [Similar("q", "near"), Similar("q", "far"), Similar("p", "near"), Similar("r", "other")]
+    examples = [
+        EmbedExample("q", "near"),
+        EmbedExample("q", "far"),
+        EmbedExample("p", "near"),
+        EmbedExample("r", "other"),
+    ]
     at = {"q": (1.0, 0.0), "near": (0.9, 0.1), "far": (0.5, 0.5), "p": (0.0, 1.0), "r": (0.6, 0.4), "other": (0.8, 0.2)}
     vectors = [np.array(at[text], np.float32) for one in examples for text in (one.text, one.other)]
     said = task.predict(examples, [], vectors)
     # Before "far" stands "other" alone, for "near" is right as well; "p" finds "far" and "other" before "near".
     assert [one.rank for one in said] == [1, 2, 3, 2]
-    assert ranking([one.rank for one in said], resamples=0).figures["mrr"].mean == pytest.approx(
+    assert measure_ranking([one.rank for one in said], resamples=0).figures["mrr"].mean == pytest.approx(
         (1 + 1 / 2 + 1 / 3 + 1 / 2) / 4
     )
     assert task.measure(examples, said, resamples=0).figures["recall@1"].mean == 0.25
-    assert task.predict([Similar("q", "near", 1.0)], [], vectors[:2]) == [Alike(pytest.approx(0.9), 0)]
+    assert task.predict([EmbedExample("q", "near", 1.0)], [], vectors[:2]) == [
+        SimilarityPrediction(pytest.approx(0.9), 0)
+    ]
 
 
 def window(example: int, id: int, role: int, score: float | None = None) -> Window:
@@ -204,7 +211,7 @@ def test_the_loss_of_an_order_falls_as_the_order_comes_right_and_knows_no_scale(
     def loss(near: float, far: float, scores: tuple[float, float]) -> float:
         windows = [window(at // 2, at, at % 2, scores[at // 2]) for at in range(4)]
         vectors = torch.tensor([[1.0, 0.0], [near, 0.0], [1.0, 0.0], [far, 0.0]])
-        return float(EmbedTask().loss(vectors, batch(windows, 0), None))
+        return float(EmbedTask().loss(vectors, pad_windows(windows, 0), None))
 
     assert loss(0.9, 0.1, (5.0, 1.0)) < loss(0.5, 0.5, (5.0, 1.0)) < loss(0.1, 0.9, (5.0, 1.0))
     assert loss(0.1, 0.9, (5.0, 1.0)) == loss(0.1, 0.9, (0.5, 0.1))
@@ -215,7 +222,7 @@ def test_what_fits_a_text_is_never_taken_for_wrong() -> None:
     def loss(fourth: int) -> float:
         windows = [window(0, 1, 0), window(0, 2, 1), window(1, fourth, 0), window(1, 3, 1)]
         vectors = torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0], [0.9, 0.1]])
-        return float(EmbedTask().loss(vectors, batch(windows, 0), None))
+        return float(EmbedTask().loss(vectors, pad_windows(windows, 0), None))
 
     # The first text is near the other of the second; where both are the same text, that is no fault.
     assert loss(fourth=1) < loss(fourth=4)
@@ -224,7 +231,7 @@ def test_what_fits_a_text_is_never_taken_for_wrong() -> None:
 def test_windows_of_an_example_share_a_step() -> None:
     windows = [Window(at // 3, (at,) * (at % 5 + 1), 1) for at in range(30)]
 
-    made = list(batches(windows, 8, 0, chance=random.Random(0), together=3))
+    made = list(batch_windows(windows, 8, 0, chance=random.Random(0), group_size=3))
     assert sorted(number for one in made for number in one.numbers) == list(range(30))
     assert all(len(one.windows) <= 6 for one in made)
     for one in made:

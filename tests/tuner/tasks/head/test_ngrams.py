@@ -1,4 +1,4 @@
-"""Texts in a script that the encoder does not know are sorted by their runs of characters."""
+"""Texts in a script that the encoder does not know are classified by their character n-grams."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from agent.errors import AdapterError, DatasetError
 from tests.tuner.tasks.tiny_encoder import save_encoder, write_lines
 from tuner.tasks.api import TaskResult, load, train
 from tuner.tasks.data.columns import Columns
-from tuner.tasks.predictions import Labelled
+from tuner.tasks.predictions import LabelPrediction
 
 KINDS = {"退款": "我想把{}退掉 请退钱", "维修": "{}坏了 能修一下吗", "物流": "我的{}什么时候能送到"}
 THINGS = ("帐篷", "雨伞", "水壶", "登山鞋", "睡袋", "手电筒", "背包", "毛衣", "绳子", "炉子", "地图", "手套")
@@ -34,19 +34,19 @@ def made(encoder: str, tmp_path_factory: pytest.TempPathFactory) -> TaskResult:
     return train("classify", write_lines(folder / "texts.jsonl", rows()), model=encoder, out=folder / "kinds")
 
 
-def test_it_is_chosen_by_itself_and_says_so_and_is_right_of_texts_it_has_not_seen(made: TaskResult) -> None:
+def test_ngrams_are_chosen_for_unknown_scripts_and_classify_unseen_texts(made: TaskResult) -> None:
     told = json.loads((made.folder / "task.json").read_text("utf-8"))
     assert told["settings"]["method"] == "ngrams"
-    assert any("so runs of characters are counted in its place" in note for note in made.notes)
+    assert any("so character n-grams are used instead" in note for note in made.notes)
     assert made.scores.value == 1.0 > made.before.value
     assert not any(thing in json.dumps(told, ensure_ascii=False) for thing in THINGS)
 
 
-def test_a_saved_one_says_the_same_and_one_with_other_tensors_is_refused(made: TaskResult) -> None:
+def test_a_saved_model_predicts_the_same_and_other_tensors_are_refused(made: TaskResult) -> None:
     asked = ["这个杯子坏了 能不能修", "请把鞋子的钱退给我"]
     again = load(made.folder)
     assert again.predict(asked) == made.predictor.predict(asked)
-    assert [one.labels for one in again.predict(asked) if isinstance(one, Labelled)] == [("维修",), ("退款",)]
+    assert [one.labels for one in again.predict(asked) if isinstance(one, LabelPrediction)] == [("维修",), ("退款",)]
     model: Any = again._model
     with pytest.raises(AdapterError, match=r"ngrams\.bias"):
         model.load_state({**model.state(), "ngrams.bias": model.state()["ngrams.bias"][:1]})
@@ -60,7 +60,7 @@ def test_two_labels_and_several_labels_a_text(encoder: str, tmp_path: Path) -> N
     data = write_lines(tmp_path / "many.jsonl", [*rows(), *both])
     many = train("classify", data, model=encoder, out=tmp_path / "many", columns=Columns(multi_label=True))
     (said,) = many.predictor.predict(["请把围巾退掉 退钱。围巾坏了 能修一下吗"])
-    assert isinstance(said, Labelled)
+    assert isinstance(said, LabelPrediction)
     assert said.labels == ("维修", "退款")
 
 

@@ -12,10 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tuner.tasks.tiny_encoder import save_encoder
-from tuner.tasks.data.records import Span, Tagged
-from tuner.tasks.data.words import join_words, spans_of, split_words, tagged
+from tuner.tasks.data.records import Span, TagExample
+from tuner.tasks.data.words import join_words, spans_from_tags, split_words, tag_words
 from tuner.tasks.head.tag import TagTask
-from tuner.tasks.head.token_alignment import IGNORED, frame, is_first, pieces, text_ids, word_ids, word_targets
+from tuner.tasks.head.token_alignment import (
+    IGNORED,
+    is_first_of_word,
+    overlapping_chunks,
+    special_tokens,
+    text_ids,
+    word_ids,
+    word_targets,
+)
 
 WORDS = (
     "Anna",
@@ -49,7 +57,7 @@ sentences = st.lists(st.sampled_from(WORDS), min_size=1, max_size=30)
 @given(st.integers(0, 300), st.integers(2, 60), st.data())
 def test_windows_cover_all_tokens_and_each_token_is_owned_once(count: int, room: int, data: st.DataObject) -> None:
     overlap = data.draw(st.integers(0, room - 1))
-    found = pieces(count, room, overlap)
+    found = overlapping_chunks(count, room, overlap)
     assert all(0 <= one.start <= one.own <= one.own_end <= one.end <= one.start + room for one in found)
     assert [at for one in found for at in range(one.own, one.own_end)] == list(range(count))
     for before, after in pairwise(found):
@@ -61,7 +69,7 @@ def test_each_word_with_a_token_has_one_target_at_its_first(tokenizer: Any, word
     _, places = word_ids(tokenizer, words)
     found = [
         target
-        for piece in pieces(len(places), room, room // 4)
+        for piece in overlapping_chunks(len(places), room, room // 4)
         for target in word_targets(places, range(len(words)), piece)
         if target != IGNORED
     ]
@@ -69,7 +77,7 @@ def test_each_word_with_a_token_has_one_target_at_its_first(tokenizer: Any, word
 
 
 def test_the_other_tokens_of_a_word_and_special_ones_are_ignored(tokenizer: Any) -> None:
-    example = tagged("Anna lives in unbelievable", [Span(0, 4, "PER")])
+    example = tag_words("Anna lives in unbelievable", [Span(0, 4, "PER")])
     task = TagTask(("O", "B-PER", "I-PER"))
     (window,) = task.windows([example], tokenizer, 64)
     tokens = tokenizer.convert_ids_to_tokens(window.ids)
@@ -97,7 +105,7 @@ def test_tags_that_went_through_tokens_and_windows_come_back_in_characters(
         tag = f"I-{tags[-1][2:]}" if goes_on else chance.choice(("O", "B-A", "B-B"))
         tags.append(tag if has_token else "O")
     task = TagTask(("O", "B-A", "I-A", "B-B", "I-B"))
-    example = Tagged(text, offsets, tuple(tags))
+    example = TagExample(text, offsets, tuple(tags))
     windows = task.windows([example], tokenizer, room)
     right = [np.full((len(one.ids), 5), -9.0) for one in windows]
     for window, scores in zip(windows, right, strict=True):
@@ -105,7 +113,7 @@ def test_tags_that_went_through_tokens_and_windows_come_back_in_characters(
             scores[at, int(target) if target != IGNORED else chance.randrange(5)] = 9.0
     (said,) = task.predict([example], windows, right)
     assert said.tags == tuple(tags)
-    assert said.spans == tuple(spans_of(offsets, tags))
+    assert said.spans == tuple(spans_from_tags(offsets, tags))
     for span in said.spans:
         inside = [
             word for word, (start, end) in zip(words, offsets, strict=True) if span.start <= start and end <= span.end
@@ -128,8 +136,8 @@ def test_spans_of_characters_come_back_from_tags_of_words(text: str, data: st.Da
         for start, end in zip(edges[::2], edges[1::2], strict=False)
         if text[start:end].strip() == text[start:end] != ""
     ]
-    example = tagged(text, spans)
-    assert spans_of(example.offsets, example.tags) == spans
+    example = tag_words(text, spans)
+    assert spans_from_tags(example.offsets, example.tags) == spans
 
 
 def test_scripts_without_spaces_are_split_and_joined_by_character() -> None:
@@ -139,9 +147,9 @@ def test_scripts_without_spaces_are_split_and_joined_by_character() -> None:
 
 def test_the_frame_is_what_the_tokenizer_puts_around(tokenizer: Any) -> None:
     begins, ends = tokenizer.cls_token_id, tokenizer.sep_token_id
-    assert frame(tokenizer).before == (begins,)
-    pair = frame(tokenizer, pair=True)
-    assert (pair.before, pair.between, pair.behind) == ((begins,), (ends,), (ends,))
+    assert special_tokens(tokenizer).before == (begins,)
+    pair = special_tokens(tokenizer, pair=True)
+    assert (pair.before, pair.between, pair.after) == ((begins,), (ends,), (ends,))
 
 
 @given(st.text(alphabet="Anna lives.北é-", max_size=40))
@@ -151,5 +159,5 @@ def test_tokens_stand_for_their_characters(tokenizer: Any, text: str) -> None:
     assert all(0 <= start <= end <= len(text) for start, end in offsets)
 
 
-def test_the_first_token_of_a_word_is_one_behind_another_word() -> None:
-    assert [is_first([0, 0, 1, 2, 2], at) for at in range(5)] == [True, False, True, True, False]
+def test_the_first_token_of_a_word_comes_after_another_word() -> None:
+    assert [is_first_of_word([0, 0, 1, 2, 2], at) for at in range(5)] == [True, False, True, True, False]

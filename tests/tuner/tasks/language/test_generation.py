@@ -17,9 +17,9 @@ from agent.registry.artifact import verify
 from tests.tuner.tasks.tiny_encoder import save_encoder, write_lines
 from tests.tuner.tiny import save_base
 from tuner.tasks.api import TaskResult, load, read_splits, train
-from tuner.tasks.fit.zero_shot import measure, prompted, way_of
+from tuner.tasks.fit.zero_shot import choose_model_kind, measure, open_untrained
 from tuner.tasks.origin import Origin
-from tuner.tasks.predictions import Entities, Labelled, Said
+from tuner.tasks.predictions import EntityPrediction, LabelPrediction, TextPrediction
 
 PLACES = {"north": "Lund", "south": "Bari", "east": "Lviv", "west": "Cork"}
 THINGS = ("road", "rail", "boat", "path", "wind", "bird")
@@ -92,8 +92,8 @@ def test_two_tasks_beside_each_other_on_one_base_say_what_each_says_alone(
         assert [said.to_dict().get("labels", said.to_dict().get("said")) for said in one] == [
             said.to_dict().get("labels", said.to_dict().get("said")) for said in other
         ]
-    assert all(isinstance(said, Labelled) and said.label in PLACES for said in alone[0])
-    assert all(isinstance(said, Said) for said in alone[1])
+    assert all(isinstance(said, LabelPrediction) and said.label in PLACES for said in alone[0])
+    assert all(isinstance(said, TextPrediction) for said in alone[1])
 
 
 @pytest.mark.slow
@@ -131,21 +131,21 @@ def test_a_changed_folder_and_another_base_are_refused(places: TaskResult, tmp_p
     with pytest.raises(AdapterError):
         load(copy)
     other = save_base(tmp_path / "other", ["other words"], seed=5)
-    asked = prompted("classify", model=str(other), labels=["a", "b"])
+    asked = open_untrained("classify", model=str(other), labels=["a", "b"])
     with pytest.raises(AdapterError, match="open it by itself"):
         load(labels.folder, beside=asked)
 
 
-def test_untrained_it_says_what_the_grammar_admits_with_shots_or_without(base: str, tmp_path: Path) -> None:
+def test_an_untrained_model_keeps_to_the_grammar_with_and_without_few_shot_examples(base: str, tmp_path: Path) -> None:
     project = find_project(tmp_path, {})
     splits = read_splits("classify", Origin.of(project, files(tmp_path, labelled)), project)
     for shots in (0, 4):
-        asked = prompted("classify", splits, model=base, shots=shots, choose="coverage")
+        asked = open_untrained("classify", splits, model=base, few_shot=shots, selection="coverage")
         said = asked.predict(["boat north", "bird west"])
-        assert all(isinstance(one, Labelled) and one.label in PLACES for one in said)
+        assert all(isinstance(one, LabelPrediction) and one.label in PLACES for one in said)
         assert measure(asked, splits, most=3).figures["accuracy"].count == 3
-    found = prompted("tag", model=base, labels=["place", "thing"]).predict(["The boat to Lund and Cork"])[0]
-    assert isinstance(found, Entities)
+    found = open_untrained("tag", model=base, labels=["place", "thing"]).predict(["The boat to Lund and Cork"])[0]
+    assert isinstance(found, EntityPrediction)
     assert all(found.text[one.start : one.end] in found.text and one.label in ("place", "thing") for one in found.spans)
 
 
@@ -153,20 +153,20 @@ def test_what_cannot_be_is_refused_with_what_to_do(base: str, tmp_path: Path) ->
     data = write_lines(tmp_path / "pairs.jsonl", rows())
     encoder = str(save_encoder(tmp_path / "encoder", ["aa"]))
     project = find_project(tmp_path)
-    assert way_of("translate", None, project) == "generation"
-    assert way_of("classify", None, project) == way_of("classify", encoder, project) == "head"
-    assert way_of("classify", base, project) == "generation"
+    assert choose_model_kind("translate", None, project) == "generation"
+    assert choose_model_kind("classify", None, project) == choose_model_kind("classify", encoder, project) == "head"
+    assert choose_model_kind("classify", base, project) == "generation"
     assert (kind_of("smollm2-135m-instruct"), kind_of("all-minilm-l6-v2")) == ("model", "encoder")
     with pytest.raises(WeightsError):
         kind_of("there is no such name")
     with pytest.raises(DatasetError, match="is an encoder, and task translate writes text; name a language model"):
         train("translate", data, model=encoder)
     with pytest.raises(DatasetError, match="is yet to be trained"):
-        prompted("tag", model=encoder, labels=["a", "b"])
+        open_untrained("tag", model=encoder, labels=["a", "b"])
     with pytest.raises(DatasetError, match=r"the label 'b' is no word that .* knows, so they cannot be classified"):
-        prompted("classify", model=encoder, labels=["aa", "b"])
+        open_untrained("classify", model=encoder, labels=["aa", "b"])
     with pytest.raises(DatasetError, match="name the language with --into"):
-        prompted("translate", model=base)
+        open_untrained("translate", model=base)
     with pytest.raises(DatasetError, match="method 'head'; expected one of lora, rslora, "):
         train("translate", data, model=base, method="head")
     with pytest.raises(DatasetError, match="not trained with 'class_weights'"):
@@ -209,7 +209,7 @@ def test_the_command_line_asks_by_name_and_by_folder(
         ("prefix", 0.3, "Virtual tokens"),
     ],
 )
-def test_every_method_trains_saves_and_is_gone_on_from(
+def test_every_method_trains_saves_and_can_be_continued(
     method: str, rate: float, told: str, base: str, tmp_path: Path
 ) -> None:
     # Rounded products tell a text read at once from one read behind another's beginning, where weights are so wild.
