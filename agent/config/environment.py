@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from agent.config.faults import expected, fields_of, shown
+from agent.config.faults import expected, fields_of, format_value
 from agent.errors import SettingsError
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -57,7 +57,9 @@ def read_environment(environ: Mapping[str, str] | None = None) -> tuple[Environm
             for one in error.errors(include_url=False)
         }
         valid = {name: value for name, value in values.items() if name not in faults}
-        messages = [f"{variable_name(name)} = {shown(texts[name])}: expected {what}" for name, what in faults.items()]
+        messages = [
+            f"{variable_name(name)} = {format_value(texts[name])}: expected {what}" for name, what in faults.items()
+        ]
         return TypeAdapter(Environment).validate_python(valid), messages
 
 

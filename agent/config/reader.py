@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from agent.config.faults import did_you_mean, expected, fields_of, shown
+from agent.config.faults import did_you_mean, expected, fields_of, format_value
 from agent.config.settings import Settings
 from agent.errors import SettingsError
 from agent.util.logs import get_logger
@@ -78,7 +78,9 @@ def _drop_retired(data: dict[str, Any], path: Path) -> None:
         if not isinstance(keys, dict) or key not in keys or (values and keys[key] not in values):
             continue
         value = keys.pop(key)
-        _log.warning("%s: [%s] %s = %s is no longer used and was ignored; remove it", path, section, key, shown(value))
+        _log.warning(
+            "%s: [%s] %s = %s is no longer used and was ignored; remove it", path, section, key, format_value(value)
+        )
 
 
 def _faults(error: ValidationError, data: Mapping[str, Any], text: str) -> Iterator[str]:
@@ -102,11 +104,11 @@ def _fault(error: Any, name: str, key: str | None, data: Mapping[str, Any], sect
     if key is None:
         if error["type"] == "value_error":  # from a check of the section as a whole
             return f"[{name}] {error['ctx']['error']}"
-        return f"{name} = {shown(data[name])}: expected a section, written as [{name}]"
+        return f"{name} = {format_value(data[name])}: expected a section, written as [{name}]"
     keys = fields_of(sections[name])
     if key not in keys:
         return f"[{name}] unknown key {key}{did_you_mean(key, keys) or '; keys are ' + ', '.join(keys)}"
-    return f"[{name}] {key} = {shown(data[name][key])}: expected {expected(error, keys[key])}"
+    return f"[{name}] {key} = {format_value(data[name][key])}: expected {expected(error, keys[key])}"
 
 
 def _unknown(name: str, value: object, sections: Mapping[str, Any]) -> str:

@@ -209,7 +209,7 @@ class MemorySettings:
     )
     recall_tokens: int = Field(
         default=8192,
-        ge=16,
+        ge=1,
         le=1000000,
         description="Most prompt tokens of all recalled tasks together; the most similar ones are kept.",
     )

@@ -27,6 +27,15 @@ SPEEDS = ("prompt_tokens_per_s", "decode_tokens_per_s", "decode_8_tokens_per_s",
 # What GNU's OpenMP does when nothing is set; named here since Ratchet sets the other where nothing is set.
 WAITING = {"default": {"GOMP_SPINCOUNT": "300000"}, "passive": {"OMP_WAIT_POLICY": "passive"}}
 BUSY = (0, 1, 2)
+METRICS = (
+    "demo_worst_of_5",
+    "demo_median_of_5",
+    "demo_minutes_worst",
+    "busy1_over_quiet",
+    "busy2_over_quiet",
+    "quiet_cost",
+)
+"""All of them are written, null until every run they need was measured."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,9 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def keep(rows: Sequence[dict[str, Any]]) -> None:
     """Write the rows in place of those of the same measurement, and the metrics of all."""
     merged = replaced(rows_of("main_job"), rows, key=lambda row: (row["part"], row.get("seed"), row.get("busy")))
-    metrics: dict[str, float | None] = {}
+    metrics: dict[str, float | None] = dict.fromkeys(METRICS)
     demos = [row for row in merged if row["part"] == "demo"]
-    if demos:
+    if len(demos) >= len(SEEDS):
         successes = [row["success"] for row in demos]
         metrics |= {
             "demo_worst_of_5": min(successes),

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from agent.cli.main import build_parser
+from agent.cli.parser import build_parser
 from agent.config.reader import settings_template
 from tests.bench.results import ROOT
 

@@ -307,14 +307,16 @@ def _main_job(data: Mapping[str, Any]) -> str:
     """`rows` of part "demo" (one a seed) and of part "busy" (speeds by busy processes and way of waiting)."""
     demos = sorted((row for row in data["rows"] if row["part"] == "demo"), key=lambda row: row["seed"])
     parts = []
+    successes = [row["success"] for row in demos]
     if demos:
-        successes = [row["success"] for row in demos]
         table = [
             [f"seed {row['seed']}", f"{row['success']:.1%}", f"{row['escalated']:.1%}", f"{row['minutes']:.1f}"]
             for row in demos
         ]
+    if len(demos) >= 3:
         table.append(["**worst**", f"**{min(successes):.1%}**", f"{min(row['escalated'] for row in demos):.1%}", ""])
         table.append(["**median**", f"**{statistics.median(successes):.1%}**", "", ""])
+    if demos:
         parts.append(markdown_table(["", "solved, of 60", "escalated, of those to be", "minutes"], table))
     busy = {row["busy"]: row for row in data["rows"] if row["part"] == "busy"}
     if busy:

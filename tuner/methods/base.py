@@ -25,7 +25,7 @@ class Group:
     """Times the learning rate of the settings."""
 
 
-class Tunable(Protocol):
+class TunableModel(Protocol):
     """A model that a method has prepared: which parameters are trained, and how they are saved."""
 
     model: Any

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from agent.config.settings import TuningSettings
-from tuner.methods.base import Tunable
+from tuner.methods.base import TunableModel
 from tuner.methods.lora import LoraAdapter, prepare_model, round_products
 
 
-def make_tunable(model: Any, settings: TuningSettings, precision: str, prompt: Sequence[int]) -> Tunable:
+def make_tunable(model: Any, settings: TuningSettings, precision: str, prompt: Sequence[int]) -> TunableModel:
     """Prepare a model for training by the method of the settings.
 
     Args:

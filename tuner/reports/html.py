@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-    from tuner.reports.plots import LineChart
-
 
 @dataclass(frozen=True)
 class Table:
@@ -23,8 +21,8 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-def report_page(title: str, tables: Sequence[Table], *, subtitle: str = "", charts: Sequence[LineChart] = ()) -> str:
-    """Return a page with charts and tables, in light and dark."""
+def report_page(title: str, tables: Sequence[Table], *, subtitle: str = "", charts: Sequence[object] = ()) -> str:
+    """Return a page with charts (each a `tuner.reports.plots.LineChart`) and tables, in light and dark."""
     return render("report.html", title=title, subtitle=subtitle, charts=charts, tables=tables)
 
 

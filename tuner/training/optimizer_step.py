@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.config.settings import TuningSettings
 from agent.errors import LivenessError, TuningError
-from tuner.methods.base import Tunable
+from tuner.methods.base import TunableModel
 from tuner.training import distributed
 from tuner.training.memory_budget import is_out_of_memory
 from tuner.training.results import Say
@@ -48,7 +48,7 @@ class OptimizerStep:
 
     def __init__(
         self,
-        tunable: Tunable,
+        tunable: TunableModel,
         settings: TuningSettings,
         *,
         precision: str,

@@ -320,7 +320,7 @@ def test_the_encoder_learns_to_tell_tasks_apart_from_how_their_runs_began(
         gated = promote_encoder(runtime, made.adapter.id)
         assert gated.decision.ship, gated.decision.reasons
         assert gated.embedded == 0
-        assert [one.queries for one in gated.decision.measured] == [parts["held_out"]]
+        assert [comparison.examples for comparison in gated.decision.measured] == [parts["held_out"]]
         assert gated.decision.tasks.gain > 0.1
         assert f"tasks {counts}" in (made.adapter.folder / "README.md").read_text()
         assert runtime.encoder.name.endswith(made.adapter.id)

@@ -524,10 +524,10 @@ def test_the_help_says_the_rule_and_a_masked_address_is_warned_of(
 ) -> None:
     assert ratchet("forget", "--help") == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "A run is theirs when a fact's value is the ID" in told
-    assert "A document is theirs when a value of its metadata is the ID" in told
+    assert "A run is the person's when a value of its task context is the ID" in told
+    assert "A document is the person's when a value of its metadata is the ID" in told
     assert ratchet("forget", "--subject", "jane@shop.example", "--dry-run") == 0
-    assert "The log masks what looks like jane@shop.example" in capsys.readouterr().err
+    assert "The log masks texts such as jane@shop.example" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ import json, sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from tests.tuner.tiny import QUICK, copying_examples, tiny_model
-from tuner import parallel
+from tuner.training import distributed as parallel
 from tuner.training.trainer import train
 folder = Path(sys.argv[1])
 examples = copying_examples()

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from agent.errors import DatasetError
 from tuner.tasks.data.columns import ColumnGuess, Columns, Say, find_column
-from tuner.tasks.data.names import KNOWN
+from tuner.tasks.data.names import COLUMN_NAMES
 from tuner.tasks.data.records import TagExample
 from tuner.tasks.data.schemes import to_iob2
 from tuner.tasks.data.sources import TableRow
@@ -21,7 +21,7 @@ DOCUMENT = "-DOCSTART-"
 def is_conll(text: str) -> bool:
     """Whether a file with a table's ending is in a CoNLL format: blank lines between others, and no column names."""
     cells = _cells(text.lstrip("\n").partition("\n")[0])
-    return "\n\n" in text.strip("\n") and len(cells) > 1 and not any(cell.lower() in KNOWN for cell in cells)
+    return "\n\n" in text.strip("\n") and len(cells) > 1 and not any(cell.lower() in COLUMN_NAMES for cell in cells)
 
 
 def rows_by_sentence(rows: Sequence[TableRow], columns: Columns, file: str, say: Say) -> list[TableRow]:

@@ -44,5 +44,5 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 TITLES = ("title", "subject", "headline")
 """Columns that hold the title of a text and are read in front of it."""
 
-KNOWN = frozenset(name for names in NAMES.values() for name in names) | {"id", "idx", "index", "answer_start"}
+COLUMN_NAMES = frozenset(name for names in NAMES.values() for name in names) | {"id", "idx", "index", "answer_start"}
 """Names that show that a first row is a header."""

@@ -9,7 +9,7 @@ from typing import Any
 from agent.errors import DatasetError
 from tuner.tasks.data.columns import ColumnGuess, Columns, Say, confirm_columns, find_column
 from tuner.tasks.data.languages import LANGUAGES, language_from_name
-from tuner.tasks.data.names import KNOWN
+from tuner.tasks.data.names import COLUMN_NAMES
 from tuner.tasks.data.records import WriteExample
 from tuner.tasks.data.sources import JSON_LINES, TABLES, TableRow, read_text, require_text
 
@@ -91,7 +91,7 @@ def parallel_files(folder: Path, splits: Mapping[str, str], columns: Columns, sa
 def known_headers(columns: Columns) -> frozenset[str]:
     """Return the names, in lower case, that show that a first row is a header; its contents cannot, being any text."""
     named = (columns.text, columns.target, columns.question, columns.answer, columns.rating)
-    return KNOWN | LANGUAGES.keys() | {name.lower() for name in (*LANGUAGES.values(), *filter(None, named))}
+    return COLUMN_NAMES | LANGUAGES.keys() | {name.lower() for name in (*LANGUAGES.values(), *filter(None, named))}
 
 
 def _order_endings(folder: Path, endings: list[str], columns: Columns, say: Say) -> list[str]:

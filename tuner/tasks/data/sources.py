@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import DatasetError
-from tuner.tasks.data.names import KNOWN
+from tuner.tasks.data.names import COLUMN_NAMES
 
 TABLES = frozenset({".csv", ".tsv", ".tab"})
 JSON_LINES = frozenset({".jsonl", ".ndjson"})
@@ -255,7 +255,7 @@ def has_header(lines: Sequence[Sequence[str]]) -> bool:
     first = [cell.strip().lower() for cell in lines[0]]
     below = [{cells[place].strip().lower() for cells in lines[1:]} for place in range(len(first))]
     repeats = any(cell in column for cell, column in zip(first, below, strict=True))
-    if any(cell in KNOWN for cell in first) and not repeats:
+    if any(cell in COLUMN_NAMES for cell in first) and not repeats:
         return True
     named = all(0 < len(cell) <= 30 and not cell.replace(".", "").isdigit() for cell in first)
     return len(lines) > 2 and named and not repeats and all(len(cell.split()) <= 3 for cell in first)

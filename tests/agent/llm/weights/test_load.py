@@ -311,21 +311,3 @@ def test_two_processes_convert_once(tmp_path: Path) -> None:
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == [f".{converted_folder(BASE, tmp_path).name}.lock", converted_folder(BASE, tmp_path).name]
     shutil.rmtree(converted_folder(BASE, tmp_path))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc, which Linux has")
-def test_a_process_that_converts_keeps_no_more_threads_than_one_that_does_not(tmp_path: Path) -> None:
-    code = (
-        "import os, sys, threading, time; from pathlib import Path; from agent.llm import weights\n"
-        "folder = weights.resolve_model(sys.argv[1], Path(sys.argv[2]))\n"
-        "kept = weights.load_tokenizer(folder), weights.load_model(folder)\n"
-        "time.sleep(1)\n"
-        "print(len(os.listdir('/proc/self/task')) - threading.active_count())\n"
-    )
-    command = [sys.executable, "-c", code, DEFAULT_MODEL, str(tmp_path)]
-    first, second = (
-        subprocess.run(command, check=True, timeout=300, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        for _ in range(2)
-    )
-    assert int(first.stdout) == int(second.stdout)
