@@ -140,7 +140,7 @@ def _required(extra: str) -> dict[str, str]:
             or (extra and item.marker and "extra" in str(item.marker) and item.marker.evaluate({"extra": extra}))
         ]
     except importlib.metadata.PackageNotFoundError:  # run from a checkout that was not installed
-        file = Path(__file__).parent.parent / "pyproject.toml"
+        file = Path(__file__).parents[2] / "pyproject.toml"
         declared = tomllib.loads(file.read_text("utf-8"))["project"] if file.is_file() else {}
         lines = declared.get("optional-dependencies", {}).get(extra, []) if extra else declared.get("dependencies", [])
         selected = [Requirement(line) for line in lines]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.results import ROOT, write_result
-from tests.test_layers import MAY_START_TUNER, Import, absolute, imports, is_ours, layer, modules
+from tests.test_layers import Import, absolute, imports, is_ours, layer, modules, starts_tuner
 
 PACKAGES = ("agent", "tuner", "tools")
 LONG_FILE, LONG_FUNCTION, LONG_CLASS = 400, 60, 300
@@ -150,7 +150,7 @@ def upward_imports() -> list[Import]:
     return [
         arrow
         for arrow in imports()
-        if is_ours(arrow.target) and arrow.target != "agent" and _goes_up(arrow) and not _starts_tuner(arrow)
+        if is_ours(arrow.target) and arrow.target != "agent" and _goes_up(arrow) and not starts_tuner(arrow)
     ]
 
 
@@ -212,10 +212,6 @@ def _long(kinds: tuple[type[ast.stmt], ...], limit: int) -> list[Row]:
 def _goes_up(arrow: Import) -> bool:
     above, below = layer(arrow.module), layer(arrow.target)
     return above is None or below is None or below > above
-
-
-def _starts_tuner(arrow: Import) -> bool:
-    return arrow.module in MAY_START_TUNER and arrow.in_function and arrow.target.split(".")[0] == "tuner"
 
 
 def _foreign_names(tree: ast.Module) -> Iterator[str]:

@@ -216,7 +216,7 @@ def demo(args: argparse.Namespace, main: Callable[[Sequence[str]], int]) -> int:
     from agent.errors import TaskError
     from tuner.demo import demo as loop
 
-    source = args.desk or _packaged_desk()
+    source = args.desk or packaged_desk()
     project = loop.prepare_desk(source.resolve(), args.home.resolve())
     if find_project(project.folder).home.root.resolve() != project.home.root.resolve():
         raise TaskError("RATCHET_HOME is set, and the demo keeps a home of its own; unset it and start again")
@@ -244,11 +244,12 @@ def _weighted(text: str) -> tuple[str, float]:
         raise argparse.ArgumentTypeError(f"expected an adapter's id, or id=weight, found {text!r}") from None
 
 
-def _packaged_desk() -> Path:
+def packaged_desk() -> Path:
+    """Return the folder of the desk that comes along, in an installed package or in a checkout."""
     from agent.errors import TaskError
 
-    here = Path(__file__).resolve().parent
-    for folder in (here / "_desk", here.parent / "examples" / "desk"):
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "_desk", package.parent / "examples" / "desk"):
         if folder.is_dir():
             return folder
     raise TaskError("the demo desk is not installed; name a desk's folder with --desk")

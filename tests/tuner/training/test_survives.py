@@ -179,7 +179,10 @@ def test_where_memory_runs_out_packs_are_halved_and_it_goes_on(tmp_path: Path) -
 
 def test_a_loss_that_explodes_or_is_no_number_names_step_examples_and_rate(tmp_path: Path) -> None:
     wild = replace(CAREFUL, learning_rate=10.0, epochs=20, warmup_share=0.0, schedule="constant")
-    said = r"step \d+: the loss is \S+ and the gradient norm \S+ at learning rate 1\.00e\+01, with the examples of task-\d+, "
+    said = (
+        r"step \d+: the loss is \S+ and the gradient norm \S+ at learning rate 1\.00e\+01, "
+        r"with the examples of task-\d+, "
+    )
     with pytest.raises(TuningError, match=said):
         trained(tmp_path, wild)
     assert not (tmp_path / "adapter").exists()
