@@ -275,7 +275,8 @@ def _source(data: Mapping[str, Any]) -> str:
             where = row.get("commit", data["commit"]), row.get("cpu", made["cpu"])
             pieces.setdefault(where, {})[row["set"] if row["part"] == "trl" else row["part"]] = None
     if len(pieces) < 2:
-        origin = f"at {_short(data['commit'])}, {data['date'][:10]}, {made['cores']} cores ({made['cpu']})"
+        commit, cpu = next(iter(pieces), (data["commit"], made["cpu"]))
+        origin = f"at {_short(commit)}, {data['date'][:10]}, {made['cores']} cores ({cpu})"
     else:
         told = [f"{', '.join(names)} at {_short(commit)} ({cpu})" for (commit, cpu), names in pieces.items()]
         origin = f"in parts: {'; '.join(told)}; the last of them {data['date'][:10]}; {made['cores']} cores"
