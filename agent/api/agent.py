@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from agent.api.adapters import Adapters, Candidate, EncoderAdapters, OnTasks, Suites, evaluate_with
@@ -174,20 +173,10 @@ class Agent:
             task: What is to be done.
             **options: Those of `run`, but `on_event`.
         """
-        events: SimpleQueue[Event | BaseException | None] = SimpleQueue()
+        from agent.run.loop import stream_events
+
         cancelled = options.pop("cancelled", None) or threading.Event()
-        worker = threading.Thread(
-            target=self._work, args=(task, options, cancelled, events.put), name="ratchet-stream", daemon=True
-        )
-        worker.start()
-        try:
-            while (event := events.get()) is not None:
-                if isinstance(event, BaseException):
-                    raise event
-                yield event
-        finally:
-            cancelled.set()
-            worker.join()
+        yield from stream_events(lambda on_event: self._run_with_events(task, options, cancelled, on_event), cancelled)
 
     async def arun(self, task: str, **options: Any) -> RunHandle:
         """Do a task in a thread, for asyncio; cancelling the call cancels the run.
@@ -216,7 +205,15 @@ class Agent:
         def put(event: Event | BaseException | None) -> None:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-        worker = asyncio.create_task(asyncio.to_thread(self._work, task, options, cancelled, put))
+        def produce() -> None:
+            try:
+                self._run_with_events(task, options, cancelled, put)
+            except BaseException as fault:
+                put(fault)
+            else:
+                put(None)
+
+        worker = asyncio.create_task(asyncio.to_thread(produce))
         try:
             while (event := await events.get()) is not None:
                 if isinstance(event, BaseException):
@@ -226,24 +223,16 @@ class Agent:
             cancelled.set()
             await worker
 
-    def _work(
-        self,
-        task: str,
-        options: Mapping[str, Any],
-        cancelled: threading.Event,
-        put: Callable[[Event | BaseException | None], None],
+    def _run_with_events(
+        self, task: str, options: Mapping[str, Any], cancelled: threading.Event, on_event: Callable[[Event], None]
     ) -> None:
-        """Do a task for a stream: its events, then None or what was raised."""
+        """Do a task and pass on its events; the last one holds the values that the log masks."""
 
-        def on_event(event: Event) -> None:
-            put(replace(event, trajectory=self._runtime.reveal(event.trajectory)) if event.kind == "ended" else event)
+        def reveal(event: Event) -> None:
+            is_last = event.kind == "ended"
+            on_event(replace(event, trajectory=self._runtime.reveal(event.trajectory)) if is_last else event)
 
-        try:
-            self.run(task, on_event=on_event, cancelled=cancelled, **options)
-        except BaseException as fault:
-            put(fault)
-        else:
-            put(None)
+        self.run(task, on_event=reveal, cancelled=cancelled, **options)
 
     # -- learning ------------------------------------------------------------------------------------------
 

@@ -106,17 +106,29 @@ def run(
 
 def stream(task: Task, model: BaseChatModel | Stepper, tools: Sequence[BaseTool], **rest: Any) -> Iterator[Event]:
     """Run a task and yield its events, the last of which is `ended`. Closing the iterator cancels the run."""
-    events: SimpleQueue[Event | BaseException | None] = SimpleQueue()
     cancelled: threading.Event = rest.pop("cancelled", None) or threading.Event()
+    yield from stream_events(
+        lambda on_event: run(task, model, tools, on_event=on_event, cancelled=cancelled, **rest), cancelled
+    )
 
-    def work() -> None:
+
+def stream_events(work: Callable[[Callable[[Event], None]], object], cancelled: threading.Event) -> Iterator[Event]:
+    """Yield the events that `work` passes to its argument, from a thread of its own.
+
+    Args:
+        work: Does a run; what it raises is raised here.
+        cancelled: Set when the iterator is closed; the thread is then waited for.
+    """
+    events: SimpleQueue[Event | BaseException | None] = SimpleQueue()
+
+    def produce() -> None:
         try:
-            run(task, model, tools, on_event=events.put, cancelled=cancelled, **rest)
+            work(events.put)
             events.put(None)
         except BaseException as fault:
             events.put(fault)
 
-    worker = threading.Thread(target=work, name="ratchet-run", daemon=True)
+    worker = threading.Thread(target=produce, name="ratchet-run", daemon=True)
     worker.start()
     try:
         while (event := events.get()) is not None:
